@@ -1,0 +1,1 @@
+"""From a sound to a preset: pure functions in JAX."""

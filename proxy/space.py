@@ -1,0 +1,613 @@
+"""What a preset is: typed parameters, their sampling and their encodings.
+
+A synthesizer is described once, by a `ParameterSpace`: the ordered table of
+its automatable parameters. Some are *used*, that is, varied; the others are
+held at their defaults. Three views of the same preset exist:
+
+* **preset**: `[*batch, parameters]` over the used parameters, in table order.
+  A numerical or binary parameter is the plug-in's raw value in [0, 1]; a
+  categorical one is the index of its category among the allowed ones.
+* **relaxed preset**: `[*batch, width]`. First the numerical and binary values
+  together, in table order; then, per categorical parameter in table order, a
+  block of category probabilities. A preset maps to it exactly (one-hot
+  blocks), and gradients can reach all of it.
+* **plug-in values**: `[*batch, num_parameters]`, the raw value in [0, 1] of
+  every parameter of the table, unused ones at their defaults.
+
+Every method that takes an array accepts NumPy and JAX arrays alike and
+returns the same kind; with JAX arrays they can be traced.
+"""
+
+import dataclasses
+import difflib
+import functools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+Kind = Literal["numerical", "binary", "categorical"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """One automatable parameter of a synthesizer.
+
+    Attributes:
+      name: the parameter's name, unique in its space.
+      kind: "numerical", "binary" or "categorical".
+      default: raw value in [0, 1] that an unused parameter is held at.
+      used: whether presets vary it.
+      index: its position in the plug-in's own list.
+      interval: (low, high) of a continuous parameter, else None.
+      values: the allowed raw values of a discrete parameter, else None.
+      weights: sampling weights of `values`, None for uniform.
+      excluded_category_indices: positions in the plug-in's full list of
+        categories that `values` leaves out.
+    """
+
+    name: str
+    kind: Kind
+    default: float
+    used: bool = True
+    index: int = 0
+    interval: tuple[float, float] | None = None
+    values: tuple[float, ...] | None = None
+    weights: tuple[float, ...] | None = None
+    excluded_category_indices: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Checks that the fields fit together.
+
+        Raises:
+          ValueError: naming the parameter and the field that is off.
+        """
+        if (self.interval is None) == (self.values is None):
+            raise ValueError(
+                f"parameter {self.name!r}: give either an interval "
+                "(continuous) or values (discrete)"
+            )
+        if self.interval is not None and self.kind != "numerical":
+            raise ValueError(
+                f"parameter {self.name!r}: only a numerical parameter can be "
+                f"continuous, this one is {self.kind}"
+            )
+        if self.interval is not None and not (
+            0 <= self.interval[0] < self.interval[1] <= 1
+        ):
+            raise ValueError(
+                f"parameter {self.name!r}: interval {self.interval} is not "
+                "an ascending pair in [0, 1]"
+            )
+        if self.weights is not None and (
+            self.values is None
+            or len(self.weights) != len(self.values)
+            or min(self.weights) < 0
+            or sum(self.weights) <= 0
+        ):
+            raise ValueError(
+                f"parameter {self.name!r}: weights must be non-negative, one "
+                "for each allowed value, and not all zero"
+            )
+
+
+def _grid(size: int, excluded: tuple[int, ...] = ()) -> tuple[float, ...]:
+    """Evenly spaced raw values, to the three decimals plug-ins report."""
+    return tuple(
+        round(i / (size - 1), 3) for i in range(size) if i not in excluded
+    )
+
+
+def numerical(
+    name: str,
+    default: float,
+    low: float = 0.0,
+    high: float = 1.0,
+    *,
+    used: bool = True,
+) -> Parameter:
+    """A continuous parameter, uniform in [low, high] when sampled."""
+    return Parameter(name, "numerical", default, used, interval=(low, high))
+
+
+def stepped(
+    name: str,
+    default: float,
+    steps: int | tuple[float, ...],
+    *,
+    weights: tuple[float, ...] | None = None,
+    used: bool = True,
+) -> Parameter:
+    """A numerical parameter on a grid.
+
+    Args:
+      name: the parameter's name.
+      default: raw value in [0, 1].
+      steps: number of evenly spaced values from 0 to 1, or the values.
+      weights: sampling weights, uniform when None.
+      used: whether presets vary it.
+
+    Returns:
+      The parameter.
+    """
+    values = _grid(steps) if isinstance(steps, int) else steps
+    return Parameter(
+        name, "numerical", default, used, values=values, weights=weights
+    )
+
+
+def binary(
+    name: str,
+    default: float,
+    *,
+    weights: tuple[float, float] | None = None,
+    used: bool = True,
+) -> Parameter:
+    """A switch: raw value 0 or 1."""
+    return Parameter(
+        name, "binary", default, used, values=(0.0, 1.0), weights=weights
+    )
+
+
+def categorical(
+    name: str,
+    default: float,
+    cardinality: int,
+    *,
+    excluded: tuple[int, ...] = (),
+    weights: tuple[float, ...] | None = None,
+    used: bool = True,
+) -> Parameter:
+    """A choice among unordered categories.
+
+    Args:
+      name: the parameter's name.
+      default: raw value in [0, 1].
+      cardinality: how many categories the plug-in offers, excluded ones
+        counted.
+      excluded: positions among them that presets never take.
+      weights: sampling weights of the allowed ones, uniform when None.
+      used: whether presets vary it.
+
+    Returns:
+      The parameter, whose categories are the allowed ones.
+    """
+    return Parameter(
+        name,
+        "categorical",
+        default,
+        used,
+        values=_grid(cardinality, excluded),
+        weights=weights,
+        excluded_category_indices=excluded,
+    )
+
+
+def space(
+    name: str,
+    parameters: list[Parameter],
+    *,
+    missing: tuple[int, ...] = (),
+) -> "ParameterSpace":
+    """Numbers a table of parameters and freezes it.
+
+    Args:
+      name: the synthesizer's name.
+      parameters: in the plug-in's order.
+      missing: plug-in indices the table leaves out.
+
+    Returns:
+      The space, each parameter with its plug-in index.
+    """
+    indices = (i for i in range(len(parameters) + len(missing)))
+    kept = (i for i in indices if i not in missing)
+    return ParameterSpace(
+        name,
+        tuple(
+            dataclasses.replace(p, index=i)
+            for i, p in zip(kept, parameters, strict=True)
+        ),
+    )
+
+
+def _namespace(x: Any) -> Any:
+    return jnp if isinstance(x, jax.Array) else np
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterSpace:
+    """The parameters of one synthesizer; hashable, static under `jit`.
+
+    Attributes:
+      name: the synthesizer's name, e.g. "dexed".
+      parameters: every automatable parameter, in the plug-in's order.
+    """
+
+    name: str
+    parameters: tuple[Parameter, ...]
+
+    def __post_init__(self) -> None:
+        """Checks the table.
+
+        Raises:
+          ValueError: when two parameters share a name.
+        """
+        names = [p.name for p in self.parameters]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(
+                f"space {self.name!r}: duplicate parameter names {twice}; "
+                "qualify them by module"
+            )
+
+    def __hash__(self) -> int:
+        """Cheap: `jit` hashes its static arguments on every call."""
+        return hash((self.name, len(self.parameters)))
+
+    # Static index tables ---------------------------------------------------
+
+    @functools.cached_property
+    def used(self) -> tuple[Parameter, ...]:
+        """The varied parameters, in table order."""
+        return tuple(p for p in self.parameters if p.used)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the used parameters, in table order."""
+        return tuple(p.name for p in self.used)
+
+    @property
+    def num_parameters(self) -> int:
+        """Size of the whole table, used or not."""
+        return len(self.parameters)
+
+    @property
+    def num_used(self) -> int:
+        """Size of a preset."""
+        return len(self.used)
+
+    @functools.cached_property
+    def positions(self) -> np.ndarray:
+        """Positions of the used parameters in the whole table."""
+        return np.flatnonzero([p.used for p in self.parameters])
+
+    def _columns(self, *kinds: Kind) -> np.ndarray:
+        return np.flatnonzero([p.kind in kinds for p in self.used])
+
+    @functools.cached_property
+    def numerical(self) -> np.ndarray:
+        """Columns of a preset that are numerical."""
+        return self._columns("numerical")
+
+    @functools.cached_property
+    def binary(self) -> np.ndarray:
+        """Columns of a preset that are binary."""
+        return self._columns("binary")
+
+    @functools.cached_property
+    def noncategorical(self) -> np.ndarray:
+        """Columns of a preset that are numerical or binary."""
+        return self._columns("numerical", "binary")
+
+    @functools.cached_property
+    def categorical(self) -> np.ndarray:
+        """Columns of a preset that are categorical."""
+        return self._columns("categorical")
+
+    @functools.cached_property
+    def cardinalities(self) -> tuple[int, ...]:
+        """Number of allowed categories of each categorical parameter."""
+        return tuple(len(self.used[c].values or ()) for c in self.categorical)
+
+    @property
+    def width(self) -> int:
+        """Size of a relaxed preset."""
+        return len(self.noncategorical) + sum(self.cardinalities)
+
+    @functools.cached_property
+    def category_offsets(self) -> np.ndarray:
+        """First position, in a relaxed preset, of each categorical block."""
+        starts = np.cumsum((0, *self.cardinalities))[:-1]
+        return len(self.noncategorical) + starts.astype(np.int64)
+
+    @functools.cached_property
+    def slot_column(self) -> np.ndarray:
+        """For each category slot of a relaxed preset, its preset column."""
+        return np.repeat(self.categorical, self.cardinalities)
+
+    @functools.cached_property
+    def slot_category(self) -> np.ndarray:
+        """For each category slot of a relaxed preset, its category index."""
+        return np.concatenate(
+            [np.arange(0), *(np.arange(c) for c in self.cardinalities)]
+        ).astype(np.int64)
+
+    @functools.cached_property
+    def slot_value(self) -> np.ndarray:
+        """For each category slot of a relaxed preset, its raw value."""
+        return np.concatenate(
+            [
+                np.zeros(0),
+                *(self.used[c].values or () for c in self.categorical),
+            ]
+        )
+
+    @functools.cached_property
+    def relaxed_from_logit(self) -> np.ndarray:
+        """`[width]`: for each relaxed position, the logit that feeds it.
+
+        An estimator's logits follow the used parameters in table order, a
+        categorical one taking as many places as it has categories.
+        """
+        sizes = np.array(
+            [
+                len(p.values or ()) if p.kind == "categorical" else 1
+                for p in self.used
+            ]
+        )
+        starts = np.cumsum(sizes) - sizes
+        return np.concatenate(
+            [
+                starts[self.noncategorical],
+                starts[self.slot_column] + self.slot_category,
+            ]
+        ).astype(np.int64)
+
+    @functools.cached_property
+    def _padded_blocks(self) -> tuple[np.ndarray, np.ndarray]:
+        """Slots of each block, padded to the widest, and which are real."""
+        widest = max(self.cardinalities, default=0)
+        real = np.arange(widest) < np.array(self.cardinalities)[:, None]
+        slots = self.category_offsets[:, None] + np.arange(widest)
+        return np.where(real, slots, self.category_offsets[:, None]), real
+
+    @functools.cached_property
+    def _discrete(self) -> np.ndarray:
+        """Columns with a list of values."""
+        return np.flatnonzero([p.values is not None for p in self.used])
+
+    def _padded(self, rows: list[Any], fill: float) -> np.ndarray:
+        widest = max((len(r) for r in rows), default=0)
+        table = np.full((len(rows), widest), fill)
+        for row, out in zip(rows, table, strict=True):
+            out[: len(row)] = row
+        return table
+
+    @functools.cached_property
+    def _choices(self) -> np.ndarray:
+        """What a discrete column holds: raw values, or category indices."""
+        rows = []
+        for column in self._discrete:
+            p = self.used[column]
+            values = p.values or ()
+            index = p.kind == "categorical"
+            rows.append(range(len(values)) if index else values)
+        # Infinity is never the nearest choice.
+        return self._padded(rows, np.inf)
+
+    @functools.cached_property
+    def _cumulative(self) -> np.ndarray:
+        """Upper edge of each choice in the unit interval, the last left out."""
+        rows = []
+        for column in self._discrete:
+            p = self.used[column]
+            weights = np.array(p.weights or [1.0] * len(p.values or ()))
+            rows.append(np.cumsum(weights / weights.sum())[:-1])
+        return self._padded(rows, np.inf)
+
+    @functools.cached_property
+    def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest value of every preset column."""
+        low, high = np.zeros(self.num_used), np.ones(self.num_used)
+        for i, p in enumerate(self.used):
+            if p.interval is not None:
+                low[i], high[i] = p.interval
+            elif p.kind == "categorical":
+                high[i] = len(p.values or ()) - 1
+            else:
+                low[i], high[i] = (p.values or (0,))[0], (p.values or (1,))[-1]
+        return low, high
+
+    def index(self, name: str) -> int:
+        """Column of a used parameter in a preset.
+
+        Raises:
+          ValueError: when no used parameter has this name; lists near ones.
+        """
+        try:
+            return self.names.index(name)
+        except ValueError:
+            near = difflib.get_close_matches(name, self.names, n=5)
+            raise ValueError(
+                f"{self.name} has no used parameter {name!r}"
+                + (f"; near: {', '.join(near)}" if near else "")
+            ) from None
+
+    def _check(self, x: Any, size: int, what: str) -> None:
+        if x.ndim < 1 or x.shape[-1] != size:
+            raise ValueError(
+                f"{what} of {self.name} has {size} values on its last axis, "
+                f"got an array of shape {tuple(x.shape)}"
+            )
+
+    # Sampling --------------------------------------------------------------
+
+    def from_uniform(
+        self, u: Float[Any, "*batch parameters"]
+    ) -> Float[Any, "*batch parameters"]:
+        """Maps uniform numbers to presets by inverse distribution functions.
+
+        Continuous parameters are uniform in their interval, discrete ones
+        follow their weights (the paper's synthetic presets, section 2.1).
+
+        Args:
+          u: uniform in [0, 1).
+
+        Returns:
+          Presets, independent across columns.
+
+        Raises:
+          ValueError: when the last axis is not `num_used`.
+        """
+        self._check(u, self.num_used, "a block of uniforms")
+        xp = _namespace(u)
+        low, high = (xp.asarray(b, u.dtype) for b in self._bounds)
+        presets = low + u * (high - low)
+        choice = (
+            u[..., self._discrete, None]
+            >= xp.asarray(self._cumulative, u.dtype)
+        ).sum(-1)
+        rows = np.arange(len(self._discrete))
+        drawn = xp.asarray(self._choices, u.dtype)[rows, choice]
+        return self._put(presets, self._discrete, drawn)
+
+    def sample(
+        self, key: Key[Array, ""], shape: tuple[int, ...] = ()
+    ) -> Float[Array, "*batch parameters"]:
+        """Draws random presets.
+
+        Args:
+          key: JAX random key.
+          shape: batch shape.
+
+        Returns:
+          float32 presets, `[*shape, num_used]`.
+        """
+        return self.from_uniform(
+            jax.random.uniform(key, (*shape, self.num_used))
+        )
+
+    # Encodings -------------------------------------------------------------
+
+    def _put(self, x: Any, columns: np.ndarray, values: Any) -> Any:
+        if isinstance(x, jax.Array):
+            return x.at[..., columns].set(values)
+        x = np.array(x)
+        x[..., columns] = values
+        return x
+
+    def snap(
+        self, preset: Float[Any, "*batch parameters"]
+    ) -> Float[Any, "*batch parameters"]:
+        """Moves every value to the nearest one allowed.
+
+        Args:
+          preset: any real values; a category index may be fractional.
+
+        Returns:
+          Presets with continuous values clipped to their interval and
+          discrete ones on their grid.
+
+        Raises:
+          ValueError: when the last axis is not `num_used`.
+        """
+        self._check(preset, self.num_used, "a preset")
+        xp = _namespace(preset)
+        low, high = (xp.asarray(b, preset.dtype) for b in self._bounds)
+        clipped = xp.clip(preset, low, high)
+        choices = xp.asarray(self._choices, preset.dtype)
+        nearest = xp.argmin(
+            xp.abs(clipped[..., self._discrete, None] - choices), axis=-1
+        )
+        rows = np.arange(len(self._discrete))
+        return self._put(clipped, self._discrete, choices[rows, nearest])
+
+    def to_relaxed(
+        self, preset: Float[Any, "*batch parameters"]
+    ) -> Float[Any, "*batch width"]:
+        """Encodes presets exactly: values as they are, categories one-hot.
+
+        Raises:
+          ValueError: when the last axis is not `num_used`.
+        """
+        self._check(preset, self.num_used, "a preset")
+        xp = _namespace(preset)
+        one_hot = preset[..., self.slot_column] == xp.asarray(
+            self.slot_category, preset.dtype
+        )
+        return xp.concatenate(
+            [preset[..., self.noncategorical], one_hot.astype(preset.dtype)],
+            axis=-1,
+        )
+
+    def from_relaxed(
+        self, relaxed: Float[Any, "*batch width"]
+    ) -> Float[Any, "*batch parameters"]:
+        """Decodes relaxed presets: most probable category, switch over 1/2.
+
+        Numerical values pass unchanged; `snap` puts them on their grid.
+
+        Raises:
+          ValueError: when the last axis is not `width`.
+        """
+        self._check(relaxed, self.width, "a relaxed preset")
+        xp = _namespace(relaxed)
+        split = len(self.noncategorical)
+        preset = xp.zeros((*relaxed.shape[:-1], self.num_used), relaxed.dtype)
+        preset = self._put(preset, self.noncategorical, relaxed[..., :split])
+        switches = (preset[..., self.binary] >= 0.5).astype(relaxed.dtype)
+        preset = self._put(preset, self.binary, switches)
+        if len(self.categorical) == 0:
+            return preset
+        slots, real = self._padded_blocks
+        blocks = xp.where(real, relaxed[..., slots], -xp.inf)
+        best = xp.argmax(blocks, axis=-1).astype(relaxed.dtype)
+        return self._put(preset, self.categorical, best)
+
+    def to_plugin(
+        self, preset: Float[Any, "*batch parameters"]
+    ) -> Float[Any, "*batch all_parameters"]:
+        """Raw values in [0, 1] of every parameter, unused ones at default.
+
+        Raises:
+          ValueError: when the last axis is not `num_used`.
+        """
+        self._check(preset, self.num_used, "a preset")
+        xp = _namespace(preset)
+        split = len(self.noncategorical)
+        defaults = np.array([p.default for p in self.parameters])
+        values = xp.broadcast_to(
+            xp.asarray(defaults, preset.dtype),
+            (*preset.shape[:-1], self.num_parameters),
+        )
+        values = self._put(values, self.positions, preset)
+        if len(self.categorical) == 0:
+            return values
+        slots, _ = self._padded_blocks
+        table = xp.asarray(self.slot_value, preset.dtype)[slots - split]
+        category = preset[..., self.categorical].astype(np.int32)
+        raw = table[np.arange(len(self.categorical)), category]
+        return self._put(values, self.positions[self.categorical], raw)
+
+    def from_plugin(
+        self, values: Float[Any, "*batch all_parameters"]
+    ) -> Float[Any, "*batch parameters"]:
+        """The nearest preset to a set of raw plug-in values.
+
+        Continuous values are clipped to their interval, discrete ones go to
+        the nearest grid value or allowed category; unused ones are ignored.
+
+        Args:
+          values: raw values in [0, 1] of every parameter of the table.
+
+        Returns:
+          Presets; `from_plugin(to_plugin(x))` is exactly `x`.
+
+        Raises:
+          ValueError: when the last axis is not `num_parameters`.
+        """
+        self._check(values, self.num_parameters, "a set of plug-in values")
+        xp = _namespace(values)
+        preset = values[..., self.positions]
+        if len(self.categorical):
+            split = len(self.noncategorical)
+            slots, real = self._padded_blocks
+            table = np.where(real, self.slot_value[slots - split], np.inf)
+            raw = preset[..., self.categorical, None]
+            nearest = xp.argmin(
+                xp.abs(raw - xp.asarray(table, values.dtype)), axis=-1
+            ).astype(values.dtype)
+            preset = self._put(preset, self.categorical, nearest)
+        return self.snap(preset)

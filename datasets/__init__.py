@@ -1,0 +1,1 @@
+"""Everything that touches files, plug-ins, processes or the network."""

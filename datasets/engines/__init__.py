@@ -1,0 +1,287 @@
+"""Synthesizer engines behind one renderer protocol.
+
+An engine turns the raw values of a plug-in's parameters into sound. Which
+note is played, for how long and at which sample rate is told by
+`RenderSettings`, which travel with every data set.
+
+    renderer = engines.get("dexed", RenderSettings(sample_rate=32_000))
+    audio = renderer.render(renderer.space.to_plugin(preset))
+    reason = engines.check_level(audio, renderer.settings)
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import difflib
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+from proxy.space import ParameterSpace
+
+
+@dataclasses.dataclass(frozen=True)
+class RenderSettings:
+    """How a preset is made to sound; stored with a data set, compared on load.
+
+    Attributes:
+      note: MIDI note number, 0 to 127.
+      velocity: MIDI velocity, 1 to 127.
+      hold: seconds between note-on and note-off.
+      duration: seconds of audio, counted from the start of the clip.
+      sample_rate: samples per second; the audio model's own, as clips are
+        never resampled.
+      fade_out: seconds at the end of the clip over which it fades linearly
+        to zero.
+      min_rms: a clip whose root mean square is at or below this is silent.
+      max_rms: a clip whose root mean square is at or above this is too loud.
+      note_on: seconds of silence before the note starts.
+
+    Raises:
+      ValueError: a setting is out of its range.
+    """
+
+    note: int = 60
+    velocity: int = 100
+    hold: float = 2.0
+    duration: float = 5.0
+    sample_rate: int = 44_100
+    fade_out: float = 0.1
+    min_rms: float = 0.01
+    max_rms: float = 1.0
+    note_on: float = 0.01
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}={getattr(self, name)} ({remedy})"
+            for name, fine, remedy in (
+                ("note", 0 <= self.note <= 127, "0 to 127"),
+                ("velocity", 1 <= self.velocity <= 127, "1 to 127"),
+                ("hold", self.hold > 0, "above 0 seconds"),
+                ("sample_rate", self.sample_rate > 0, "above 0 Hz"),
+                ("note_on", self.note_on >= 0, "at least 0 seconds"),
+                (
+                    "duration",
+                    self.duration > self.note_on,
+                    f"above note_on={self.note_on} seconds",
+                ),
+                (
+                    "fade_out",
+                    0 <= self.fade_out <= self.duration,
+                    f"0 to duration={self.duration} seconds",
+                ),
+                ("min_rms", self.min_rms >= 0, "at least 0"),
+                (
+                    "max_rms",
+                    self.max_rms > self.min_rms,
+                    f"above min_rms={self.min_rms}",
+                ),
+            )
+            if not fine
+        ]
+        if problems:
+            raise ValueError(
+                f"render settings out of range: {', '.join(problems)}"
+            )
+
+    @property
+    def samples(self) -> int:
+        """Samples in a clip."""
+        return round(self.duration * self.sample_rate)
+
+    def to_dict(self) -> dict[str, int | float]:
+        """Returns the settings as a plain dictionary, for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, settings: dict[str, Any]) -> "RenderSettings":
+        """Returns the settings that `to_dict` described.
+
+        Raises:
+          ValueError: the dictionary names a setting that does not exist.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(settings) - known)
+        if unknown:
+            raise ValueError(
+                f"unknown render settings: {', '.join(unknown)}; known: "
+                f"{', '.join(sorted(known))}"
+            )
+        return cls(**settings)
+
+    def differences(self, other: "RenderSettings") -> list[str]:
+        """Returns one line for every setting in which the two differ."""
+        mine, theirs = self.to_dict(), other.to_dict()
+        return [
+            f"{name}: {mine[name]} here, {theirs[name]} there"
+            for name in mine
+            if mine[name] != theirs[name]
+        ]
+
+
+class RenderError(RuntimeError):
+    """An engine could not render a preset; the message says why."""
+
+
+@runtime_checkable
+class Renderer(Protocol):
+    """What an engine offers; instances can be pickled to worker processes.
+
+    Attributes:
+      name: the engine's name in this registry.
+      version: name and version of the software that makes the sound, stored
+        with a data set.
+      space: the parameter space whose plug-in values it takes.
+      settings: how presets are made to sound.
+    """
+
+    name: str
+    version: str
+    space: ParameterSpace
+    settings: RenderSettings
+
+    def render(
+        self,
+        values: Float[np.ndarray, "parameters"],
+        note: int | None = None,
+    ) -> Float[np.ndarray, "samples"]:
+        """Renders one preset; the result depends on the arguments alone.
+
+        Args:
+          values: raw plug-in values in [0, 1], all parameters in table order.
+          note: MIDI note in place of `settings.note`.
+
+        Returns:
+          Mono audio, float32, `settings.samples` long.
+
+        Raises:
+          RenderError: the engine cannot render this preset.
+        """
+        ...
+
+
+def check_level(
+    audio: Float[np.ndarray, " samples"], settings: RenderSettings
+) -> str | None:
+    """Says why a clip is unfit for a data set.
+
+    Args:
+      audio: a rendered clip.
+      settings: holds the bounds of the root mean square.
+
+    Returns:
+      "nan" (not finite), "silent", "too loud", or None for a fit clip.
+    """
+    # The square root in double precision: the gate must fall the same way
+    # however the sum is vectorised.
+    power = float(np.mean(np.square(audio, dtype=np.float64)))
+    if not np.isfinite(power):
+        return "nan"
+    rms = power**0.5
+    if rms <= settings.min_rms:
+        return "silent"
+    if rms >= settings.max_rms:
+        return "too loud"
+    return None
+
+
+def fade(
+    audio: Float[np.ndarray, " samples"], settings: RenderSettings
+) -> Float[np.ndarray, " samples"]:
+    """Fades the end of a clip linearly to zero, in place, and returns it."""
+    length = round(settings.fade_out * settings.sample_rate)
+    if length:
+        audio[-length:] *= np.linspace(1, 0, length, dtype=audio.dtype)
+    return audio
+
+
+def render_many(
+    renderer: Renderer,
+    values: Iterable[np.ndarray],
+    *,
+    workers: int = 1,
+    notes: Iterable[int | None] | None = None,
+) -> Iterator[np.ndarray | RenderError]:
+    """Renders a stream of presets in threads, in order, in bounded memory.
+
+    For engines that release the interpreter lock while they compute, as Dexed
+    does: n threads then render n times as fast. At most 4 clips per worker
+    are in flight, so `values` may be endless.
+
+    Args:
+      renderer: its `render` is called from several threads.
+      values: raw plug-in values, one array [parameters] for each preset.
+      workers: number of threads.
+      notes: MIDI note for each preset; `settings.note` when left out.
+
+    Yields:
+      The clip [samples] of each preset in turn, or the `RenderError` that it
+      raised, so that one bad preset does not end the stream.
+
+    Raises:
+      ValueError: `workers` is below 1.
+    """
+    if workers < 1:
+        raise ValueError(f"workers={workers}: at least 1 is needed")
+
+    def render(
+        preset: np.ndarray, note: int | None
+    ) -> np.ndarray | RenderError:
+        try:
+            return renderer.render(preset, note)
+        except RenderError as error:
+            return error
+
+    presets = iter(values)
+    pitches = iter(notes) if notes is not None else None
+    work = (
+        (preset, None if pitches is None else next(pitches))
+        for preset in presets
+    )
+    if workers == 1:
+        for preset, note in work:
+            yield render(preset, note)
+        return
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        pending: collections.deque = collections.deque()
+        try:
+            for preset, note in work:
+                pending.append(pool.submit(render, preset, note))
+                if len(pending) >= 4 * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            # A consumer that stops early must not wait for the queue.
+            for future in pending:
+                future.cancel()
+
+
+def names() -> tuple[str, ...]:
+    """Names of the engines that `get` knows."""
+    return ("dexed",)
+
+
+def get(name: str, settings: RenderSettings | None = None) -> Renderer:
+    """Returns a renderer by name.
+
+    Args:
+      name: one of `names()`.
+      settings: how presets are made to sound; the defaults when left out.
+
+    Raises:
+      ValueError: no engine has this name.
+      ImportError: the engine's library is not installed.
+    """
+    settings = settings or RenderSettings()
+    if name == "dexed":
+        from datasets.engines.dexed import DexedRenderer
+
+        return DexedRenderer(settings)
+    near = difflib.get_close_matches(name, names(), n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise ValueError(
+        f"unknown engine {name!r}{hint}; known: {', '.join(names())}"
+    )

@@ -1,0 +1,172 @@
+"""The objective f(x) = g(s(x)) and one step towards it, as pure functions.
+
+`train_step` maps a state and a batch to the next state and its metrics. It
+knows nothing of devices but the name of the axis it may be mapped over.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Float, Int, PyTree
+
+from proxy.space import ParameterSpace
+
+
+@struct.dataclass
+class TrainState:
+    """Everything a step changes.
+
+    Attributes:
+      step: steps taken so far.
+      params: trainable arrays, float32.
+      batch_stats: running statistics of BatchNorm, empty without it.
+      opt_state: the optimizer's moments.
+      average: exponential moving average of `params`, or None.
+    """
+
+    step: Int[Array, ""]
+    params: PyTree
+    batch_stats: PyTree
+    opt_state: PyTree
+    average: PyTree
+
+
+Batch = dict[str, Any]
+Metrics = dict[str, Float[Array, ""]]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def embedding_loss(
+    predicted: Float[Array, "*batch embedding"],
+    target: Float[Array, "*batch embedding"],
+) -> Float[Array, ""]:
+    """Mean absolute difference (Combes et al. 2025, section 2.2)."""
+    return jnp.abs(predicted - target).mean()
+
+
+def init_state(
+    encoder: nn.Module,
+    optimizer: optax.GradientTransformation,
+    key: Array,
+    width: int,
+    *,
+    average: bool = False,
+) -> TrainState:
+    """Fresh parameters and optimizer state.
+
+    Args:
+      encoder: a preset encoder.
+      optimizer: its gradient transformation.
+      key: JAX random key.
+      width: size of a relaxed preset.
+      average: keep an exponential moving average of the parameters.
+
+    Returns:
+      The state at step 0.
+    """
+    variables = encoder.init(key, jnp.zeros((2, width)), train=False)
+    params = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(params),
+        average=jax.tree.map(jnp.copy, params) if average else None,
+    )
+
+
+def predict(
+    encoder: nn.Module,
+    state: TrainState,
+    relaxed: Float[Array, "batch width"],
+) -> Float[Array, "batch embedding"]:
+    """f(x) in evaluation mode, with the averaged parameters if kept."""
+    params = state.params if state.average is None else state.average
+    variables = {"params": params, "batch_stats": state.batch_stats}
+    predicted: Any = encoder.apply(variables, relaxed, train=False)
+    return predicted
+
+
+def train_step(
+    encoder: nn.Module,
+    space: ParameterSpace,
+    optimizer: optax.GradientTransformation,
+    *,
+    axis_name: str | None = None,
+    accumulate: int = 1,
+    decay: float = 0.0,
+) -> Step:
+    """Builds one optimizer step on the embedding loss.
+
+    Args:
+      encoder: a preset encoder; built with the same `axis_name`.
+      space: turns the batch's presets into relaxed ones.
+      optimizer: the gradient transformation.
+      axis_name: mapped axis over which loss and gradients are averaged.
+      accumulate: micro-batches whose gradients make one step. BatchNorm
+        sees them one after the other, as PyTorch's does.
+      decay: of the moving average of the parameters, when the state has one.
+
+    Returns:
+      `(state, {"preset", "embedding"}) -> (state, metrics)`, where a batch
+      holds `[batch, parameters]` and `[batch, embedding]`, the batch a
+      multiple of `accumulate`. Metrics: loss, and grad_norm, the global norm
+      of the gradient. Both turn non-finite when the step did.
+    """
+
+    def loss_fn(params, batch_stats, batch):
+        relaxed = space.to_relaxed(batch["preset"])
+        variables = {"params": params, "batch_stats": batch_stats}
+        predicted, updated = encoder.apply(
+            variables, relaxed, train=True, mutable=["batch_stats"]
+        )
+        loss = embedding_loss(predicted, batch["embedding"])
+        return loss, updated.get("batch_stats", {})
+
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def gradients(state, batch):
+        if accumulate == 1:
+            (loss, stats), grads = grad_fn(
+                state.params, state.batch_stats, batch
+            )
+            return loss, stats, grads
+        parts = jax.tree.map(
+            lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch
+        )
+
+        def add(carry, part):
+            total, stats, grads = carry
+            (loss, stats), new = grad_fn(state.params, stats, part)
+            return (
+                total + loss,
+                stats,
+                jax.tree.map(jnp.add, grads, new),
+            ), None
+
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        start = (jnp.zeros(()), state.batch_stats, zeros)
+        (loss, stats, grads), _ = jax.lax.scan(add, start, parts)
+        loss, grads = jax.tree.map(lambda x: x / accumulate, (loss, grads))
+        return loss, stats, grads
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        loss, stats, grads = gradients(state, batch)
+        if axis_name is not None:
+            loss, stats, grads = jax.lax.pmean((loss, stats, grads), axis_name)
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, state.params
+        )
+        params = optax.apply_updates(state.params, updates)
+        average = state.average
+        if average is not None:
+            average = optax.incremental_update(params, average, 1 - decay)
+        state = TrainState(state.step + 1, params, stats, opt_state, average)
+        return state, {"loss": loss, "grad_norm": optax.global_norm(grads)}
+
+    return step

@@ -1,0 +1,85 @@
+"""AdamW as PyTorch runs it, and the paper's learning-rate schedule."""
+
+import jax.numpy as jnp
+import optax
+
+
+def warmup_cosine_restart(
+    base: float,
+    minimum: float,
+    *,
+    warmup_steps: int,
+    warmup_factor: float,
+    cosine_steps: int,
+    restart_steps: int = 0,
+    restart_factor: float = 1.0,
+) -> optax.Schedule:
+    """Linear warm-up, half a cosine, a restarted half cosine, constant.
+
+    Step i < warmup_steps: base * (factor + (1 - factor) * i / warmup_steps).
+    Then a half cosine from base to minimum in cosine_steps; then another
+    from base * restart_factor to minimum in restart_steps; then minimum.
+    (Combes et al. 2025, section 3.4; there the warm-up factor is 1, that is,
+    a constant rate.)
+
+    Args:
+      base: highest learning rate.
+      minimum: lowest learning rate.
+      warmup_steps: length of the warm-up, may be 0.
+      warmup_factor: share of `base` at step 0.
+      cosine_steps: length of the first half cosine.
+      restart_steps: length of the second one, 0 for none.
+      restart_factor: share of `base` that the second one starts from.
+
+    Returns:
+      A function from the step to the learning rate.
+    """
+
+    def schedule(step):
+        step = jnp.asarray(step, float)
+        warm = warmup_factor + (1 - warmup_factor) * step / max(warmup_steps, 1)
+        after = step - warmup_steps
+        second = after >= cosine_steps
+        length = jnp.where(second, restart_steps, cosine_steps)
+        part = jnp.where(second, after - cosine_steps, after)
+        phase = jnp.clip(part / jnp.maximum(length, 1), 0, 1)
+        phase = jnp.where(second & (restart_steps == 0), 1.0, phase)
+        top = base * jnp.where(second, restart_factor, 1.0)
+        cosine = minimum + (top - minimum) * (1 + jnp.cos(jnp.pi * phase)) / 2
+        return jnp.where(step < warmup_steps, base * warm, cosine)
+
+    return schedule
+
+
+def adamw(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """AdamW with every constant given, as PyTorch defines it.
+
+    Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR
+    2019. optax's own defaults differ from PyTorch's (decay 1e-4), hence the
+    explicit ones here.
+
+    Args:
+      learning_rate: a number or a schedule.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the root of the second moment.
+      weight_decay: decoupled decay, multiplied by the learning rate.
+      clip_norm: largest global gradient norm, None for no clipping.
+
+    Returns:
+      The gradient transformation.
+    """
+    update = optax.adamw(
+        learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay
+    )
+    if clip_norm is None:
+        return update
+    return optax.chain(optax.clip_by_global_norm(clip_norm), update)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from proxy.space import ParameterSpace
 
@@ -185,6 +185,25 @@ def check_level(
     if rms >= settings.max_rms:
         return "too loud"
     return None
+
+
+def surely_silent(
+    renderer: Renderer, values: Float[np.ndarray, "batch parameters"]
+) -> Bool[np.ndarray, "batch"]:
+    """Tells which presets need no rendering because they are silent.
+
+    Ask before rendering random presets: most Dexed ones are silent, and the
+    engine knows from their envelopes. Engines that cannot tell answer False.
+
+    Args:
+      renderer: any renderer; one with a method `surely_silent` is asked.
+      values: raw plug-in values in [0, 1], all parameters in table order.
+
+    Returns:
+      True where `check_level` of the render would be "silent".
+    """
+    ask = getattr(renderer, "surely_silent", None)
+    return np.zeros(len(values), bool) if ask is None else ask(values)
 
 
 def fade(

@@ -1,0 +1,613 @@
+"""Presets to sounds to embeddings to shards.
+
+Every row is a pure function of (spec, split, row number), so it does not
+matter who builds which shard, in what order, how often it was interrupted,
+or with how many workers: the bytes are the same. (Embeddings are as
+repeatable as the machine's arithmetic: another kind of processor may differ
+in the last bits.)
+
+* A synthetic preset comes from a counter-based stream: NumPy's Philox keyed
+  by (seed, split), its counter set to (row, attempt). A preset that fails the
+  level gate is drawn again with the next attempt.
+* Embeddings are computed in blocks of `spec.embed_batch` rows that start at
+  fixed rows of the shard, the last one padded with silence.
+
+Rendering runs in worker threads (or spawned processes) that are kept a fixed
+number of rows ahead; meanwhile the accelerator embeds the blocks before, and
+the calling thread writes the ones before those.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import multiprocessing
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tqdm
+from jaxtyping import Float
+
+from datasets import engines, shards
+from proxy.space import ParameterSpace
+
+MAX_ATTEMPTS = 1000
+# Rows per call to a worker: large enough to make the hand-over cheap, small
+# enough to spread a block over all workers.
+_CHUNK = 4
+
+Embed = Callable[[np.ndarray], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `build` did.
+
+    Attributes:
+      built: shards built by this call.
+      present: shards of this call's share that were already there.
+      missing: shards of the data set that are still missing (other tasks').
+      rows: rows built by this call.
+      redrawn: synthetic presets drawn again in this call, by reason.
+      seconds: time this call took.
+    """
+
+    built: int
+    present: int
+    missing: int
+    rows: int
+    redrawn: dict[str, int]
+    seconds: float
+
+    def __str__(self) -> str:
+        text = f"{self.built} shards built, {self.present} already there"
+        if self.missing:
+            text += f", {self.missing} left to others"
+        if self.rows:
+            text += f"; {self.rows:,} presets, {self.rows / self.seconds:.0f}/s"
+        if self.redrawn:
+            reasons = (f"{n:,} {why}" for why, n in self.redrawn.items())
+            text += f"; drawn again: {', '.join(reasons)}"
+        return text
+
+
+@functools.cache
+def _stream(split: str) -> int:
+    digest = hashlib.sha256(split.encode()).digest()
+    return int.from_bytes(digest[:8], "little")
+
+
+def draw(
+    space: ParameterSpace, seed: int, split: str, row: int, attempt: int = 0
+) -> Float[np.ndarray, " parameters"]:
+    """Draws one synthetic preset; a pure function of its arguments.
+
+    Args:
+      space: whose sampling distribution to use.
+      seed: of the data set.
+      split: splits are independent of each other.
+      row: rows of a split are independent of each other.
+      attempt: so are attempts at a row.
+
+    Returns:
+      A float32 preset.
+    """
+    bits = np.random.Philox(
+        key=np.array([seed, _stream(split)], np.uint64),
+        # The lowest word counts the numbers drawn.
+        counter=np.array([0, attempt, row, 0], np.uint64),
+    )
+    uniform = np.random.Generator(bits).random(space.num_used, np.float32)
+    return np.asarray(space.from_uniform(uniform), np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    presets: np.ndarray
+    audio: np.ndarray
+    redrawn: dict[str, int]
+
+
+def _sound(
+    renderer: engines.Renderer, preset: np.ndarray
+) -> tuple[np.ndarray | None, str]:
+    """The preset's sound, or None and what is wrong with it."""
+    try:
+        audio = renderer.render(renderer.space.to_plugin(preset))
+    except engines.RenderError as error:
+        return None, str(error)
+    reason = engines.check_level(audio, renderer.settings)
+    return (None, reason) if reason else (audio, "")
+
+
+def render_rows(
+    renderer: engines.Renderer, seed: int, split: str, rows: Sequence[int]
+) -> _Rows:
+    """Draws and renders synthetic rows.
+
+    Args:
+      renderer: the engine.
+      seed: of the data set.
+      split: of the rows.
+      rows: their numbers.
+
+    Returns:
+      Their presets and sounds, and the reasons for drawing again.
+
+    Raises:
+      ShardError: when a row fails the gate `MAX_ATTEMPTS` times.
+    """
+    presets, sounds, redrawn = [], [], collections.Counter[str]()
+    for row in rows:
+        for attempt in range(MAX_ATTEMPTS):
+            preset = draw(renderer.space, seed, split, row, attempt)
+            audio, reason = _sound(renderer, preset)
+            if audio is not None:
+                break
+            redrawn[reason] += 1
+        else:
+            raise shards.ShardError(
+                f"space {renderer.space.name!r}: row {row} of split "
+                f"{split!r} was drawn {MAX_ATTEMPTS} times and never passed "
+                f"the level gate (last: {reason}); check the space's "
+                "sampling intervals, and the render settings min_rms and "
+                "max_rms"
+            )
+        presets.append(preset)
+        sounds.append(audio)
+    return _Rows(np.stack(presets), np.stack(sounds), dict(redrawn))
+
+
+def render_given(
+    renderer: engines.Renderer,
+    presets: Float[np.ndarray, "rows parameters"],
+    names: Sequence[str],
+) -> _Rows:
+    """Renders given rows.
+
+    Raises:
+      ShardError: when one of them fails the level gate; names it.
+    """
+    sounds = []
+    for preset, name in zip(presets, names, strict=True):
+        audio, reason = _sound(renderer, preset)
+        if audio is None:
+            raise shards.ShardError(
+                f"hand-crafted preset {name!r}: {reason}; filter the bank "
+                "with the render settings of this data set first"
+            )
+        sounds.append(audio)
+    return _Rows(np.asarray(presets, np.float32), np.stack(sounds), {})
+
+
+# Spawned workers hold their renderer here: it cannot travel with every task.
+_worker_renderer: engines.Renderer | None = None
+
+
+def _start_worker(renderer: engines.Renderer) -> None:
+    global _worker_renderer
+    _worker_renderer = renderer
+
+
+def _in_worker(function: Callable[..., _Rows], *args: Any) -> _Rows:
+    assert _worker_renderer is not None
+    return function(_worker_renderer, *args)
+
+
+@contextlib.contextmanager
+def _pool(
+    renderer: engines.Renderer, workers: int, processes: bool
+) -> Iterator[Callable[..., concurrent.futures.Future[_Rows]]]:
+    """Yields a function that submits `function(renderer, *args)`."""
+    if processes:
+        executor = concurrent.futures.ProcessPoolExecutor(
+            workers,
+            # A forked copy of a process that runs JAX or a plug-in hangs.
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(renderer,),
+        )
+        submit = functools.partial(executor.submit, _in_worker)
+    else:
+        executor = concurrent.futures.ThreadPoolExecutor(workers, "render")
+
+        def submit(function: Any, *args: Any) -> Any:
+            return executor.submit(function, renderer, *args)
+
+    try:
+        yield submit
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def num_workers(workers: int = 0) -> int:
+    """Number of workers: as asked, or one per usable core when 0."""
+    return workers if workers > 0 else len(os.sched_getaffinity(0))
+
+
+class _Shard:
+    """A shard under construction."""
+
+    def __init__(self, spec: shards.DataSpec, split: str, number: int) -> None:
+        self.split, self.number = split, number
+        self.rows = spec.shard_rows(split, number)
+        self.redrawn = collections.Counter[str]()
+        self.files = contextlib.ExitStack()
+        self.writer: shards.Writer | None = None
+
+
+def _claimed(
+    spec: shards.DataSpec,
+    directory: pathlib.Path,
+    pairs: Iterable[tuple[str, int]],
+    held: list[tuple[str, int]] | None,
+    owner: contextlib.ExitStack,
+) -> Iterator[_Shard]:
+    """Claims shards one by one, as they are asked for, and opens them.
+
+    Args:
+      spec: the data set.
+      directory: its folder.
+      pairs: (split, shard) of those wanted.
+      held: collects the ones that another process is at; None waits for it.
+      owner: gives up what is unfinished when it is closed.
+
+    Yields:
+      Those that are ours to build.
+    """
+    for split, number in pairs:
+        shard = _Shard(spec, split, number)
+        filename = spec.filename(split, number)
+        with contextlib.ExitStack() as files:
+            granted = files.enter_context(
+                shards.claim(directory, filename, wait=held is None)
+            )
+            if not granted:
+                assert held is not None
+                held.append((split, number))
+            elif not (directory / filename).exists():
+                shard.writer = files.enter_context(
+                    shards.Writer(directory, spec, split, number)
+                )
+                shard.files = files.pop_all()
+                owner.callback(shard.files.close)
+                yield shard
+
+
+def _rendered(
+    spec: shards.DataSpec,
+    work: Iterable[_Shard],
+    submit: Callable[..., concurrent.futures.Future[_Rows]],
+    presets: Mapping[str, np.ndarray],
+    names: Mapping[str, Sequence[str]],
+    ahead: int,
+) -> Iterator[tuple[_Shard, _Rows]]:
+    """Yields rendered rows in order, with `ahead` calls to workers pending."""
+
+    def start(shard: _Shard, rows: range) -> tuple[_Shard, Any]:
+        if spec.source == "synthetic":
+            args = (render_rows, spec.seed, shard.split, rows)
+        else:
+            these = slice(rows.start, rows.stop)
+            args = (
+                render_given,
+                presets[shard.split][these],
+                names[shard.split][these],
+            )
+        return shard, submit(*args)
+
+    # A call to a worker never straddles two blocks.
+    calls = (
+        (shard, block[i : i + _CHUNK])
+        for shard in work
+        for block in _split(shard.rows, spec.embed_batch)
+        for i in range(0, len(block), _CHUNK)
+    )
+    pending: collections.deque[tuple[_Shard, Any]] = collections.deque()
+    for call in calls:
+        pending.append(start(*call))
+        if len(pending) > ahead:
+            shard, future = pending.popleft()
+            yield shard, future.result()
+    while pending:
+        shard, future = pending.popleft()
+        yield shard, future.result()
+
+
+def _split(rows: range, size: int) -> Iterator[range]:
+    for i in range(0, len(rows), size):
+        yield rows[i : i + size]
+
+
+def _embedded(
+    spec: shards.DataSpec,
+    rendered: Iterable[tuple[_Shard, _Rows]],
+    embed: Embed,
+) -> Iterator[tuple[_Shard, range, np.ndarray, np.ndarray, np.ndarray]]:
+    """Yields (shard, rows, presets, audio, embeddings), block by block.
+
+    Each block is handed to the device before the one before it is fetched,
+    so that the device always has work.
+    """
+    waiting: collections.deque[tuple] = collections.deque()
+    blocks: dict[_Shard, Iterator[range]] = {}
+    block, fill, audio, kept = range(0), 0, np.zeros(0), []
+    for shard, rows in rendered:
+        if fill == 0:
+            if shard not in blocks:
+                blocks = {shard: _split(shard.rows, spec.embed_batch)}
+            block = next(blocks[shard])
+            # Fresh memory: the device may still be reading the last block.
+            audio = np.zeros((spec.embed_batch, spec.samples), np.float32)
+            kept = []
+        audio[fill : fill + len(rows.audio)] = rows.audio
+        kept.append(rows.presets)
+        fill += len(rows.audio)
+        shard.redrawn.update(rows.redrawn)
+        if fill == len(block):
+            waiting.append(
+                (shard, block, np.concatenate(kept), audio, embed(audio))
+            )
+            fill = 0
+            if len(waiting) > 1:
+                yield _fetch(waiting.popleft())
+    while waiting:
+        yield _fetch(waiting.popleft())
+
+
+def _fetch(block: tuple) -> tuple:
+    return *block[:-1], np.asarray(block[-1], np.float32)
+
+
+def _write(
+    spec: shards.DataSpec,
+    names: Mapping[str, Sequence[str]],
+    shard: _Shard,
+    rows: range,
+    presets: np.ndarray,
+    audio: np.ndarray,
+    embeddings: np.ndarray,
+) -> bool:
+    """Writes a block; says whether it was the shard's last."""
+    assert shard.writer is not None
+    bad = np.flatnonzero(~np.isfinite(embeddings[: len(rows)]).all(-1))
+    if len(bad):
+        raise shards.ShardError(
+            f"{spec.audio_model}: the embedding of row {rows[int(bad[0])]} of "
+            f"split {shard.split!r} is not finite; check the audio model"
+        )
+    for i, row in enumerate(rows):
+        record: dict[str, Any] = {
+            "index": row,
+            "preset": presets[i],
+            "embedding": embeddings[i],
+        }
+        if spec.source == "handcrafted":
+            record["name"] = names[shard.split][row]
+        if spec.keep_audio:
+            values, scale = shards.quantise(audio[i])
+            record.update(audio=values, audio_scale=scale)
+        shard.writer.write(record)
+    if rows.stop < shard.rows.stop:
+        return False
+    with shard.files:
+        shard.writer.finish(redrawn=dict(sorted(shard.redrawn.items())))
+    return True
+
+
+def parse_shards(text: str) -> list[int]:
+    """Parses shard numbers such as "3,5-9".
+
+    Raises:
+      ValueError: when it is not such a list.
+    """
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdecimal() or (last and not last.isdecimal()):
+            raise ValueError(
+                f"--shards={text}: {part.strip()!r} is neither a number nor "
+                "a range such as 5-9"
+            )
+        numbers.extend(range(int(first), int(last or first) + 1))
+    return numbers
+
+
+def share(
+    spec: shards.DataSpec,
+    *,
+    numbers: Iterable[int] | None = None,
+    task: int = 0,
+    num_tasks: int = 1,
+) -> list[tuple[str, int]]:
+    """Chooses shards to build.
+
+    Shards are numbered through the whole data set: those of the first split,
+    then those of the second, and so on.
+
+    Args:
+      spec: the data set.
+      numbers: which shards, None for all.
+      task: of those, every `num_tasks`-th one from `task` on: one element of
+        a job array.
+      num_tasks: size of the job array.
+
+    Returns:
+      (split, shard in that split) pairs.
+
+    Raises:
+      ValueError: when a number is out of range.
+    """
+    if num_tasks < 1 or not 0 <= task < num_tasks:
+        raise ValueError(f"task is {task}, need 0 <= task < {num_tasks}")
+    everything = [
+        (split, shard)
+        for split, _ in spec.splits
+        for shard in range(spec.num_shards(split))
+    ]
+    chosen = sorted(set(range(len(everything)) if numbers is None else numbers))
+    for number in chosen:
+        if number >= len(everything):
+            raise ValueError(
+                f"there is no shard {number}: {spec.name} has "
+                f"{len(everything)}, numbered from 0"
+            )
+    return [everything[number] for number in chosen[task::num_tasks]]
+
+
+def build(
+    spec: shards.DataSpec,
+    directory: str | os.PathLike[str],
+    renderer: engines.Renderer,
+    embed: Embed,
+    *,
+    presets: dict[str, Float[np.ndarray, "rows parameters"]] | None = None,
+    names: dict[str, Sequence[str]] | None = None,
+    workers: int = 0,
+    processes: bool = False,
+    only: Sequence[tuple[str, int]] | None = None,
+    progress: bool = True,
+) -> Report:
+    """Builds the shards of a data set that are missing.
+
+    Any number of processes may run this on one folder at once: they share
+    the work. It can be interrupted at any moment and called again.
+
+    Args:
+      spec: the data set.
+      directory: its folder, made when missing.
+      renderer: the engine; with threads, one that they can share.
+      embed: `[embed_batch, samples]` float32 audio to embeddings
+        `[embed_batch, embedding]`, always of this one shape. A jitted
+        function is best: its result is fetched only when it is needed.
+      presets: of a hand-crafted data set, by split.
+      names: their names, by split.
+      workers: how many, 0 for one per core.
+      processes: whether workers are spawned processes and not threads.
+      only: the shards to build, None for all; see `share`.
+      progress: whether to show it on stderr.
+
+    Returns:
+      What was done.
+
+    Raises:
+      ShardError: when the folder holds other data or cannot be written, or
+        a preset cannot be rendered. Finished shards stay.
+      ValueError: when spec, renderer and presets do not fit together.
+    """
+    started = time.monotonic()
+    directory = pathlib.Path(directory)
+    presets, names = presets or {}, names or {}
+    _check(spec, renderer, presets, names)
+    shards.open_directory(directory, spec)
+    chosen = share(spec) if only is None else list(only)
+    absent = set(shards.missing(directory, spec))
+    for split, number in chosen:
+        if (split, number) not in absent:
+            path = directory / spec.filename(split, number)
+            shards.read_check(path, spec, split, number)
+    todo = [pair for pair in chosen if pair in absent]
+    size = {pair: len(spec.shard_rows(*pair)) for pair in chosen}
+    workers = num_workers(workers)
+    # Enough for every worker while a block is collected and another embedded.
+    ahead = 2 * workers + -(-spec.embed_batch // _CHUNK)
+    redrawn = collections.Counter[str]()
+    built = rows_built = 0
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(
+            tqdm.tqdm(
+                total=sum(size.values()),
+                initial=sum(size.values()) - sum(size[p] for p in todo),
+                unit=" presets",
+                disable=not progress or not todo,
+                smoothing=0.05,
+            )
+        )
+        there = len(chosen) - len(todo)
+        bar.set_description(f"{spec.name}: {there}/{len(chosen)} shards")
+        submit = stack.enter_context(_pool(renderer, workers, processes))
+
+        def run(pairs: list[tuple[str, int]], held: list | None) -> None:
+            nonlocal built, rows_built
+            work = _claimed(spec, directory, pairs, held, stack)
+            rendered = _rendered(spec, work, submit, presets, names, ahead)
+            for shard, rows, *block in _embedded(spec, rendered, embed):
+                last = _write(spec, names, shard, rows, *block)
+                rows_built += len(rows)
+                bar.update(len(rows))
+                if last:
+                    built += 1
+                    redrawn.update(shard.redrawn)
+                    bar.set_description(
+                        f"{spec.name}: {there + built}/{len(chosen)} shards"
+                    )
+
+        # First what nobody else is at. Then what others were at, one by one,
+        # in case they were killed; to wait for a claim while holding another
+        # could wait for ever.
+        held: list[tuple[str, int]] = []
+        run(todo, held)
+        for pair in held:
+            run([pair], None)
+    left = len(shards.missing(directory, spec))
+    if shards.write_metadata(directory, spec):
+        for path in directory.glob(".*.lock"):
+            path.unlink(missing_ok=True)
+    return Report(
+        built=built,
+        present=len(chosen) - built,
+        missing=left,
+        rows=rows_built,
+        redrawn=dict(sorted(redrawn.items())),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _check(
+    spec: shards.DataSpec,
+    renderer: engines.Renderer,
+    presets: Mapping[str, np.ndarray],
+    names: Mapping[str, Sequence[str]],
+) -> None:
+    """Checks that a spec describes what is about to be built.
+
+    Raises:
+      ValueError: naming what does not fit.
+    """
+    made = {
+        "settings": renderer.settings.to_dict(),
+        "space": shards.space_digest(renderer.space),
+        "synth": renderer.name,
+        "synth_version": renderer.version,
+        "parameters": renderer.space.num_used,
+    }
+    stated = {key: spec.to_dict()[key] for key in made}
+    if lines := shards.differences(stated, made):
+        raise ValueError(
+            f"data set {spec.name}: the renderer does not fit its spec "
+            f"({'; '.join(lines)})"
+        )
+    if spec.source == "synthetic":
+        if presets:
+            raise ValueError(
+                f"data set {spec.name} is synthetic, but presets were given"
+            )
+        return
+    for split, rows in spec.splits:
+        found = presets.get(split, np.zeros((0, spec.parameters)))
+        if found.shape != (rows, spec.parameters):
+            raise ValueError(
+                f"data set {spec.name}: split {split!r} needs presets of "
+                f"shape {(rows, spec.parameters)}, got {found.shape}"
+            )
+        if len(names.get(split, ())) != rows:
+            raise ValueError(
+                f"data set {spec.name}: split {split!r} needs {rows} names, "
+                f"got {len(names.get(split, ()))}"
+            )

@@ -17,7 +17,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from proxy.encoders import mlp
+from proxy.encoders import gru, mlp
 from proxy.space import ParameterSpace
 
 _ENCODERS: dict[str, type[nn.Module]] = {
@@ -26,6 +26,8 @@ _ENCODERS: dict[str, type[nn.Module]] = {
     "rn_oh": mlp.Residual,
     "hn_oh": mlp.Highway,
     "hn_pt": mlp.TokenHighway,
+    "hn_ptgru": gru.TokenGRUHighway,
+    "gru_oh": gru.GRU,
 }
 
 

@@ -194,13 +194,25 @@ class FlatKernel(nn.Module):
 
 
 def head(
-    x: Float[Array, "batch features"], dimension: int, dtype: Any
+    x: Float[Array, "batch features"],
+    dimension: int,
+    dtype: Any,
+    **init: Any,
 ) -> Float[Array, "batch embedding"]:
     """Linear output layer; call inside a compact method.
 
-    The result is float32 at least, whatever the compute type.
+    Args:
+      x: the last hidden layer.
+      dimension: size of the embedding.
+      dtype: compute type.
+      **init: initial distributions of `nn.Dense`, where not the paper's
+        dense networks'.
+
+    Returns:
+      The embedding, in float32 at least, whatever the compute type.
     """
-    x = nn.Dense(dimension, kernel_init=LECUN, dtype=dtype, name="head")(x)
+    init = {"kernel_init": LECUN, **init}
+    x = nn.Dense(dimension, dtype=dtype, name="head", **init)(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

@@ -63,8 +63,8 @@ def _gru(theirs: str, layer: int, *ours: str) -> Iterator[_Entry]:
             yield _Entry(f"{theirs}.bias{end_}", bias, False, place)
 
 
-def _tokens(prefix: str) -> Iterator[_Entry]:
-    path = ("params", "tokens")
+def _tokens(prefix: str, *ours: str) -> Iterator[_Entry]:
+    path = ("params", *ours, "tokens")
     yield _Entry(f"{prefix}noncat_tokenizer", (*path, "noncategorical"))
     yield _Entry(f"{prefix}cat_tokenizer.weight", (*path, "categorical"))
 
@@ -88,8 +88,8 @@ def _highway(name: str, blocks: int) -> Iterator[_Entry]:
     if name == "hn_pt":
         yield from _tokens("embedding_layer.")
     if name == "hn_ptgru":
-        yield from _tokens("embedding_layer.tokenizer.")
-        yield from _gru("embedding_layer.gru", 0, "gru")
+        yield from _tokens("embedding_layer.tokenizer.", "embed")
+        yield from _gru("embedding_layer.gru", 0, "embed", "gru")
     for i in range(blocks):
         theirs, ours = f"blocks.{i}", f"blocks_{i}"
         fc = (ours,) if name == "hn_pt" and i == 0 else (ours, "fc")

@@ -1,0 +1,203 @@
+"""Hand-crafted presets: download a bank, look into one, write one.
+
+    python -m launch.presets fetch [--source=dexed|learnfm]
+    python -m launch.presets inspect PATH... [--gate] [--list=20]
+    python -m launch.presets export PATH... --output=FILE.syx|FILE.json
+
+A PATH is a file, a folder or a zip archive of DX7 voices, or JSON presets.
+Training and evaluation take the same paths as `--config.presets=PATH`.
+"""
+
+import dataclasses
+import os
+import pathlib
+import sys
+
+import tabulate
+from absl import app, flags, logging
+
+from datasets import download, engines, handcrafted
+from launch import cli
+from proxy import spaces
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A published bank.
+
+    Attributes:
+      url: where it is published.
+      file: its name in the cache.
+      licence: what its publisher says about its use.
+      digest: its SHA-256, or None when it is not known here: then the first
+        download's is recorded and later ones are held to it.
+      note: what is in it.
+    """
+
+    url: str
+    file: str
+    licence: str
+    digest: str | None
+    note: str
+
+
+# Neither file could be reached when this was written, so neither digest is
+# pinned: an invented one would be worse than none.
+SOURCES = {
+    "dexed": Source(
+        url=(
+            "https://raw.githubusercontent.com/asb2m10/dexed/"
+            "72359a79208fba90a1617ac6fbe7b53cb7ec5969/assets/builtin_pgm.zip"
+        ),
+        file="builtin_pgm.zip",
+        licence="GPL-3.0, as part of Dexed (asb2m10/dexed)",
+        digest=None,
+        note="the cartridges that come with Dexed",
+    ),
+    "learnfm": Source(
+        url=(
+            "https://raw.githubusercontent.com/bwhitman/learnfm/"
+            "HEAD/compact.bin"
+        ),
+        file="learnfm_compact.bin",
+        licence=(
+            "none stated (bwhitman/learnfm); voices by many authors, "
+            "collected from public DX7 banks"
+        ),
+        digest=None,
+        note="31,380 different voices, 128 packed bytes each",
+    ),
+}
+
+_SOURCE = flags.DEFINE_enum(
+    "source", "dexed", list(SOURCES), "Which bank to fetch."
+)
+_CACHE = flags.DEFINE_string(
+    "cache_dir", None, "Where banks are kept (default: the user's cache)."
+)
+_SYNTH = flags.DEFINE_enum(
+    "synth", "dexed", spaces.names(), "Synthesizer of the presets."
+)
+_GATE = flags.DEFINE_bool(
+    "gate", False, "Render the presets; drop silent and too loud ones."
+)
+_SAMPLE_RATE = flags.DEFINE_integer(
+    "sample_rate", 44_100, "Sample rate to render at, in Hz."
+)
+_WORKERS = flags.DEFINE_integer(
+    "workers", 0, "Rendering threads, 0: one per core.", lower_bound=0
+)
+_LIST = flags.DEFINE_integer(
+    "list", 0, "How many presets to list.", lower_bound=0
+)
+_OUTPUT = flags.DEFINE_string("output", None, "File to write, .syx or .json.")
+_NAMES = flags.DEFINE_list(
+    "names", None, "Presets to export, by name (default: all)."
+)
+
+
+def fetch(source: str, cache: str | None = None) -> pathlib.Path:
+    """Downloads a published bank into the cache and checks that it is one.
+
+    Args:
+      source: a name in `SOURCES`.
+      cache: folder to keep it in; the user's cache when None.
+
+    Returns:
+      The file.
+
+    Raises:
+      ConnectionError: the server cannot be reached.
+      ValueError: the file is not the expected one, or holds no voices.
+    """
+    bank = SOURCES[source]
+    folder = pathlib.Path(cache) if cache else download.cache_dir() / "presets"
+    path = folder / bank.file
+    known = path.with_name(f"{path.name}.sha256").exists()
+    print(f"{source}: {bank.note}")
+    print(f"  from:    {bank.url}")
+    print(f"  licence: {bank.licence}")
+    digest = download.fetch(
+        bank.url, path, digest=bank.digest, progress=sys.stderr.isatty()
+    )
+    if bank.digest:
+        how = "as published"
+    elif known:
+        how = "as recorded at the first download"
+    else:
+        how = "recorded now: no published one is known to compare it with"
+    print(f"  sha256:  {digest} ({how})")
+    print(f"  file:    {path}")
+    return path
+
+
+def _load(paths: list[str]) -> handcrafted.Bank:
+    """The bank at the paths, gated when the flags ask for it."""
+    if not paths:
+        raise ValueError("give at least one file or folder of presets")
+    bank = handcrafted.load(paths, spaces.get(_SYNTH.value))
+    if not _GATE.value:
+        return bank
+    settings = engines.RenderSettings(sample_rate=_SAMPLE_RATE.value)
+    return handcrafted.gate(
+        bank,
+        engines.get(_SYNTH.value, settings),
+        workers=_WORKERS.value or len(os.sched_getaffinity(0)),
+        progress=sys.stderr.isatty(),
+    )
+
+
+def _fetch(paths: list[str]) -> None:
+    if paths:
+        raise ValueError(f"fetch takes no paths, got {paths[0]!r}")
+    path = fetch(_SOURCE.value, _CACHE.value)
+    bank = handcrafted.load(path, spaces.get("dexed"))
+    print(f"{bank.report}\n\nuse it with --config.presets={path}")
+
+
+def _inspect(paths: list[str]) -> None:
+    bank = _load(paths)
+    print(bank.report)
+    if not _GATE.value:
+        print("(not rendered: --gate also drops silent and too loud ones)")
+    rows = list(zip(bank.names, bank.sources, strict=True))[: _LIST.value]
+    if rows:
+        print("\n" + tabulate.tabulate(rows, ("name", "source")))
+
+
+def _export(paths: list[str]) -> None:
+    if not _OUTPUT.value:
+        raise ValueError("export needs --output=FILE.syx or FILE.json")
+    bank = _load(paths)
+    if _NAMES.value:
+        missing = sorted(set(_NAMES.value) - set(bank.names))
+        if missing:
+            raise ValueError(
+                f"no preset named {missing[0]!r}; see launch.presets inspect "
+                "--list=1000"
+            )
+        rows = [i for i, name in enumerate(bank.names) if name in _NAMES.value]
+        bank = bank.take(rows)
+    files = handcrafted.save(
+        _OUTPUT.value, bank.presets, bank.names, bank.space
+    )
+    shown = str(files[0]) if len(files) == 1 else f"{files[0]} ... {files[-1]}"
+    print(f"{len(bank)} presets written to {shown}")
+
+
+_COMMANDS = {"fetch": _fetch, "inspect": _inspect, "export": _export}
+
+
+def _main(argv: list[str]) -> None:
+    if len(argv) < 2 or argv[1] not in _COMMANDS:
+        given = repr(argv[1]) if len(argv) > 1 else "nothing"
+        sys.exit(f"error: give fetch, inspect or export, not {given}")
+    logging.set_verbosity(logging.WARNING)
+    try:
+        _COMMANDS[argv[1]](argv[2:])
+    except cli.EXPECTED as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    app.run(_main)

@@ -37,10 +37,11 @@ from jaxtyping import Float
 from datasets import engines, shards
 from proxy.space import ParameterSpace
 
-MAX_ATTEMPTS = 1000
+MAX_ATTEMPTS = 1024
 # Rows per call to a worker: large enough to make the hand-over cheap, small
 # enough to spread a block over all workers.
-_CHUNK = 4
+_CHUNK = 16
+_ATTEMPTS = 16
 
 Embed = Callable[[np.ndarray], Any]
 
@@ -84,26 +85,34 @@ def _stream(split: str) -> int:
 
 
 def draw(
-    space: ParameterSpace, seed: int, split: str, row: int, attempt: int = 0
-) -> Float[np.ndarray, " parameters"]:
-    """Draws one synthetic preset; a pure function of its arguments.
+    space: ParameterSpace,
+    seed: int,
+    split: str,
+    rows: Sequence[int],
+    attempts: Sequence[int] = (0,),
+) -> Float[np.ndarray, "rows attempts parameters"]:
+    """Draws synthetic presets, each a pure function of its coordinates.
 
     Args:
       space: whose sampling distribution to use.
       seed: of the data set.
       split: splits are independent of each other.
-      row: rows of a split are independent of each other.
-      attempt: so are attempts at a row.
+      rows: so are rows of a split,
+      attempts: and attempts at a row.
 
     Returns:
-      A float32 preset.
+      float32 presets.
     """
-    bits = np.random.Philox(
-        key=np.array([seed, _stream(split)], np.uint64),
-        # The lowest word counts the numbers drawn.
-        counter=np.array([0, attempt, row, 0], np.uint64),
-    )
-    uniform = np.random.Generator(bits).random(space.num_used, np.float32)
+    uniform = np.empty((len(rows), len(attempts), space.num_used), np.float32)
+    key = np.array([seed, _stream(split)], np.uint64)
+    for i, row in enumerate(rows):
+        for j, attempt in enumerate(attempts):
+            # The lowest word counts the numbers drawn.
+            counter = np.array([0, attempt, row, 0], np.uint64)
+            bits = np.random.Philox(key=key, counter=counter)
+            np.random.Generator(bits).random(
+                dtype=np.float32, out=uniform[i, j]
+            )
     return np.asarray(space.from_uniform(uniform), np.float32)
 
 
@@ -115,11 +124,11 @@ class _Rows:
 
 
 def _sound(
-    renderer: engines.Renderer, preset: np.ndarray
+    renderer: engines.Renderer, values: np.ndarray
 ) -> tuple[np.ndarray | None, str]:
-    """The preset's sound, or None and what is wrong with it."""
+    """The sound of plug-in values, or None and what is wrong with it."""
     try:
-        audio = renderer.render(renderer.space.to_plugin(preset))
+        audio = renderer.render(values)
     except engines.RenderError as error:
         return None, str(error)
     reason = engines.check_level(audio, renderer.settings)
@@ -143,24 +152,41 @@ def render_rows(
     Raises:
       ShardError: when a row fails the gate `MAX_ATTEMPTS` times.
     """
-    presets, sounds, redrawn = [], [], collections.Counter[str]()
-    for row in rows:
-        for attempt in range(MAX_ATTEMPTS):
-            preset = draw(renderer.space, seed, split, row, attempt)
-            audio, reason = _sound(renderer, preset)
-            if audio is not None:
-                break
-            redrawn[reason] += 1
-        else:
+    space = renderer.space
+    presets: list[np.ndarray] = [np.zeros(0)] * len(rows)
+    sounds: list[Any] = [None] * len(rows)  # np.ndarray when found
+    redrawn = collections.Counter[str]()
+    reason = ""
+    for first in range(0, MAX_ATTEMPTS, _ATTEMPTS):
+        left = [i for i, sound in enumerate(sounds) if sound is None]
+        if not left:
+            break
+        # Several attempts at a time: most are known to be silent unheard.
+        attempts = range(first, first + _ATTEMPTS)
+        drawn = draw(space, seed, split, [rows[i] for i in left], attempts)
+        values = space.to_plugin(drawn.reshape(-1, space.num_used))
+        silent = engines.surely_silent(renderer, values)
+        values = values.reshape(*drawn.shape[:2], -1)
+        silent = silent.reshape(drawn.shape[:2])
+        for i, row_presets, row_values, row_silent in zip(
+            left, drawn, values, silent, strict=True
+        ):
+            for j in range(_ATTEMPTS):
+                audio, reason = None, "silent"
+                if not row_silent[j]:
+                    audio, reason = _sound(renderer, row_values[j])
+                if audio is not None:
+                    presets[i], sounds[i] = row_presets[j], audio
+                    break
+                redrawn[reason] += 1
+    for row, sound in zip(rows, sounds, strict=True):
+        if sound is None:
             raise shards.ShardError(
-                f"space {renderer.space.name!r}: row {row} of split "
-                f"{split!r} was drawn {MAX_ATTEMPTS} times and never passed "
-                f"the level gate (last: {reason}); check the space's "
-                "sampling intervals, and the render settings min_rms and "
-                "max_rms"
+                f"space {space.name!r}: row {row} of split {split!r} was "
+                f"drawn {MAX_ATTEMPTS} times and never passed the level gate "
+                f"(last: {reason}); check the space's sampling intervals, "
+                "and the render settings min_rms and max_rms"
             )
-        presets.append(preset)
-        sounds.append(audio)
     return _Rows(np.stack(presets), np.stack(sounds), dict(redrawn))
 
 
@@ -176,7 +202,7 @@ def render_given(
     """
     sounds = []
     for preset, name in zip(presets, names, strict=True):
-        audio, reason = _sound(renderer, preset)
+        audio, reason = _sound(renderer, renderer.space.to_plugin(preset))
         if audio is None:
             raise shards.ShardError(
                 f"hand-crafted preset {name!r}: {reason}; filter the bank "

@@ -254,10 +254,11 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
             raise
         _sync(path.parent)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
 
 
-def _unwritable(path: pathlib.Path, error: object) -> ShardError:
+def unwritable(path: pathlib.Path, error: object) -> ShardError:
+    """The error for a file or folder that cannot be written."""
     reason = getattr(error, "strerror", None) or error
     return ShardError(
         f"{path}: cannot be written ({reason}); make room or choose another "
@@ -325,7 +326,7 @@ def _lock(
             directory.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise _unwritable(directory, error) from error
+            raise unwritable(directory, error) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -338,6 +339,22 @@ def _lock(
             if os.stat(path).st_ino == os.fstat(handle).st_ino:
                 return handle, True
         os.close(handle)
+
+
+def _array_record() -> Any:
+    """The ArrayRecord library, when it is needed and not before."""
+    from array_record.python import (  # pyright: ignore
+        array_record_module,
+    )
+
+    return array_record_module
+
+
+def _protos() -> Any:
+    """TFDS's own copy of `tf.train.Example`, which needs no TensorFlow."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    return tf_example_pb2
 
 
 # Records ---------------------------------------------------------------------
@@ -386,9 +403,7 @@ def encode(record: Mapping[str, Any]) -> bytes:
     Returns:
       A serialised `tf.train.Example`, its features in alphabetical order.
     """
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    example = tf_example_pb2.Example()
+    example = _protos().Example()
     feature = example.features.feature
     for key, value in record.items():
         if key in ("name", "audio"):
@@ -420,15 +435,14 @@ def decode(
     Raises:
       KeyError: when a record lacks a feature.
     """
-    from tensorflow_datasets.proto import tf_example_pb2
-
+    example = _protos().Example
     shapes = feature_shapes(spec)
     columns = {
         key: np.empty((len(records), *shape), object if key == "name" else kind)
         for key, (shape, kind) in shapes.items()
     }
     for row, record in enumerate(records):
-        feature = tf_example_pb2.Example.FromString(record).features.feature
+        feature = example.FromString(record).features.feature
         for key, column in columns.items():
             if key not in feature:
                 raise KeyError(key)
@@ -460,9 +474,7 @@ class Writer:
         Raises:
           ShardError: when the folder cannot be written.
         """
-        from array_record.python import array_record_module
-
-        self.spec, self.split, self.shard = spec, split, shard
+            self.spec, self.split, self.shard = spec, split, shard
         self.path = directory / spec.filename(split, shard)
         tag = f"{socket.gethostname()}-{os.getpid()}"
         self._temporary = directory / f".{self.path.name}.tmp-{tag}"
@@ -471,8 +483,8 @@ class Writer:
             # ArrayRecord's writer is silent about a file it cannot open.
             self._temporary.touch()
         except OSError as error:
-            raise _unwritable(directory, error) from error
-        self._writer = array_record_module.ArrayRecordWriter(
+            raise unwritable(directory, error) from error
+        self._writer = _array_record().ArrayRecordWriter(
             str(self._temporary), _WRITER_OPTIONS
         )
         self.count = 0
@@ -495,7 +507,7 @@ class Writer:
         try:
             self._writer.write(encode(record))
         except (OSError, RuntimeError, ValueError) as error:
-            raise _unwritable(self.path, error) from error
+            raise unwritable(self.path, error) from error
         self.count += 1
 
     def finish(self, **notes: Any) -> None:
@@ -508,19 +520,17 @@ class Writer:
         Raises:
           ShardError: when the disk is full, or records are missing.
         """
-        from array_record.python import array_record_module
-
-        expected = len(self.spec.shard_rows(self.split, self.shard))
+            expected = len(self.spec.shard_rows(self.split, self.shard))
         try:
             self._writer.close()
             _sync(self._temporary)
-            reader = array_record_module.ArrayRecordReader(
+            reader = _array_record().ArrayRecordReader(
                 str(self._temporary), "readahead_buffer_size:0"
             )
             found = reader.num_records()
             reader.close()
         except (OSError, RuntimeError) as error:
-            raise _unwritable(self.path, error) from error
+            raise unwritable(self.path, error) from error
         if not found == self.count == expected:
             raise ShardError(
                 f"{self.path}: {found} of {self.count} records written, "
@@ -540,7 +550,7 @@ class Writer:
             os.replace(self._temporary, self.path)
             _sync(self.path.parent)
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise unwritable(self.path, error) from error
 
 
 # Checks ----------------------------------------------------------------------
@@ -665,10 +675,8 @@ def read(
     Raises:
       ShardError: when its records are not those of this shard.
     """
-    from array_record.python import array_record_module
-
     path = directory / spec.filename(split, shard)
-    reader = array_record_module.ArrayRecordReader(str(path))
+    reader = _array_record().ArrayRecordReader(str(path))
     try:
         columns = decode(spec, reader.read_all())
     except (KeyError, ValueError, RuntimeError) as error:
@@ -705,6 +713,21 @@ def read_spec(directory: pathlib.Path) -> dict[str, Any]:
         ) from error
 
 
+def check_directory(directory: pathlib.Path, spec: DataSpec) -> None:
+    """Checks that a folder holds this data set, complete or not.
+
+    Raises:
+      ShardError: when it holds none, or one made from another spec; names
+        the difference.
+    """
+    if lines := differences(spec.to_dict(), read_spec(directory)):
+        raise ShardError(
+            f"{directory}: was made under other settings "
+            f"({'; '.join(lines)}); restore the setting, or choose another "
+            "folder with --config.data"
+        )
+
+
 def open_directory(directory: pathlib.Path, spec: DataSpec) -> None:
     """Claims a folder for a data set, or checks that it already holds it.
 
@@ -718,12 +741,7 @@ def open_directory(directory: pathlib.Path, spec: DataSpec) -> None:
     """
     path = directory / "metadata.json"
     if path.exists():
-        if lines := differences(spec.to_dict(), read_spec(directory)):
-            raise ShardError(
-                f"{directory}: was made under other settings "
-                f"({'; '.join(lines)}); restore the setting, or choose "
-                "another folder with --config.data"
-            )
+        check_directory(directory, spec)
         return
     text = json.dumps({"spec": spec.to_dict()}, sort_keys=True)
     write_atomically(path, text)
@@ -756,6 +774,7 @@ def write_metadata(directory: pathlib.Path, spec: DataSpec) -> bool:
     if missing(directory, spec):
         return False
     import tensorflow_datasets as tfds
+    from etils import epath
     from tensorflow_datasets.core import naming
 
     def tensor(key: str, shape: tuple[int, ...], kind: type) -> Any:
@@ -784,7 +803,7 @@ def write_metadata(directory: pathlib.Path, spec: DataSpec) -> bool:
                     ],
                     num_bytes=sum(p.stat().st_size for p in paths),
                     filename_template=naming.ShardedFileTemplate(
-                        data_dir=directory,
+                        data_dir=epath.Path(directory),
                         dataset_name=spec.name,
                         split=split,
                         filetype_suffix="array_record",

@@ -1,0 +1,337 @@
+"""Shards to batches on the devices.
+
+Parsing records costs far more than a small encoder's step. So the shards of
+a split are decoded once, into one `.npy` file per feature beside them, which
+is then mapped into memory; batches are gathered from it by index.
+
+The order of an epoch is a permutation that depends on (seed, epoch) alone,
+and a batch on its place in it, whoever loads it and wherever a run was
+interrupted: a `Position` is all there is to save.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import pathlib
+import queue
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+from jaxtyping import Int64, Shaped
+
+from datasets import shards
+
+Columns = Mapping[str, Shaped[np.ndarray, "rows ..."]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Where a run is in its data.
+
+    Attributes:
+      epoch: number of whole passes made.
+      batch: number of batches taken of the current one.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+
+
+# Columns ---------------------------------------------------------------------
+
+
+def open_columns(
+    directory: str | os.PathLike[str],
+    spec: shards.DataSpec,
+    split: str,
+    features: Sequence[str] = ("preset", "embedding"),
+    *,
+    progress: bool = False,
+) -> Columns:
+    """Opens features of a split as arrays mapped into memory.
+
+    The first time, the shards are verified and decoded, one at a time, so
+    memory stays flat. Later it is a matter of milliseconds.
+
+    Args:
+      directory: of the data set.
+      spec: what it should be.
+      split: which split.
+      features: which features; see `shards.column_names`.
+      progress: whether to show the decoding on stderr.
+
+    Returns:
+      Read-only arrays, row `i` of the split at index `i`.
+
+    Raises:
+      ShardError: when the data set is missing, incomplete, damaged, or made
+        from another spec; names the file and the remedy.
+      ValueError: when there is no such split or feature.
+    """
+    directory = pathlib.Path(directory)
+    known = shards.column_names(spec)
+    for feature in features:
+        if feature not in known:
+            raise ValueError(
+                f"data set {spec.name} has no column {feature!r}, only "
+                f"{', '.join(known)}"
+                + (
+                    " (audio is kept with config.keep_audio=True)"
+                    if feature.startswith("audio")
+                    else ""
+                )
+            )
+    spec.rows(split)  # says so when there is no such split
+    shards.check_directory(directory, spec)
+    shards.verify(directory, spec, split)
+    absent = [
+        feature
+        for feature in features
+        if not _column_path(directory, spec, split, feature).exists()
+    ]
+    if absent:
+        _decode(directory, spec, split, absent, progress)
+    columns = {}
+    for feature in features:
+        path = _column_path(directory, spec, split, feature)
+        columns[feature] = np.load(path, mmap_mode="r")
+    return columns
+
+
+def open_names(
+    directory: str | os.PathLike[str], spec: shards.DataSpec, split: str
+) -> list[str]:
+    """Names of a hand-crafted split's presets, in row order.
+
+    Raises:
+      ShardError: as for `open_columns`.
+    """
+    directory = pathlib.Path(directory)
+    shards.check_directory(directory, spec)
+    shards.verify(directory, spec, split)
+    return [
+        name
+        for shard in range(spec.num_shards(split))
+        for name in shards.read(directory, spec, split, shard)["name"]
+    ]
+
+
+def _column_path(
+    directory: pathlib.Path, spec: shards.DataSpec, split: str, feature: str
+) -> pathlib.Path:
+    folder = f"columns-{spec.fingerprint()}"
+    return directory / ".cache" / folder / split / f"{feature}.npy"
+
+
+def _decode(
+    directory: pathlib.Path,
+    spec: shards.DataSpec,
+    split: str,
+    features: Sequence[str],
+    progress: bool,
+) -> None:
+    """Writes columns, each whole or not at all."""
+    shapes = shards.feature_shapes(spec)
+    targets = {f: _column_path(directory, spec, split, f) for f in features}
+    folder = next(iter(targets.values())).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Beside the targets, so that a finished one only has to be renamed.
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as scratch:
+            files = {
+                f: np.lib.format.open_memmap(
+                    os.path.join(scratch, f"{f}.npy"),
+                    mode="w+",
+                    dtype=shapes[f][1],
+                    shape=(spec.rows(split), *shapes[f][0]),
+                )
+                for f in features
+            }
+            for shard in tqdm.trange(
+                spec.num_shards(split),
+                desc=f"{spec.name}: decoding {split}",
+                unit=" shards",
+                disable=not progress,
+            ):
+                rows = spec.shard_rows(split, shard)
+                columns = shards.read(directory, spec, split, shard)
+                for feature, file in files.items():
+                    file[rows.start : rows.stop] = columns[feature]
+            for feature, file in files.items():
+                file.flush()
+                os.replace(
+                    os.path.join(scratch, f"{feature}.npy"), targets[feature]
+                )
+    except OSError as error:
+        raise shards.unwritable(folder, error) from error
+
+
+# Batches ---------------------------------------------------------------------
+
+
+def permutation(rows: int, seed: int, epoch: int) -> Int64[np.ndarray, " rows"]:
+    """The order of an epoch, a function of its arguments alone.
+
+    Args:
+      rows: how many, below 2^32.
+      seed: of the run, in [0, 2^63).
+      epoch: its number, from 0.
+
+    Returns:
+      Every row number once; uint32, to halve the memory of 10 million.
+    """
+    order = np.arange(rows, dtype=np.uint32)
+    bits = np.random.Philox(key=np.array([seed, epoch], np.uint64))
+    np.random.Generator(bits).shuffle(order)
+    return order
+
+
+def batches(
+    columns: Columns,
+    batch_size: int,
+    *,
+    seed: int,
+    start: Position = Position(),
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[tuple[Position, dict[str, np.ndarray]]]:
+    """Yields shuffled batches for ever.
+
+    The rows that do not fill a batch at the end of an epoch are left out of
+    it; which ones they are differs from epoch to epoch.
+
+    Args:
+      columns: arrays of equal length.
+      batch_size: of the whole batch, over all processes.
+      seed: of the order.
+      start: where to begin.
+      process_index: this process gets one contiguous part of every batch,
+      process_count: of so many equal ones.
+
+    Yields:
+      The position after the batch, which is where to begin to go on from
+      there, and this process's part `{feature: [batch, ...]}`, fresh arrays.
+
+    Raises:
+      ValueError: when the sizes do not fit.
+    """
+    rows = _length(columns)
+    if not 1 <= batch_size <= rows:
+        raise ValueError(
+            f"batch size is {batch_size}, the split has {rows} rows; choose "
+            f"--config.batch between 1 and {rows}"
+        )
+    if batch_size % process_count:
+        raise ValueError(
+            f"batch size {batch_size} does not divide among {process_count} "
+            "processes"
+        )
+    per_epoch = rows // batch_size
+    if not 0 <= start.batch <= per_epoch:
+        raise ValueError(
+            f"position is at batch {start.batch} of an epoch of {per_epoch}: "
+            "it was saved with another batch size or split"
+        )
+    local = batch_size // process_count
+    for epoch in itertools.count(start.epoch):
+        done = start.batch if epoch == start.epoch else 0
+        order = permutation(rows, seed, epoch)
+        for batch in range(done, per_epoch):
+            first = batch * batch_size + process_index * local
+            taken = order[first : first + local]
+            yield (
+                Position(epoch, batch + 1),
+                {key: np.take(c, taken, axis=0) for key, c in columns.items()},
+            )
+
+
+def blocks(
+    columns: Columns, size: int
+) -> Iterator[tuple[range, dict[str, np.ndarray]]]:
+    """Yields a split in order, once.
+
+    Args:
+      columns: arrays of equal length.
+      size: rows of a block; the last one may have fewer.
+
+    Yields:
+      The row numbers, and `{feature: [rows, ...]}`.
+    """
+    rows = range(_length(columns))
+    for first in range(0, len(rows), size):
+        part = rows[first : first + size]
+        yield (
+            part,
+            {k: np.array(c[first : part.stop]) for k, c in columns.items()},
+        )
+
+
+def _length(columns: Columns) -> int:
+    lengths = {key: len(column) for key, column in columns.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"columns differ in length: {lengths}")
+    return next(iter(lengths.values()))
+
+
+@contextlib.contextmanager
+def on_devices(
+    source: Iterable[tuple[Position, dict[str, np.ndarray]]],
+    sharding: jax.sharding.Sharding,
+    *,
+    ahead: int = 2,
+) -> Iterator[Iterator[tuple[Position, dict[str, jax.Array]]]]:
+    """Moves batches to the devices in the background.
+
+    A thread gathers and transfers, so that the next batch is there when the
+    step before it ends. Leaving the context stops it.
+
+    Args:
+      source: what `batches` yields: each process's own part.
+      sharding: of the whole batch over the devices of all processes.
+      ahead: how many batches wait on the devices.
+
+    Yields:
+      An iterator over (position, batch). An error in the source is raised
+      from it.
+    """
+    ready: queue.Queue = queue.Queue(maxsize=ahead)
+    stopped = threading.Event()
+
+    def hand_over(item: Any) -> None:
+        while not stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                return ready.put(item, timeout=0.1)
+
+    def work() -> None:
+        try:
+            for position, batch in source:
+                if stopped.is_set():
+                    return
+                placed = {
+                    key: jax.make_array_from_process_local_data(sharding, rows)
+                    for key, rows in batch.items()
+                }
+                hand_over((position, placed))
+            hand_over(None)
+        except BaseException as error:
+            hand_over(error)
+
+    def results() -> Iterator[tuple[Position, dict[str, jax.Array]]]:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    thread = threading.Thread(target=work, name="loader", daemon=True)
+    thread.start()
+    try:
+        yield results()
+    finally:
+        stopped.set()
+        thread.join()

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from proxy.space import ParameterSpace
 
@@ -22,14 +22,14 @@ class TrainState:
     """Everything a step changes.
 
     Attributes:
-      step: steps taken so far.
+      step: steps taken so far, int32.
       params: trainable arrays, float32.
       batch_stats: running statistics of BatchNorm, empty without it.
       opt_state: the optimizer's moments.
       average: exponential moving average of `params`, or None.
     """
 
-    step: Int[Array, ""]
+    step: Any
     params: PyTree
     batch_stats: PyTree
     opt_state: PyTree
@@ -167,6 +167,6 @@ def train_step(
         if average is not None:
             average = optax.incremental_update(params, average, 1 - decay)
         state = TrainState(state.step + 1, params, stats, opt_state, average)
-        return state, {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        return state, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
 
     return step

@@ -214,7 +214,7 @@ def separability(
     mean, spread = train.mean(0), train.std(0) + 1e-6
     sides = [((x - mean) / spread) for x in (a[::2], b[::2])]
 
-    def loss(theta):
+    def loss(theta: Any):
         weight, bias = theta
         terms = [
             jax.nn.softplus(sign * (x @ weight + bias)).mean()
@@ -235,7 +235,8 @@ def separability(
 
     theta = (jnp.zeros(a.shape[1], a.dtype), jnp.zeros((), a.dtype))
     start: Any = (theta, solver.init(theta))
-    ((weight, bias), _), _ = jax.lax.scan(step, start, None, length=steps)
+    final: Any = jax.lax.scan(step, start, None, length=steps)[0]
+    weight, bias = final[0]
 
     def is_b(x) -> Bool[Array, " rows"]:
         return ((x - mean) / spread) @ weight + bias > 0

@@ -212,6 +212,11 @@ def space(
     )
 
 
+def _index(chosen: list[bool]) -> np.ndarray:
+    # 32 bits with and without jax_enable_x64: one trace serves both.
+    return np.flatnonzero(chosen).astype(np.int32)
+
+
 def _namespace(x: Any) -> Any:
     return jnp if isinstance(x, jax.Array) else np
 
@@ -271,10 +276,10 @@ class ParameterSpace:
     @functools.cached_property
     def positions(self) -> np.ndarray:
         """Positions of the used parameters in the whole table."""
-        return np.flatnonzero([p.used for p in self.parameters])
+        return _index([p.used for p in self.parameters])
 
     def _columns(self, *kinds: Kind) -> np.ndarray:
-        return np.flatnonzero([p.kind in kinds for p in self.used])
+        return _index([p.kind in kinds for p in self.used])
 
     @functools.cached_property
     def numerical(self) -> np.ndarray:
@@ -310,7 +315,7 @@ class ParameterSpace:
     def category_offsets(self) -> np.ndarray:
         """First position, in a relaxed preset, of each categorical block."""
         starts = np.cumsum((0, *self.cardinalities))[:-1]
-        return len(self.noncategorical) + starts.astype(np.int64)
+        return len(self.noncategorical) + starts.astype(np.int32)
 
     @functools.cached_property
     def slot_column(self) -> np.ndarray:
@@ -322,7 +327,7 @@ class ParameterSpace:
         """For each category slot of a relaxed preset, its category index."""
         return np.concatenate(
             [np.arange(0), *(np.arange(c) for c in self.cardinalities)]
-        ).astype(np.int64)
+        ).astype(np.int32)
 
     @functools.cached_property
     def slot_value(self) -> np.ndarray:
@@ -353,7 +358,7 @@ class ParameterSpace:
                 starts[self.noncategorical],
                 starts[self.slot_column] + self.slot_category,
             ]
-        ).astype(np.int64)
+        ).astype(np.int32)
 
     @functools.cached_property
     def _padded_blocks(self) -> tuple[np.ndarray, np.ndarray]:
@@ -366,7 +371,7 @@ class ParameterSpace:
     @functools.cached_property
     def _discrete(self) -> np.ndarray:
         """Columns with a list of values."""
-        return np.flatnonzero([p.values is not None for p in self.used])
+        return _index([p.values is not None for p in self.used])
 
     def _padded(self, rows: list[Any], fill: float) -> np.ndarray:
         widest = max((len(r) for r in rows), default=0)
@@ -459,7 +464,7 @@ class ParameterSpace:
             u[..., self._discrete, None]
             >= xp.asarray(self._cumulative, u.dtype)
         ).sum(-1)
-        rows = np.arange(len(self._discrete))
+        rows = np.arange(len(self._discrete), dtype=np.int32)
         drawn = xp.asarray(self._choices, u.dtype)[rows, choice]
         return self._put(presets, self._discrete, drawn)
 
@@ -511,7 +516,7 @@ class ParameterSpace:
         nearest = xp.argmin(
             xp.abs(clipped[..., self._discrete, None] - choices), axis=-1
         )
-        rows = np.arange(len(self._discrete))
+        rows = np.arange(len(self._discrete), dtype=np.int32)
         return self._put(clipped, self._discrete, choices[rows, nearest])
 
     def to_relaxed(

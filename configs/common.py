@@ -1,0 +1,74 @@
+"""Fields that every proxy experiment has, with the paper's values.
+
+An experiment file starts from these and changes what differs.
+"""
+
+from typing import Any
+
+import ml_collections
+
+
+def proxy_config(synth: str, encoder: str) -> Any:
+    """A preset encoder on mn04 embeddings, as in the paper (section 3).
+
+    Args:
+      synth: "dexed", "diva" or "talnm".
+      encoder: name in `proxy.encoders`.
+
+    Returns:
+      The config; learning rate and moments are left to the experiment.
+    """
+    config = ml_collections.ConfigDict()
+    config.name = f"{synth}_{encoder}"
+    config.run = f"runs/{synth}_{encoder}"
+    config.seed = 0
+
+    # Data: made once, shared by all encoders of a synthesizer.
+    config.synth = synth
+    config.audio_model = "mn04"
+    config.data = f"data/{synth}_mn04"
+    config.num_train = 10_240_000
+    config.validation = (256, 512)  # rankings, candidates
+    config.num_test = 131_072
+    config.shard_size = 8192
+    config.embed_batch = 64
+    config.keep_audio = False
+    config.presets = ""  # file or folder of hand-crafted banks
+    config.workers = 0  # rendering workers, 0: one per core
+
+    # Encoder: sizes that differ from the paper's.
+    config.encoder = encoder
+    config.sizes = ml_collections.ConfigDict()
+    config.dtype = "float32"  # of the computation; parameters are float32
+
+    # Optimisation.
+    config.epochs = 30
+    config.batch = 512
+    config.accumulate = 1
+    config.devices = 0  # 0: all
+    config.average = 0.0  # decay of a moving average of weights, 0: none
+    config.optimizer = ml_collections.ConfigDict(
+        {
+            "learning_rate": 0.0,
+            "minimum": 2e-6,
+            "warmup_steps": 7_500,
+            "warmup_factor": 1.0,
+            "cosine_steps": 192_500,
+            "restart_steps": 400_000,
+            "restart_factor": 1.0,
+            "b1": 0.9,
+            "b2": 0.999,
+            "eps": 1e-8,
+            "weight_decay": 0.0,
+            "clip_norm": 0.0,  # 0: no clipping
+        }
+    )
+
+    config.log_every = 100  # steps
+    config.checkpoint_minutes = 10.0  # between validations
+
+    # Test protocol: one-versus-all among `subset` presets, repeated.
+    config.evaluation = ml_collections.ConfigDict(
+        {"subset": 4096, "repeats": 100, "seed": 42}
+    )
+    return config

@@ -1,0 +1,20 @@
+"""Dexed, highway network on one-hot presets (hn_oh), mn04 embeddings.
+
+    python -m launch.train --config configs/dexed_hn.py
+
+Hardware: one GPU or more for training; rendering takes CPU cores, so make the
+data on as many machines as there are (`launch.precompute --task`).
+Figure to beat: validation MRR .8065 (256 rankings of 512), as published, with
+10.24 M presets and 30 epochs.
+"""
+
+from configs import common
+
+
+def get_config():
+    config = common.proxy_config("dexed", "hn_oh")
+    config.optimizer.learning_rate = 4e-3
+    config.optimizer.b1 = 0.93
+    config.optimizer.b2 = 0.987
+    config.optimizer.eps = 2e-7
+    return config

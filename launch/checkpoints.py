@@ -1,0 +1,193 @@
+"""Run directories and their checkpoints: the best and the last."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import ml_collections
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from launch import Config
+from proxy.objective import TrainState
+
+_CONFIG = "config.json"
+_FOLDER = "checkpoints"
+
+
+def prepare(config: Config) -> pathlib.Path:
+    """Makes or reopens the run directory of a config.
+
+    Args:
+      config: with `run`, the directory.
+
+    Returns:
+      The directory, holding config.json and environment.json.
+
+    Raises:
+      ValueError: when the directory belongs to another config; names the
+        fields that differ.
+    """
+    run = pathlib.Path(config.run)
+    run.mkdir(parents=True, exist_ok=True)
+    path = run / _CONFIG
+    wanted = json.loads(config.to_json())
+    if path.exists():
+        found = json.loads(path.read_text())
+        _check_same(run, found, wanted)
+    else:
+        _write(path, wanted)
+        _write(run / "environment.json", environment())
+    return run
+
+
+# Fields that change how a run is carried out, not what comes of it.
+_FREE = ("run", "workers", "data", "log_every", "evaluation", "epochs")
+
+
+def _check_same(run: pathlib.Path, found: dict, wanted: dict) -> None:
+    differing = [
+        f"{name}: {found.get(name)!r} there, {wanted.get(name)!r} asked"
+        for name in sorted(set(found) | set(wanted))
+        if name not in _FREE and found.get(name) != wanted.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"{run} holds a run with another config ({'; '.join(differing)});"
+            " choose another --config.run, or remove it"
+        )
+
+
+def _write(path: pathlib.Path, content: dict) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def environment() -> dict[str, Any]:
+    """What a run ran on: versions, devices, command and git revision."""
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=pathlib.Path(__file__).parent,
+    )
+    devices = jax.devices()
+    return {
+        "python": sys.version.split()[0],
+        "jax": jax.__version__,
+        "devices": [d.device_kind for d in devices],
+        "processes": jax.process_count(),
+        "git": git.stdout.strip() or None,
+        "command": sys.argv,
+    }
+
+
+def manager(run: pathlib.Path) -> ocp.CheckpointManager:
+    """Opens the checkpoints of a run: keeps the best MRR and the last."""
+    keep = policies.AnyPreservationPolicy(
+        [
+            policies.LatestN(1),
+            policies.BestN(
+                get_metric_fn=lambda m: m["mrr"],
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            ),
+        ]
+    )
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=keep,
+        best_fn=lambda m: m["mrr"],
+        cleanup_tmp_directories=True,
+    )
+    return ocp.CheckpointManager((run / _FOLDER).absolute(), options=options)
+
+
+def save(
+    checkpoints: ocp.CheckpointManager,
+    step: int,
+    state: TrainState,
+    metrics: dict[str, float] | None,
+) -> None:
+    """Saves a state in the background.
+
+    Args:
+      checkpoints: the run's manager.
+      step: steps taken; with the config it fixes the data position too,
+        because an epoch's order depends on the seed and the epoch only.
+      state: what to save.
+      metrics: of the validation at this step, None between validations.
+    """
+    checkpoints.save(
+        step,
+        args=ocp.args.StandardSave(state),
+        metrics=metrics,
+        force=True,
+    )
+
+
+def restore(
+    checkpoints: ocp.CheckpointManager,
+    template: TrainState,
+    step: int | None = None,
+) -> TrainState:
+    """Reads a state.
+
+    Args:
+      checkpoints: the run's manager.
+      template: a state with the shapes, dtypes and shardings to read into.
+      step: which one, the last when None.
+
+    Returns:
+      The state.
+
+    Raises:
+      ValueError: when the checkpoint does not fit the template.
+    """
+    step = checkpoints.latest_step() if step is None else step
+    try:
+        restored: Any = checkpoints.restore(
+            step, args=ocp.args.StandardRestore(template)
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"checkpoint {step} in {checkpoints.directory} does not fit this "
+            f"config: {error}"
+        ) from error
+    return restored
+
+
+def load(
+    run: str | os.PathLike[str],
+) -> tuple[Config, ocp.CheckpointManager]:
+    """Opens a finished or unfinished run for reading.
+
+    Args:
+      run: its directory.
+
+    Returns:
+      Its config and its checkpoints.
+
+    Raises:
+      FileNotFoundError: when there is no run, or it has no checkpoint yet.
+    """
+    folder = pathlib.Path(run)
+    path = folder / _CONFIG
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no run at {folder} ({_CONFIG} is missing); train one with "
+            "python -m launch.train --config FILE"
+        )
+    config = ml_collections.ConfigDict(json.loads(path.read_text()))
+    checkpoints = manager(folder)
+    if checkpoints.latest_step() is None:
+        raise FileNotFoundError(
+            f"the run at {folder} has no checkpoint yet; let it train to its "
+            "first validation"
+        )
+    return config, checkpoints

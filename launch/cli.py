@@ -1,0 +1,58 @@
+"""What every command shares: flags, one clear error, one place to debug."""
+
+import sys
+import traceback
+from collections.abc import Callable
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+# Errors that a user can mend: bad input, a missing file, a full disk. They
+# are told in one line; anything else is a defect and keeps its traceback.
+EXPECTED = (ValueError, OSError, RuntimeError)
+
+_TRACEBACK = flags.DEFINE_bool(
+    "traceback", False, "Show the traceback of every error."
+)
+
+
+def define_config() -> flags.FlagHolder:
+    """Defines `--config FILE` with `--config.field=value` overrides.
+
+    Returns:
+      The holder of the flag; required.
+    """
+    holder = config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "Experiment file; override fields with --config.field=value.",
+        lock_config=True,
+    )
+    flags.mark_flag_as_required("config")
+    return holder
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the flags, runs a command, turns its errors into exit codes.
+
+    Args:
+      main: the command; reads its own flags.
+    """
+
+    def guarded(argv: list[str]) -> None:
+        if len(argv) > 1:
+            sys.exit(f"error: unexpected arguments {argv[1:]}; see --help")
+        logging.set_verbosity(logging.WARNING)
+        try:
+            main()
+        except KeyboardInterrupt:
+            sys.exit("interrupted; run the same command again to go on")
+        except EXPECTED as error:
+            if _TRACEBACK.value or isinstance(
+                error, jax.errors.JaxRuntimeError
+            ):
+                traceback.print_exc()
+            sys.exit(f"error: {error}")
+
+    app.run(guarded)

@@ -1,0 +1,118 @@
+"""From a config to the pure functions it names."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from launch import Config
+from proxy import audio, encoders, objective, optimizer, retrieval, spaces
+
+
+def encoder(config: Config, axis_name: str | None = None) -> Any:
+    """The preset encoder of a config.
+
+    Args:
+      config: with synth, audio_model, encoder, sizes and dtype.
+      axis_name: mapped axis to share batch statistics over.
+
+    Returns:
+      A Linen module.
+    """
+    return encoders.build(
+        config.encoder,
+        spaces.get(config.synth),
+        audio.get(config.audio_model).dimension,
+        axis_name=axis_name,
+        dtype=jnp.dtype(config.dtype),
+        **config.sizes,
+    )
+
+
+def gradient_transformation(config: Config) -> Any:
+    """AdamW with the learning-rate schedule of a config."""
+    o = config.optimizer
+    schedule = optimizer.warmup_cosine_restart(
+        o.learning_rate,
+        o.minimum,
+        warmup_steps=o.warmup_steps,
+        warmup_factor=o.warmup_factor,
+        cosine_steps=o.cosine_steps,
+        restart_steps=o.restart_steps,
+        restart_factor=o.restart_factor,
+    )
+    return optimizer.adamw(
+        schedule,
+        b1=o.b1,
+        b2=o.b2,
+        eps=o.eps,
+        weight_decay=o.weight_decay,
+        clip_norm=o.clip_norm or None,
+    )
+
+
+def initial_state(config: Config) -> objective.TrainState:
+    """The state at step 0, a function of the config alone."""
+    return jax.jit(
+        lambda key: objective.init_state(
+            encoder(config),
+            gradient_transformation(config),
+            key,
+            spaces.get(config.synth).width,
+            average=config.average > 0,
+        )
+    )(jax.random.key(config.seed))
+
+
+def validator(config: Config) -> Any:
+    """Builds the compiled validation of one block of rankings.
+
+    Args:
+      config: an experiment.
+
+    Returns:
+      A function from the state, presets `[rankings, candidates, parameters]`
+      and embeddings `[rankings, candidates, embedding]` to the reciprocal
+      ranks `[rankings]` and the L1 of each ranking `[rankings]`.
+    """
+    model, space = encoder(config), spaces.get(config.synth)
+
+    @jax.jit
+    def validate(state, presets, embeddings):
+        flat = presets.reshape(-1, presets.shape[-1])
+        predicted = objective.predict(model, state, space.to_relaxed(flat))
+        predicted = predicted.astype(jnp.float32).reshape(embeddings.shape)
+        ranks = retrieval.ranking(predicted, embeddings[:, 0])
+        return 1 / ranks, jnp.abs(predicted - embeddings).mean((1, 2))
+
+    return validate
+
+
+def predictor(config: Config, block: int = 4096) -> Any:
+    """Builds a function from a state and host presets to host predictions.
+
+    Args:
+      config: an experiment.
+      block: presets predicted at once; memory does not grow beyond it.
+
+    Returns:
+      `(state, presets [samples, parameters]) -> float32 [samples,
+      embedding]`, NumPy arrays.
+    """
+    model, space = encoder(config), spaces.get(config.synth)
+
+    @jax.jit
+    def one_block(state, presets):
+        predicted = objective.predict(model, state, space.to_relaxed(presets))
+        return predicted.astype(jnp.float32)
+
+    def predict(state, presets):
+        out = []
+        for start in range(0, len(presets), block):
+            part = np.asarray(presets[start : start + block], np.float32)
+            padded = np.pad(part, [(0, block - len(part)), (0, 0)])
+            out.append(np.asarray(one_block(state, padded))[: len(part)])
+        return np.concatenate(out)
+
+    return predict

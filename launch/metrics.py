@@ -1,0 +1,66 @@
+"""Metrics of a run: JSON lines for programs, TensorBoard for people."""
+
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any, Self
+
+import tensorboardX
+
+FILE = "metrics.jsonl"
+
+
+def read(run: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """Yields the records of a run, oldest first.
+
+    A last line cut short by a kill is left out.
+    """
+    path = run / FILE
+    if not path.exists():
+        return
+    for line in path.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return
+
+
+class Writer:
+    """Appends records to a run directory.
+
+    A run that resumes from step N forgets the records after N, so that each
+    step is there once.
+    """
+
+    def __init__(self, run: pathlib.Path, resume_step: int = 0) -> None:
+        """Opens the files.
+
+        Args:
+          run: the run directory.
+          resume_step: records of later steps are dropped.
+        """
+        kept = [r for r in read(run) if r["step"] <= resume_step]
+        path = run / FILE
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("w") as file:
+            file.writelines(json.dumps(r) + "\n" for r in kept)
+        os.replace(temporary, path)
+        self._file = path.open("a")
+        self._board = tensorboardX.SummaryWriter(
+            str(run / "tensorboard"), purge_step=resume_step + 1
+        )
+
+    def write(self, step: int, **scalars: float) -> None:
+        """Appends one record."""
+        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+        self._file.flush()
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._board.close()

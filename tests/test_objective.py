@@ -1,0 +1,165 @@
+"""The train step: on one device, on several, and when it goes wrong."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from launch import devices
+from proxy import encoders, objective, spaces
+
+SPACE = spaces.get("talnm")
+SIZES = {
+    "mlp_raw": {"hidden": 24},
+    "mlp_oh": {"hidden": 24},
+    "rn_oh": {"hidden": 24, "blocks": 2},
+    "hn_oh": {"hidden": 16, "blocks": 3},
+    "hn_pt": {"hidden": 16, "blocks": 3, "token": 4},
+    "hn_ptgru": {"hidden": 16, "blocks": 3, "token": 8},
+    "gru_oh": {"hidden": 16},
+    "tfm": {"features": 16, "blocks": 2, "heads": 4},
+}
+
+
+def _encoder(name, axis_name=None):
+    return encoders.build(
+        name, SPACE, 12, axis_name=axis_name, **SIZES.get(name, {})
+    )
+
+
+def _batch(count=32, seed=0):
+    keys = jax.random.split(jax.random.key(seed))
+    dtype = jnp.zeros(()).dtype
+    return {
+        "preset": SPACE.sample(keys[0], (count,)).astype(dtype),
+        "embedding": jax.random.normal(keys[1], (count, 12), dtype),
+    }
+
+
+def _run(name, optimizer, steps, devices_used=None, **options):
+    """Trains a few steps, on one device unmapped or on several mapped."""
+    state = objective.init_state(
+        _encoder(name), optimizer, jax.random.key(1), SPACE.width
+    )
+    dtype = jnp.zeros(()).dtype
+    state = jax.tree.map(
+        lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, state
+    )
+    if devices_used is None:
+        sharding = None
+        step = jax.jit(
+            objective.train_step(_encoder(name), SPACE, optimizer, **options)
+        )
+    else:
+        mesh = devices.mesh(devices_used)
+        sharding = devices.split(mesh)
+        step = devices.map_step(
+            objective.train_step(
+                _encoder(name, devices.AXIS),
+                SPACE,
+                optimizer,
+                axis_name=devices.AXIS,
+                **options,
+            ),
+            mesh,
+        )
+        state = jax.device_put(state, devices.replicated(mesh))
+    losses = []
+    for i in range(steps):
+        state, metrics = step(state, jax.device_put(_batch(seed=i), sharding))
+        losses.append(float(metrics["loss"]))
+    return jax.device_get(state), losses
+
+
+@pytest.mark.parametrize("name", encoders.names())
+def test_four_devices_take_the_step_of_one(name):
+    # Plain gradient descent at rate 1: the parameters' change is the
+    # gradient, which AdamW's normalisation would hide.
+    with jax.enable_x64(True):
+        (one, loss_one), (four, loss_four) = (
+            _run(name, optax.sgd(1.0), 1, used) for used in (None, 4)
+        )
+    assert loss_one == pytest.approx(loss_four, rel=1e-9)
+    jax.tree.map_with_path(
+        lambda path, a, b: np.testing.assert_allclose(
+            a, b, rtol=1e-9, atol=1e-12, err_msg=jax.tree_util.keystr(path)
+        ),
+        (one.params, one.batch_stats),
+        (four.params, four.batch_stats),
+    )
+
+
+@pytest.mark.parametrize("name", encoders.names())
+def test_loss_curves_agree_in_single_precision(name):
+    # eps well above rounding noise, which AdamW would turn into steps.
+    optimizer = optax.adamw(5e-4, eps=1e-5, weight_decay=0.0)
+    (_, one), (_, four) = (_run(name, optimizer, 50, n) for n in (None, 4))
+    np.testing.assert_allclose(one, four, rtol=1e-3)
+
+
+def test_accumulation_averages_gradients():
+    # Without BatchNorm, micro-batches must add up to the whole batch.
+    with jax.enable_x64(True):
+        (whole, a), (parts, b) = (
+            _run("tfm", optax.sgd(1.0), 1, accumulate=n) for n in (1, 4)
+        )
+    assert a == pytest.approx(b, rel=1e-9)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12),
+        whole.params,
+        parts.params,
+    )
+
+
+def test_moving_average_follows_the_parameters():
+    optimizer = optax.sgd(0.1)
+    encoder = _encoder("hn_oh")
+    state = objective.init_state(
+        encoder, optimizer, jax.random.key(0), SPACE.width, average=True
+    )
+    step = jax.jit(objective.train_step(encoder, SPACE, optimizer, decay=0.75))
+    after, _ = step(state, _batch())
+    jax.tree.map(
+        lambda old, new, mean: np.testing.assert_allclose(
+            mean, 0.75 * old + 0.25 * new, rtol=1e-5, atol=1e-7
+        ),
+        state.params,
+        after.params,
+        after.average,
+    )
+    relaxed = SPACE.to_relaxed(_batch()["preset"])
+    averaged = objective.predict(encoder, after, relaxed)
+    plain = objective.predict(encoder, after.replace(average=None), relaxed)
+    assert np.abs(averaged - plain).max() > 1e-6
+
+
+def test_a_bad_target_shows_in_loss_and_gradient_norm():
+    encoder, optimizer = _encoder("hn_oh"), optax.sgd(0.1)
+    state = objective.init_state(
+        encoder, optimizer, jax.random.key(0), SPACE.width
+    )
+    batch = _batch()
+    batch["embedding"] = batch["embedding"].at[3, 2].set(jnp.nan)
+    step = jax.jit(objective.train_step(encoder, SPACE, optimizer))
+    _, metrics = step(state, batch)
+    assert not np.isfinite(metrics["loss"])
+
+
+def test_training_learns():
+    optimizer = optax.adamw(3e-3, weight_decay=0.0)
+    encoder = _encoder("hn_oh")
+    state = objective.init_state(
+        encoder, optimizer, jax.random.key(0), SPACE.width
+    )
+    step = jax.jit(objective.train_step(encoder, SPACE, optimizer))
+    batch = _batch(256)
+    target = SPACE.to_relaxed(batch["preset"]) @ jax.random.normal(
+        jax.random.key(9), (SPACE.width, 12)
+    )
+    batch["embedding"] = target
+    losses = []
+    for _ in range(200):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.5 * losses[0]

@@ -29,6 +29,7 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
+import importlib
 import json
 import os
 import pathlib
@@ -343,11 +344,8 @@ def _lock(
 
 def _array_record() -> Any:
     """The ArrayRecord library, when it is needed and not before."""
-    from array_record.python import (  # pyright: ignore
-        array_record_module,
-    )
-
-    return array_record_module
+    name = "array_record.python.array_record_module"
+    return importlib.import_module(name)
 
 
 def _protos() -> Any:
@@ -474,7 +472,7 @@ class Writer:
         Raises:
           ShardError: when the folder cannot be written.
         """
-            self.spec, self.split, self.shard = spec, split, shard
+        self.spec, self.split, self.shard = spec, split, shard
         self.path = directory / spec.filename(split, shard)
         tag = f"{socket.gethostname()}-{os.getpid()}"
         self._temporary = directory / f".{self.path.name}.tmp-{tag}"
@@ -520,7 +518,7 @@ class Writer:
         Raises:
           ShardError: when the disk is full, or records are missing.
         """
-            expected = len(self.spec.shard_rows(self.split, self.shard))
+        expected = len(self.spec.shard_rows(self.split, self.shard))
         try:
             self._writer.close()
             _sync(self._temporary)

@@ -33,19 +33,21 @@ def define_config() -> flags.FlagHolder:
     return holder
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[..., None], *, arguments: bool = False) -> None:
     """Parses the flags, runs a command, turns its errors into exit codes.
 
     Args:
       main: the command; reads its own flags.
+      arguments: whether it takes the list of words that are no flags.
     """
 
     def guarded(argv: list[str]) -> None:
-        if len(argv) > 1:
-            sys.exit(f"error: unexpected arguments {argv[1:]}; see --help")
+        words = argv[1:]
+        if words and not arguments:
+            sys.exit(f"error: unexpected words {words}; see --help")
         logging.set_verbosity(logging.WARNING)
         try:
-            main()
+            main(*([words] if arguments else []))
         except KeyboardInterrupt:
             sys.exit("interrupted; run the same command again to go on")
         except EXPECTED as error:

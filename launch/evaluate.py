@@ -1,0 +1,268 @@
+"""Scores a trained proxy beside baselines, on synthetic and real presets.
+
+    python -m launch.evaluate --run runs/quickstart
+
+Retrieval is one-versus-all among `config.evaluation.subset` presets, repeated
+over random subsets (mean and spread), in both directions. The baselines, the
+mean embedding and ridge regression on the one-hot preset, are fitted on the
+same training data. Writes evaluation.json and pictures into the run.
+"""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import tabulate
+import tqdm
+from absl import flags
+from jaxtyping import Float
+
+from datasets import loader
+from launch import Config, checkpoints, cli, data, devices, experiment, plots
+from proxy import baselines, retrieval, spaces
+
+_RUN = flags.DEFINE_string("run", None, "Run directory.", required=True)
+_CHECKPOINT = flags.DEFINE_enum(
+    "checkpoint", "best", ["best", "last"], "Which checkpoint to score."
+)
+_PRESETS = flags.DEFINE_string(
+    "presets", None, "File or folder of banks, in place of config.presets."
+)
+
+Predict = Callable[[Float[np.ndarray, "samples parameters"]], np.ndarray]
+_TOP = (1, 5, 10)
+_PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+
+
+@jax.jit
+def _score(predicted: jax.Array, audio: jax.Array) -> dict[str, jax.Array]:
+    """Every metric of one subset."""
+    count = predicted.shape[0]
+    by_l1 = retrieval.one_vs_all(predicted, audio, "l1")
+    by_cosine = retrieval.one_vs_all(predicted, audio, "cosine")
+    scores = {}
+    for name, ranks in by_l1._asdict().items():
+        scores[f"mrr/{name}"] = retrieval.mean_reciprocal_rank(ranks)
+        for top in _TOP[1:]:
+            scores[f"mrr@{top}/{name}"] = retrieval.mean_reciprocal_rank(
+                ranks, top
+            )
+        share = retrieval.normalized(ranks, count)
+        scores[f"mean_normalized_rank/{name}"] = share.mean()
+        scores[f"median_normalized_rank/{name}"] = jax.numpy.median(share)
+    for metric, found in (("l1", by_l1), ("cosine", by_cosine)):
+        for name, ranks in found._asdict().items():
+            for top in _TOP:
+                key = f"recall@{top}_{metric}/{name}"
+                scores[key] = retrieval.recall(ranks, top)
+    scores["centroid_distance"] = retrieval.centroid_distance(audio, predicted)
+    scores["separability"] = retrieval.separability(audio, predicted)
+    return {"scores": scores, "ranks": by_l1.preset_to_audio}
+
+
+def score(
+    predicted: Float[np.ndarray, "samples embedding"],
+    audio: Float[np.ndarray, "samples embedding"],
+    *,
+    subset: int,
+    repeats: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Scores predictions over random subsets.
+
+    Args:
+      predicted: f(x) of every preset.
+      audio: g(s(x)), same order.
+      subset: presets in a subset, at most all of them.
+      repeats: how many subsets; one when a subset is everything.
+      seed: subset i is drawn with seed + i.
+
+    Returns:
+      "metrics" (name to mean and standard deviation over subsets), "ranks"
+      (of the first subset, preset to audio), "subset", "repeats" and "count".
+    """
+    count = len(audio)
+    subset = min(subset, count)
+    repeats = repeats if subset < count else 1
+    kept, first = [], None
+    for i in tqdm.trange(repeats, desc="subsets", leave=False):
+        rng = np.random.default_rng(seed + i)
+        chosen = np.sort(rng.permutation(count)[:subset])
+        found = jax.device_get(_score(predicted[chosen], audio[chosen]))
+        kept.append(found["scores"])
+        first = found["ranks"] if first is None else first
+    metrics = {
+        name: {
+            "mean": float(np.mean([k[name] for k in kept])),
+            "std": float(np.std([k[name] for k in kept])),
+        }
+        for name in kept[0]
+    }
+    l1 = np.abs(predicted - audio).mean(1)
+    metrics["l1"] = {"mean": float(l1.mean()), "std": 0.0}
+    return {
+        "metrics": metrics,
+        "ranks": first,
+        "subset": subset,
+        "repeats": repeats,
+        "count": count,
+    }
+
+
+def fit_baselines(config: Config, dataset: data.Dataset) -> dict[str, Predict]:
+    """Fits the baselines on the training split, block by block.
+
+    Args:
+      config: an experiment.
+      dataset: its data.
+
+    Returns:
+      Prediction functions by name. The penalty of ridge regression is the
+      best of five on the validation split, by L1.
+    """
+    space = spaces.get(config.synth)
+    moments = jax.jit(
+        lambda preset, y: baselines.moments(space.to_relaxed(preset), y)
+    )
+    total: Any = None
+    for _, block in loader.blocks(dataset.columns("train"), 16_384):
+        part = moments(block["preset"], block["embedding"])
+        # Double precision: millions of rows would wear out single floats.
+        part = jax.tree.map(lambda x: np.asarray(x, np.float64), part)
+        total = part if total is None else jax.tree.map(np.add, total, part)
+
+    def fit(solve: Callable[..., Any], *args: float) -> Any:
+        with jax.enable_x64(True):
+            model = solve(jax.tree.map(jax.numpy.asarray, total), *args)
+        return jax.tree.map(np.float32, model)
+
+    def linear(model: baselines.Linear) -> Predict:
+        apply = jax.jit(
+            lambda preset: baselines.apply(model, space.to_relaxed(preset))
+        )
+        return lambda presets: np.asarray(apply(np.asarray(presets)))
+
+    held_out = dataset.columns("validation")
+    tried = [linear(fit(baselines.fit_ridge, p)) for p in _PENALTIES]
+    errors = [
+        np.abs(f(held_out["preset"]) - held_out["embedding"]).mean()
+        for f in tried
+    ]
+    return {
+        "mean embedding": linear(fit(baselines.fit_mean)),
+        "ridge regression": tried[int(np.argmin(errors))],
+    }
+
+
+# Columns of the printed table: title, metric, number of decimals.
+_TABLE = (
+    ("MRR p>a", "mrr/preset_to_audio", 4),
+    ("MRR a>p", "mrr/audio_to_preset", 4),
+    ("MRR@5", "mrr@5/preset_to_audio", 4),
+    ("R@1", "recall@1_cosine/preset_to_audio", 3),
+    ("R@5", "recall@5_cosine/preset_to_audio", 3),
+    ("R@10", "recall@10_cosine/preset_to_audio", 3),
+    ("norm. rank", "mean_normalized_rank/preset_to_audio", 4),
+    ("L1", "l1", 4),
+    ("centroids", "centroid_distance", 3),
+    ("told apart", "separability", 3),
+)
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """The results as text.
+
+    Args:
+      results: by data ("synthetic", "hand-crafted"), by model; a string in
+        place of the models says why there are none.
+
+    Returns:
+      A Markdown table.
+    """
+    rows = []
+    for where, models in results.items():
+        for name, found in models.items():
+            cells = []
+            for _, metric, digits in _TABLE:
+                value = found["metrics"][metric]
+                cell = f"{value['mean']:.{digits}f}"
+                if metric.startswith("mrr/") and found["repeats"] > 1:
+                    cell += f" ± {value['std']:.{digits}f}"
+                cells.append(cell)
+            rows.append([f"{where}, {found['subset']:,}", name, *cells])
+    headers = ["presets", "model", *(title for title, _, _ in _TABLE)]
+    return tabulate.tabulate(
+        rows, headers, tablefmt="github", disable_numparse=True
+    )
+
+
+def evaluate(run: str, which: str, presets: str | None) -> dict[str, Any]:
+    """Scores a run and writes what it found.
+
+    Args:
+      run: the run directory.
+      which: "best" or "last" checkpoint.
+      presets: banks in place of the config's, or None.
+
+    Returns:
+      The results by data and model.
+    """
+    config, saved = checkpoints.load(run)
+    if presets is not None:
+        config.presets = presets
+    dataset = data.ensure(config)
+    template = jax.eval_shape(lambda: experiment.initial_state(config))
+    step = saved.best_step() if which == "best" else saved.latest_step()
+    state = checkpoints.restore(saved, template, step)
+    print(f"{run}: {which} checkpoint, step {step:,}")
+    predict = experiment.predictor(config)
+    models: dict[str, Predict] = {
+        **fit_baselines(config, dataset),
+        config.encoder: lambda x: predict(state, x),
+    }
+    folder = pathlib.Path(run)
+    results: dict[str, dict[str, Any]] = {}
+    for where, columns in dataset.test_sets().items():
+        results[where] = found = {}
+        audio = np.asarray(columns["embedding"])
+        for name, model in models.items():
+            predicted = model(columns["preset"])
+            found[name] = score(predicted, audio, **config.evaluation)
+        slug = where.replace(" ", "_")
+        plots.rank_histogram(
+            {name: f["ranks"] for name, f in found.items()},
+            found[config.encoder]["subset"],
+            f"{config.name}: sound of a preset, {where}",
+            folder / f"ranks_{slug}.png",
+        )
+        plots.embedding_map(
+            audio,
+            predicted,
+            f"{config.name}: {where}",
+            folder / f"embeddings_{slug}.png",
+        )
+    for found in (f for models in results.values() for f in models.values()):
+        del found["ranks"]
+    content = {"checkpoint": which, "step": step, "results": results}
+    content["bank"] = config.presets
+    text = json.dumps(content, indent=1) + "\n"
+    (folder / "evaluation.json").write_text(text)
+    return results
+
+
+def main() -> None:
+    """Runs the command."""
+    print(devices.describe(), flush=True)
+    results = evaluate(_RUN.value, _CHECKPOINT.value, _PRESETS.value)
+    print()
+    print(table(results))
+    if "hand-crafted" not in results:
+        print("hand-crafted: no bank (see launch.presets)")
+    print(f"\nwrote evaluation.json and pictures to {_RUN.value}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

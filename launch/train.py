@@ -1,0 +1,243 @@
+"""Trains a proxy: f(preset) = g(sound of the preset).
+
+    python -m launch.train --config configs/quickstart.py
+
+Builds the shards that are missing, trains, validates after every epoch, keeps
+the best and the last checkpoint. Stopped at any point, by Ctrl-C, SIGTERM or
+a crash, the same command goes on and ends with the same parameters.
+"""
+
+import contextlib
+import pathlib
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+
+from datasets import loader
+from launch import (
+    Config,
+    checkpoints,
+    cli,
+    data,
+    devices,
+    experiment,
+    metrics,
+    plots,
+)
+from proxy import objective, spaces
+
+_CONFIG = cli.define_config()
+
+
+def check_finite(step: int, pending: list[Any]) -> dict[str, float]:
+    """Fetches the metrics of the last few steps and checks them.
+
+    Args:
+      step: number of steps taken.
+      pending: metrics of the latest of them, still on the devices.
+
+    Returns:
+      Mean loss and mean gradient norm.
+
+    Raises:
+      FloatingPointError: naming the first step that was not finite.
+    """
+    fetched = jax.device_get(pending)
+    losses, norms = (
+        np.array([m[name] for m in fetched]) for name in ("loss", "grad_norm")
+    )
+    bad = np.flatnonzero(~(np.isfinite(losses) & np.isfinite(norms)))
+    if len(bad):
+        first = step - len(pending) + bad[0] + 1
+        raise FloatingPointError(
+            f"loss {losses[bad[0]]}, gradient norm {norms[bad[0]]} at step "
+            f"{first}; the last checkpoint is from before it. Lower "
+            "config.optimizer.learning_rate or set "
+            "config.optimizer.clip_norm"
+        )
+    return {"loss": losses.mean().item(), "grad_norm": norms.mean().item()}
+
+
+@contextlib.contextmanager
+def _catch_termination() -> Iterator[Callable[[], bool]]:
+    """Lets a step finish after SIGTERM or Ctrl-C; yields "was there one"."""
+    caught: list[int] = []
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(s, lambda n, _: caught.append(n)) for s in signals]
+    try:
+        yield lambda: bool(caught)
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
+def validate(
+    config: Config, ranker: Any, state: Any, columns: loader.Columns, mesh: Any
+) -> dict[str, float]:
+    """Scores a state on the validation split, a block of rankings at a time.
+
+    Args:
+      config: an experiment; `validation` is (rankings, candidates).
+      ranker: from `experiment.validator`.
+      state: the training state.
+      columns: the validation split.
+      mesh: the devices.
+
+    Returns:
+      "mrr" over the disjoint rankings and "l1" over all presets.
+    """
+    rankings, candidates = config.validation
+    shaped = [
+        columns[name].reshape(rankings, candidates, -1)
+        for name in ("preset", "embedding")
+    ]
+    block = max(8192 // candidates // mesh.size, 1) * mesh.size
+    reciprocal, l1 = [], []
+    for start in range(0, rankings, block):
+        part = [x[start : start + block] for x in shaped]
+        even = len(part[0]) % mesh.size == 0
+        layout = devices.split(mesh) if even else devices.replicated(mesh)
+        out = ranker(state, *devices.place(part, layout))
+        for kept, new in zip((reciprocal, l1), out, strict=True):
+            kept.append(devices.fetch(new))
+    return {
+        "mrr": np.concatenate(reciprocal).mean().item(),
+        "l1": np.concatenate(l1).mean().item(),
+    }
+
+
+def train(config: Config) -> pathlib.Path:
+    """Trains the encoder of a config to its end.
+
+    Args:
+      config: an experiment.
+
+    Returns:
+      The run directory.
+
+    Raises:
+      FloatingPointError: when a loss or gradient is not finite.
+      ValueError: when config, data and run directory do not fit together.
+      SystemExit: after SIGTERM or Ctrl-C, with a checkpoint saved.
+    """
+    mesh = devices.mesh(config.devices or None)
+    devices.check_batch(config.batch, mesh, config.accumulate)
+    dataset = data.ensure(config)
+    held_out = dataset.columns("validation")
+    run = checkpoints.prepare(config)
+    writes = jax.process_index() == 0
+
+    step_fn = devices.map_step(
+        objective.train_step(
+            experiment.encoder(config, devices.AXIS),
+            spaces.get(config.synth),
+            experiment.gradient_transformation(config),
+            axis_name=devices.AXIS,
+            accumulate=config.accumulate,
+            decay=config.average,
+        ),
+        mesh,
+    )
+    ranker = experiment.validator(config)
+    state = devices.place(
+        experiment.initial_state(config), devices.replicated(mesh)
+    )
+    epoch_steps = config.num_train // config.batch
+    total = config.epochs * epoch_steps
+
+    with contextlib.ExitStack() as stack:
+        saved = stack.enter_context(checkpoints.manager(run))
+        done = saved.latest_step() or 0
+        if done:
+            state = checkpoints.restore(saved, state)
+            print(f"{run}: going on at step {done:,} of {total:,}")
+        stopped = stack.enter_context(_catch_termination())
+        writer = stack.enter_context(metrics.Writer(run, done))
+        source = loader.batches(
+            dataset.columns("train"),
+            config.batch,
+            seed=config.seed,
+            start=loader.Position(*divmod(done, epoch_steps)),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        batches = stack.enter_context(
+            loader.on_devices(source, devices.split(mesh))
+        )
+        bar = stack.enter_context(
+            tqdm.tqdm(
+                total=total,
+                initial=done,
+                unit="step",
+                disable=not writes,
+                mininterval=0.5 if sys.stderr.isatty() else 30,
+            )
+        )
+        pending, last_save, compiled = [], time.monotonic(), None
+        since, since_step = time.monotonic(), done
+        for step in range(done + 1, total + 1):
+            _, batch = next(batches)
+            if compiled is None:
+                started = time.monotonic()
+                # Ahead of time: a compiled step cannot recompile unnoticed.
+                compiled = step_fn.lower(state, batch).compile()
+                seconds = time.monotonic() - started
+                writer.write(step - 1, compile_seconds=seconds)
+                since = time.monotonic()
+            state, step_metrics = compiled(state, batch)
+            pending.append(step_metrics)
+            bar.update()
+            epoch_ends = step % epoch_steps == 0
+            if not (epoch_ends or step % config.log_every == 0 or stopped()):
+                continue
+            means = check_finite(step, pending)
+            pending = []
+            rate = (step - since_step) * config.batch
+            rate /= time.monotonic() - since
+            writer.write(step, **means, presets_per_second=rate)
+            bar.set_postfix(loss=f"{means['loss']:.4f}")
+            found = None
+            if epoch_ends:
+                found = validate(config, ranker, state, held_out, mesh)
+                epoch = step // epoch_steps
+                writer.write(step, epoch=epoch, **found)
+                bar.write(
+                    f"epoch {epoch:3d}  loss {means['loss']:.4f}  "
+                    f"validation L1 {found['l1']:.4f}  MRR {found['mrr']:.4f}"
+                    f"  {rate:,.0f} presets/s"
+                )
+            idle = time.monotonic() - last_save
+            if epoch_ends or stopped() or idle > 60 * config.checkpoint_minutes:
+                checkpoints.save(saved, step, state, found)
+                last_save = time.monotonic()
+            if stopped() and step < total:
+                saved.wait_until_finished()
+                bar.close()
+                print(
+                    f"{run}: stopped at step {step:,}; the same command goes on"
+                )
+                raise SystemExit(143)
+            since, since_step = time.monotonic(), step
+    if writes:
+        plots.training_curves(run)
+        print(f"{run}: {total:,} steps done")
+    return run
+
+
+def main() -> None:
+    """Runs the command."""
+    config = _CONFIG.value
+    devices.initialize()
+    print(devices.describe(), flush=True)
+    run = train(config)
+    print(f"next: python -m launch.evaluate --run {run}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

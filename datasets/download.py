@@ -25,9 +25,8 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 
 def fetch(
-    url: str,
+    *urls: str,
     path: str | os.PathLike[str],
-    *,
     digest: str | None = None,
     progress: bool = False,
 ) -> str:
@@ -39,7 +38,8 @@ def fetch(
     and later files have to match it.
 
     Args:
-      url: where the file is published.
+      *urls: where the file is published; the next is tried only when the
+        server says that the file is not there.
       path: where it goes; a file put there by hand is used as it is.
       digest: its SHA-256 in hexadecimal, when it is known.
       progress: show a progress bar.
@@ -67,14 +67,7 @@ def fetch(
             )
     else:
         partial = path.with_name(f"{path.name}.part")
-        try:
-            _resume(url, partial, progress)
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", None) or error
-            raise ConnectionError(
-                f"cannot download {url} ({reason}). Try again when online, "
-                f"or download it by other means and put it at {path}"
-            ) from error
+        url = _first(urls, path, partial, progress)
         found = sha256(partial)
         if digest is not None and found != digest:
             partial.unlink()
@@ -87,6 +80,32 @@ def fetch(
     if not record.exists():
         record.write_text(f"{found}  {path.name}\n")
     return found
+
+
+def _first(
+    urls: tuple[str, ...],
+    path: pathlib.Path,
+    partial: pathlib.Path,
+    progress: bool,
+) -> str:
+    """Downloads from the first URL that has the file; returns that URL."""
+    for url in urls:
+        try:
+            _resume(url, partial, progress)
+        except (OSError, http.client.HTTPException) as error:
+            gone = isinstance(error, urllib.error.HTTPError) and (
+                error.code in (404, 410)
+            )
+            if gone and url != urls[-1]:
+                continue
+            reason = getattr(error, "reason", None) or error
+            raise ConnectionError(
+                f"cannot download {url} ({reason}). Try again when online, "
+                f"or download it by other means and put it at {path}"
+            ) from error
+        else:
+            return url
+    raise ValueError(f"no URL to download {path} from")
 
 
 def _resume(url: str, partial: pathlib.Path, progress: bool) -> None:

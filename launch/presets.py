@@ -26,7 +26,7 @@ class Source:
     """A published bank.
 
     Attributes:
-      url: where it is published.
+      urls: where it is published; the next is tried when a file is gone.
       file: its name in the cache.
       licence: what its publisher says about its use.
       digest: its SHA-256, or None when it is not known here: then the first
@@ -34,7 +34,7 @@ class Source:
       note: what is in it.
     """
 
-    url: str
+    urls: tuple[str, ...]
     file: str
     licence: str
     digest: str | None
@@ -45,9 +45,9 @@ class Source:
 # pinned: an invented one would be worse than none.
 SOURCES = {
     "dexed": Source(
-        url=(
+        urls=(
             "https://raw.githubusercontent.com/asb2m10/dexed/"
-            "72359a79208fba90a1617ac6fbe7b53cb7ec5969/assets/builtin_pgm.zip"
+            "72359a79208fba90a1617ac6fbe7b53cb7ec5969/assets/builtin_pgm.zip",
         ),
         file="builtin_pgm.zip",
         licence="GPL-3.0, as part of Dexed (asb2m10/dexed)",
@@ -55,9 +55,12 @@ SOURCES = {
         note="the cartridges that come with Dexed",
     ),
     "learnfm": Source(
-        url=(
+        urls=(
             "https://raw.githubusercontent.com/bwhitman/learnfm/"
-            "HEAD/compact.bin"
+            "HEAD/compact.bin",
+            # The same author's later project, which carried it along.
+            "https://raw.githubusercontent.com/shorepine/alles/"
+            "4e889c866d3333584977e3727e8008660bb418e5/compact.bin",
         ),
         file="learnfm_compact.bin",
         licence=(
@@ -115,10 +118,10 @@ def fetch(source: str, cache: str | None = None) -> pathlib.Path:
     path = folder / bank.file
     known = path.with_name(f"{path.name}.sha256").exists()
     print(f"{source}: {bank.note}")
-    print(f"  from:    {bank.url}")
+    print(f"  from:    {' or '.join(bank.urls)}")
     print(f"  licence: {bank.licence}")
     digest = download.fetch(
-        bank.url, path, digest=bank.digest, progress=sys.stderr.isatty()
+        *bank.urls, path=path, digest=bank.digest, progress=sys.stderr.isatty()
     )
     if bank.digest:
         how = "as published"

@@ -351,12 +351,14 @@ class DexedRenderer:
                 f"byte {byte} of the voice is {voice[byte]}, above its "
                 f"largest value {largest()[byte]}"
             )
-        synth = getattr(self._threads, "synth", None)
-        if synth is None:
+        local = self._threads
+        if not hasattr(local, "synth"):
             import dexed
 
-            synth = dexed._RawDexedSynth(float(settings.sample_rate), 0)
-            self._threads.synth = synth
+            local.synth = dexed._RawDexedSynth(float(settings.sample_rate), 0)
+            # Kept, as fresh memory costs more time than the filter does.
+            local.sound = np.zeros(settings.samples, np.float32)
+        synth = local.synth
         synth.load_sysex(_silence_switched_off(voice))
         start = round(settings.note_on * settings.sample_rate)
         length = settings.samples - start
@@ -370,12 +372,11 @@ class DexedRenderer:
             )
         except RuntimeError as error:
             raise RenderError(str(error)) from error
+        local.sound[start:] = sound[:length]
         pole = np.float32(1 - 126 / settings.sample_rate)
-        sound = scipy.signal.lfilter(
+        audio = scipy.signal.lfilter(
             np.array([_GAIN, -_GAIN], np.float32),
             np.array([1, -pole], np.float32),
-            sound,
+            local.sound,
         )
-        audio = np.zeros(settings.samples, np.float32)
-        audio[start:] = sound[:length]
         return fade(audio, settings)

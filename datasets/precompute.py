@@ -26,6 +26,7 @@ import hashlib
 import multiprocessing
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -553,10 +554,14 @@ def build(
                 unit=" presets",
                 disable=not progress or not todo,
                 smoothing=0.05,
+                # A log file gets a line now and then, not a stream.
+                mininterval=0.5 if sys.stderr.isatty() else 30,
             )
         )
         there = len(chosen) - len(todo)
-        bar.set_description(f"{spec.name}: {there}/{len(chosen)} shards")
+        bar.set_description(
+            f"{spec.name}: {there}/{len(chosen)} shards", refresh=False
+        )
         submit = stack.enter_context(_pool(renderer, workers, processes))
 
         def run(pairs: list[tuple[str, int]], held: list | None) -> None:
@@ -571,7 +576,8 @@ def build(
                     built += 1
                     redrawn.update(shard.redrawn)
                     bar.set_description(
-                        f"{spec.name}: {there + built}/{len(chosen)} shards"
+                        f"{spec.name}: {there + built}/{len(chosen)} shards",
+                        refresh=False,
                     )
 
         # First what nobody else is at. Then what others were at, one by one,

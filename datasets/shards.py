@@ -171,9 +171,31 @@ class DataSpec:
         spec["splits"] = dict(self.splits)
         return spec
 
+    @classmethod
+    def from_dict(cls, spec: Mapping[str, Any]) -> "DataSpec":
+        """The spec that `to_dict` described.
+
+        Raises:
+          ShardError: when it is not one, e.g. of a later format.
+        """
+        try:
+            if spec["format"] != FORMAT:
+                raise ValueError(f"format {spec['format']}, not {FORMAT}")
+            fields = dict(spec)
+            fields["settings"] = engines.RenderSettings.from_dict(
+                spec["settings"]
+            )
+            fields["splits"] = tuple(spec["splits"].items())
+            return cls(**fields)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ShardError(
+                f"the data set's metadata cannot be read ({error}); it was "
+                "made by another version of this project"
+            ) from error
+
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that two different specs do not share."""
-        text = json.dumps(self.to_dict(), sort_keys=True)
+        text = json.dumps(self.to_dict())
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -541,9 +563,7 @@ class Writer:
             **notes,
             "spec": self.spec.to_dict(),
         }
-        write_atomically(
-            check_path(self.path), json.dumps(check, sort_keys=True) + "\n"
-        )
+        write_atomically(check_path(self.path), json.dumps(check) + "\n")
         try:
             os.replace(self._temporary, self.path)
             _sync(self.path.parent)
@@ -741,7 +761,7 @@ def open_directory(directory: pathlib.Path, spec: DataSpec) -> None:
     if path.exists():
         check_directory(directory, spec)
         return
-    text = json.dumps({"spec": spec.to_dict()}, sort_keys=True)
+    text = json.dumps({"spec": spec.to_dict()})
     write_atomically(path, text)
 
 

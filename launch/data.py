@@ -1,0 +1,413 @@
+"""From a config to the data it names: built when missing, then loaded.
+
+A data folder, `config.data`, holds up to two data sets in TFDS layout:
+`synthetic`, with the splits train, validation and test, and, when
+`config.presets` names banks of hand-crafted presets, `handcrafted`. They
+depend on the synthesizer, the audio model and the data fields of a config
+alone, so experiments may share a folder.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Array, Float
+
+from datasets import engines, handcrafted, loader, precompute, shards
+from launch import devices
+from proxy import audio
+
+NO_BANK = "hand-crafted: no bank (see launch.presets)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One data set on disk.
+
+    Attributes:
+      directory: its folder; `tfds.builder_from_directory` opens it.
+      spec: what it holds.
+    """
+
+    directory: pathlib.Path
+    spec: shards.DataSpec
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of its splits."""
+        return tuple(name for name, _ in self.spec.splits)
+
+    def columns(
+        self,
+        split: str,
+        features: Sequence[str] = ("preset", "embedding"),
+    ) -> loader.Columns:
+        """Opens features of a split; see `loader.open_columns`."""
+        return loader.open_columns(
+            self.directory,
+            self.spec,
+            split,
+            features,
+            progress=jax.process_index() == 0,
+        )
+
+    def names(self, split: str) -> list[str]:
+        """Names of a hand-crafted split's presets, in row order."""
+        return loader.open_names(self.directory, self.spec, split)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """The data of an experiment.
+
+    Attributes:
+      synthetic: sampled presets: train, validation, test.
+      handcrafted: presets of banks, in those splits of them that are not
+        empty; None without a bank.
+    """
+
+    synthetic: Source
+    handcrafted: Source | None
+
+
+# Specs -----------------------------------------------------------------------
+
+
+def renderer(config: ml_collections.ConfigDict) -> engines.Renderer:
+    """The engine of a config, at the sample rate of its audio model.
+
+    Raises:
+      ValueError: for an unknown synthesizer, audio model or render setting.
+      ImportError: when the engine is not installed.
+    """
+    model = audio.get(config.audio_model)
+    settings = {
+        **dict(config.get("render", {})),
+        "sample_rate": model.sample_rate,
+    }
+    return engines.get(config.synth, engines.RenderSettings.from_dict(settings))
+
+
+def _spec(
+    config: ml_collections.ConfigDict, engine: engines.Renderer, **fields: Any
+) -> shards.DataSpec:
+    model = audio.get(config.audio_model)
+    return shards.DataSpec(
+        synth=engine.name,
+        synth_version=engine.version,
+        space=shards.space_digest(engine.space),
+        parameters=engine.space.num_used,
+        audio_model=model.name,
+        audio_weights=model.weights or "",
+        embedding=model.dimension,
+        settings=engine.settings,
+        embed_batch=config.embed_batch,
+        **fields,
+    )
+
+
+def _validation(config: ml_collections.ConfigDict) -> tuple[int, int]:
+    """How many rankings, of how many candidates."""
+    rankings, candidates = (int(n) for n in config.validation)
+    return rankings, candidates
+
+
+def synthetic_spec(
+    config: ml_collections.ConfigDict, engine: engines.Renderer
+) -> shards.DataSpec:
+    """What the synthetic data set of a config holds.
+
+    Raises:
+      ValueError: naming the field that is out of range.
+    """
+    rankings, candidates = _validation(config)
+    if candidates < 2:
+        raise ValueError(
+            f"config.validation={tuple(config.validation)}: a ranking needs "
+            "at least 2 candidates"
+        )
+    return _spec(
+        config,
+        engine,
+        name=f"{config.synth}_{config.audio_model}",
+        seed=config.get("data_seed", config.seed),
+        splits=(
+            ("train", config.num_train),
+            ("validation", rankings * candidates),
+            ("test", config.num_test),
+        ),
+        shard_size=config.shard_size,
+        keep_audio=config.keep_audio,
+    )
+
+
+def _bank(
+    config: ml_collections.ConfigDict,
+    engine: engines.Renderer,
+    directory: pathlib.Path,
+) -> handcrafted.Bank:
+    """The presets of a config's banks that pass the level gate.
+
+    Rendering a bank takes minutes, so which rows passed is remembered.
+    """
+    bank = handcrafted.load(config.presets.split(","), engine.space)
+    digest = shards.presets_digest(bank.presets, bank.names)
+    state = {
+        "presets": digest,
+        "engine": engine.version,
+        "settings": engine.settings.to_dict(),
+    }
+    memory = directory / ".cache" / f"gate-{digest}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        known = json.loads(memory.read_text())
+        if known["state"] == state:
+            return bank.take(known["kept"])
+    passed = handcrafted.gate(
+        bank,
+        engine,
+        workers=precompute.num_workers(config.workers),
+        progress=jax.process_index() == 0,
+    )
+    if jax.process_index() == 0:
+        print(passed.report)
+    place = {source: row for row, source in enumerate(bank.sources)}
+    kept = [place[source] for source in passed.sources]
+    shards.write_atomically(memory, json.dumps({"state": state, "kept": kept}))
+    return passed
+
+
+def _handcrafted(
+    config: ml_collections.ConfigDict,
+    engine: engines.Renderer,
+    directory: pathlib.Path,
+) -> tuple[shards.DataSpec, dict[str, np.ndarray], dict[str, list[str]]]:
+    """Spec, presets and names of the hand-crafted data set, by split."""
+    bank = _bank(config, engine, directory)
+    if not len(bank):
+        raise ValueError(
+            f"{config.presets}: no preset passes the level gate; see `python "
+            "-m launch.presets inspect --gate`"
+        )
+    rows = handcrafted.split(bank.presets, config.get("data_seed", config.seed))
+    rows = {name: part for name, part in rows.items() if len(part)}
+    spec = _spec(
+        config,
+        engine,
+        name=f"{config.synth}_{config.audio_model}_handcrafted",
+        source="handcrafted",
+        presets=shards.presets_digest(bank.presets, bank.names),
+        seed=config.get("data_seed", config.seed),
+        splits=tuple((name, len(part)) for name, part in rows.items()),
+        # Their audio is kept: shards of it would be large.
+        shard_size=min(config.shard_size, 512),
+        keep_audio=True,
+    )
+    return (
+        spec,
+        {name: bank.presets[part] for name, part in rows.items()},
+        {name: [bank.names[i] for i in part] for name, part in rows.items()},
+    )
+
+
+# Building --------------------------------------------------------------------
+
+
+def embedder(
+    config: ml_collections.ConfigDict,
+) -> Callable[[np.ndarray], Float[Array, "batch embedding"]]:
+    """The audio model of a config, compiled, its weights in place."""
+    model = audio.get(config.audio_model)
+    variables: Any = {}
+    if model.weights is not None:
+        from datasets import weights
+
+        variables = jax.device_put(
+            weights.load(model.weights, path=config.get("weights") or None)
+        )
+    compiled = jax.jit(model.embed)
+    return lambda sounds: compiled(variables, sounds)
+
+
+def ensure(
+    config: ml_collections.ConfigDict,
+    *,
+    numbers: Iterable[int] | None = None,
+    task: int = 0,
+    num_tasks: int = 1,
+) -> Dataset:
+    """Builds what is missing of a config's data, saying so.
+
+    Args:
+      config: an experiment.
+      numbers: only these shards of the synthetic data set, and no
+        hand-crafted one; None for all of both.
+      task: of the shards, every `num_tasks`-th one from `task` on.
+      num_tasks: see `precompute.share`.
+
+    Returns:
+      Where the data is; complete unless a part was asked for.
+
+    Raises:
+      ShardError: when the folder holds other data, is damaged or full.
+      ValueError: when a config field is out of range.
+    """
+    engine = renderer(config)
+    root = pathlib.Path(config.data).expanduser()
+    embed: Callable | None = None
+
+    def build(source: Source, only: Any, **given: Any) -> None:
+        nonlocal embed
+        directory, spec = source.directory, source.spec
+        shards.open_directory(directory, spec)
+        pairs = precompute.share(
+            spec, numbers=only, task=task, num_tasks=num_tasks
+        )
+        absent = set(shards.missing(directory, spec)) & set(pairs)
+        quiet = jax.process_index() != 0
+        if absent and not quiet:
+            print(
+                f"{directory}: building {len(absent)} of {len(pairs)} shards "
+                f"({len(pairs) - len(absent)} already there)",
+                flush=True,
+            )
+        if absent and embed is None:
+            embed = embedder(config)
+        report = precompute.build(
+            spec,
+            directory,
+            engine,
+            embed or (lambda sounds: sounds),
+            workers=config.workers,
+            only=pairs,
+            progress=not quiet,
+            **given,
+        )
+        if absent and not quiet:
+            print(f"{directory}: {report}", flush=True)
+
+    synthetic = Source(root / "synthetic", synthetic_spec(config, engine))
+    build(synthetic, numbers)
+    if not config.presets:
+        if jax.process_index() == 0:
+            print(NO_BANK, flush=True)
+        return Dataset(synthetic, None)
+    if numbers is not None:
+        return Dataset(synthetic, None)
+    directory = root / "handcrafted"
+    spec, presets, names = _handcrafted(config, engine, directory)
+    crafted = Source(directory, spec)
+    build(crafted, None, presets=presets, names=names)
+    return Dataset(synthetic, crafted)
+
+
+# Loading ---------------------------------------------------------------------
+
+
+def initialize_distributed() -> None:
+    """Joins the other processes of a job of several hosts, if there are any.
+
+    Slurm, Open MPI and TPU pods are recognised. Elsewhere, set
+    JAX_COORDINATOR_ADDRESS (host:port of the first process),
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process.
+    """
+    env = os.environ
+    if jax.distributed.is_initialized():
+        return
+    if "JAX_COORDINATOR_ADDRESS" in env and "JAX_NUM_PROCESSES" in env:
+        jax.distributed.initialize(
+            num_processes=int(env["JAX_NUM_PROCESSES"]),
+            process_id=int(env["JAX_PROCESS_ID"]),
+        )
+    elif (
+        int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+        or int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
+        or "," in env.get("TPU_WORKER_HOSTNAMES", "")
+    ):
+        jax.distributed.initialize()
+
+
+def steps_per_epoch(config: ml_collections.ConfigDict) -> int:
+    """Whole batches in a pass over the training split."""
+    return config.num_train // config.batch
+
+
+@contextlib.contextmanager
+def train_batches(
+    config: ml_collections.ConfigDict,
+    dataset: Dataset,
+    done: int,
+    sharding: jax.sharding.Sharding,
+) -> Iterator[Iterator[dict[str, jax.Array]]]:
+    """Yields an endless iterator over training batches on the devices.
+
+    Args:
+      config: an experiment.
+      dataset: its data.
+      done: steps already taken; the next batch is that of step `done + 1`.
+      sharding: of a batch over the devices.
+
+    Yields:
+      Batches `{"preset": [batch, parameters], "embedding": ...}`.
+
+    Raises:
+      ValueError: when the batch is larger than the split.
+    """
+    source = loader.batches(
+        dataset.synthetic.columns("train"),
+        config.batch,
+        seed=config.seed,
+        start=loader.Position(*divmod(done, max(steps_per_epoch(config), 1))),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    with loader.on_devices(source, sharding) as batches:
+        yield (batch for _, batch in batches)
+
+
+def validate(
+    config: ml_collections.ConfigDict,
+    dataset: Dataset,
+    validator: Callable[..., Any],
+    state: Any,
+    mesh: jax.sharding.Mesh,
+) -> dict[str, float]:
+    """Scores a state on the validation split, a block of rankings at a time.
+
+    Args:
+      config: an experiment; `config.validation` is (rankings, candidates).
+      dataset: its data.
+      validator: see `experiment.validator`.
+      state: the training state, on every device.
+      mesh: the devices.
+
+    Returns:
+      "mrr", the mean reciprocal rank, and "l1".
+    """
+    rankings, candidates = _validation(config)
+    columns = dataset.synthetic.columns("validation")
+    # Blocks of one shape, so that the validator is compiled once.
+    size = max(8192 // candidates, 1)
+    size = min(-(-size // mesh.size) * mesh.size, rankings)
+    whole = size % mesh.size == 0
+    sharding = devices.split(mesh) if whole else devices.replicated(mesh)
+    found = []
+    for rows, block in loader.blocks(columns, size * candidates):
+        count = len(rows) // candidates
+        shaped = {
+            key: np.resize(value, (size, candidates, value.shape[-1]))
+            for key, value in block.items()
+        }
+        placed = devices.place(shaped, sharding)
+        scores = validator(state, placed["preset"], placed["embedding"])
+        scores = multihost_utils.process_allgather(scores, tiled=True)
+        found.append(np.stack(scores)[:, :count])
+    mrr, l1 = np.concatenate(found, axis=1).mean(1)
+    return {"mrr": float(mrr), "l1": float(l1)}

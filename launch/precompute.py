@@ -1,0 +1,89 @@
+r"""Builds the data of an experiment: presets, their sounds, embeddings.
+
+    python -m launch.precompute --config configs/dexed_hn.py
+
+Every shard is a unit of work of its own. Interrupt it as you like: the same
+command goes on where it stopped. To spread it, start it on as many machines
+as there are, on one shared folder: they share the shards out among
+themselves. Without locks on that folder, or with folders to be merged later,
+say which part each does, e.g. in a Slurm array job:
+
+    python -m launch.precompute --config configs/dexed_hn.py \
+        --num_tasks=$SLURM_ARRAY_TASK_COUNT --task=$SLURM_ARRAY_TASK_ID
+
+`--shards=3,5-9` names shards of the synthetic data set, which are numbered
+through its splits train, validation, test. `--verify` reads every shard
+again and compares it with its checksum; it builds nothing.
+"""
+
+import pathlib
+
+import tabulate
+from absl import flags
+
+from datasets import precompute, shards
+from launch import cli, data
+
+_CONFIG = cli.define_config()
+_WORKERS = flags.DEFINE_integer(
+    "workers", None, "Rendering workers, 0 for one per core.", lower_bound=0
+)
+_SHARDS = flags.DEFINE_string("shards", None, "Only these, e.g. 3,5-9.")
+_TASK = flags.DEFINE_integer("task", 0, "Number of this task, from 0.")
+_NUM_TASKS = flags.DEFINE_integer("num_tasks", 1, "Number of tasks.")
+_VERIFY = flags.DEFINE_bool("verify", False, "Check what is there instead.")
+
+
+def verify(root: pathlib.Path) -> list[tuple[str, str, int, int]]:
+    """Reads every shard below a data folder and checks it.
+
+    Args:
+      root: `config.data`.
+
+    Returns:
+      (data set, split, shards, rows) of each split; all are whole.
+
+    Raises:
+      ShardError: naming the first file that is missing or damaged, or when
+        there is no data set.
+    """
+    rows = []
+    for directory in sorted(p.parent for p in root.glob("*/metadata.json")):
+        spec = shards.DataSpec.from_dict(shards.read_spec(directory))
+        for split, count in spec.splits:
+            number = shards.verify(directory, spec, split, again=True)
+            rows.append((str(directory), split, number, count))
+    if not rows:
+        raise shards.ShardError(
+            f"{root}: holds no data set; run `python -m launch.precompute` "
+            "without --verify"
+        )
+    return rows
+
+
+def main() -> None:
+    """Runs the command."""
+    config = _CONFIG.value
+    if _VERIFY.value:
+        root = pathlib.Path(config.data).expanduser()
+        head = ("data set", "split", "shards", "rows")
+        print(tabulate.tabulate(verify(root), head, intfmt=","))
+        print("every shard is whole")
+        return
+    if _WORKERS.value is not None:
+        config.workers = _WORKERS.value
+    text = _SHARDS.value
+    numbers = precompute.parse_shards(text) if text else None
+    dataset = data.ensure(
+        config, numbers=numbers, task=_TASK.value, num_tasks=_NUM_TASKS.value
+    )
+    for source in (dataset.synthetic, dataset.handcrafted):
+        if source is None:
+            continue
+        left = len(shards.missing(source.directory, source.spec))
+        state = f"{left} shards missing" if left else "complete"
+        print(f"{source.directory}: {state}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

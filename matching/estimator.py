@@ -1,0 +1,381 @@
+"""The paper's estimator: a convolutional network from a mel spectrogram to
+one logit per numerical or binary parameter and one per category.
+
+Logits follow the used parameters in table order, a categorical parameter
+taking as many places as it has categories; `matching.decode` reads them.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jaxtyping import Array, Float
+
+from matching import distances
+from proxy.encoders.norm import BatchNorm
+
+SAMPLE_RATE = 32_000
+CHANNELS = (8, 16, 32, 64, 128, 256, 512)
+MIXED = 2048
+_PADDING = 2
+_SLOPE = 0.1
+
+# He's normal for a leaky ReLU, over the inputs of one output.
+_KERNEL = nn.initializers.variance_scaling(
+    2 / (1 + _SLOPE**2), "fan_in", "normal"
+)
+
+
+def spectrogram(
+    audio: Float[Array, "batch samples"], sample_rate: int = SAMPLE_RATE
+) -> Float[Array, "batch mels frames"]:
+    """What the estimator hears: 128 mel bands in dB.
+
+    The spectrogram of the MFCC distance before its cosine transform, see
+    `distances.kaldi_decibels`.
+
+    Args:
+      audio: clips in [-1, 1]; 5 s at 32 kHz make 313 frames.
+      sample_rate: in Hz.
+
+    Returns:
+      dB, not below -80.
+    """
+    return distances.kaldi_decibels(audio, sample_rate).swapaxes(-1, -2)
+
+
+def scale(
+    decibels: Float[Array, "batch mels frames"],
+    minimum: float | Float[Array, ""],
+    maximum: float | Float[Array, ""],
+) -> Float[Array, "batch mels frames"]:
+    """Maps [minimum, maximum] to [-1, 1].
+
+    Args:
+      decibels: spectrograms.
+      minimum: least value of the whole training set, in dB.
+      maximum: its greatest value.
+
+    Returns:
+      The network's input; values outside the range lie outside [-1, 1].
+    """
+    return 2 * (decibels - minimum) / (maximum - minimum) - 1
+
+
+# Strided convolution ---------------------------------------------------------
+
+
+def _output_size(size: int, kernel: int) -> int:
+    return (size + 2 * _PADDING - kernel) // 2 + 1
+
+
+def _forward(x, kernel):
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (2, 2),
+        [(_PADDING, _PADDING)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _input_gradient_by_phase(shape, kernel, cotangent):
+    """Gradient of the input, all four phases of the stride in one convolution.
+
+    Input pixels of one phase (row and column parity) see every other row and
+    column of the kernel, so their gradient is a convolution without stride;
+    the four have the same input and become one with four times the channels.
+    """
+    batch, height, width, channels = shape
+    out = kernel.shape[-1]
+    odd = kernel.shape[0] % 2
+    kernel = jnp.pad(kernel, ((0, odd), (0, odd), (0, 0), (0, 0)))
+    half = kernel.shape[0] // 2
+    phases = kernel.reshape(half, 2, half, 2, channels, out)[::-1, :, ::-1]
+    phases = phases.transpose(0, 2, 5, 1, 3, 4)
+    gradient = jax.lax.conv_general_dilated(
+        cotangent,
+        phases.reshape(half, half, out, 4 * channels),
+        (1, 1),
+        [(half - 1, half - 1)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    rows, columns = gradient.shape[1:3]
+    gradient = gradient.reshape(batch, rows, columns, 2, 2, channels)
+    gradient = gradient.transpose(0, 1, 3, 2, 4, 5)
+    gradient = gradient.reshape(batch, 2 * rows, 2 * columns, channels)
+    # The convolution starts `_PADDING` before the input, and may end before
+    # its last row or column, which then no output has seen.
+    gradient = gradient[
+        :, _PADDING : _PADDING + height, _PADDING : _PADDING + width
+    ]
+    missing = [(0, n - m) for n, m in zip(shape, gradient.shape, strict=True)]
+    return jnp.pad(gradient, missing)
+
+
+def _input_gradient_by_patch(shape, kernel, cotangent):
+    """Gradient of the input: that of every patch, added where they overlap."""
+    size, _, channels, out = kernel.shape
+    batch, rows, columns, _ = cotangent.shape
+    patches = cotangent.reshape(-1, out) @ kernel.reshape(-1, out).T
+    patches = patches.reshape(batch, rows, columns, size, size, channels)
+
+    def add(padded):
+        parts = [
+            padded[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2]
+            for i in range(size)
+            for j in range(size)
+        ]
+        return jnp.stack(parts, axis=3)
+
+    padded_shape = (
+        batch,
+        shape[1] + 2 * _PADDING,
+        shape[2] + 2 * _PADDING,
+        channels,
+    )
+    # Adding overlapping patches is the transpose of cutting them out.
+    transpose = jax.linear_transpose(
+        add, jax.ShapeDtypeStruct(padded_shape, patches.dtype)
+    )
+    flat = patches.reshape(batch, rows, columns, size * size, channels)
+    (padded,) = transpose(flat)
+    return padded[:, _PADDING:-_PADDING, _PADDING:-_PADDING]
+
+
+@jax.custom_vjp
+def strided_convolution(
+    x: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "size size channels features"],
+) -> Float[Array, "batch rows columns features"]:
+    """Convolution (cross-correlation) of stride 2 with 2 zeros all around.
+
+    XLA's CPU backend is fast at the convolution and at its kernel's gradient
+    but not at its input's, which it turns into a convolution over an input
+    spread out with zeros: up to 50 times slower than the ways used here.
+
+    Args:
+      x: images, channels last.
+      kernel: square kernels.
+
+    Returns:
+      `[batch, (height + 4 - size) // 2 + 1, ..., features]`.
+    """
+    return _forward(x, kernel)
+
+
+def _strided_forward(x, kernel):
+    return _forward(x, kernel), (x, kernel)
+
+
+def _strided_backward(saved, cotangent):
+    x, kernel = saved
+    _, to_kernel = jax.vjp(lambda k: _forward(x, k), kernel)
+
+    def on_cpu(kernel, cotangent):
+        # Many channels on few pixels: one product is faster.
+        few_channels = kernel.shape[2] < 256
+        way = (
+            _input_gradient_by_phase
+            if few_channels
+            else _input_gradient_by_patch
+        )
+        return way(x.shape, kernel, cotangent)
+
+    def elsewhere(kernel, cotangent):
+        _, to_input = jax.vjp(lambda y: _forward(y, kernel), x)
+        return to_input(cotangent)[0]
+
+    to_x = jax.lax.platform_dependent(
+        kernel, cotangent, cpu=on_cpu, default=elsewhere
+    )
+    return to_x, to_kernel(cotangent)[0]
+
+
+strided_convolution.defvjp(_strided_forward, _strided_backward)
+
+
+# The network -----------------------------------------------------------------
+
+
+def _uniform_bias(fan_in: int):
+    """PyTorch's default for biases: uniform within 1/√fan_in."""
+
+    def init(key, shape, dtype=jnp.float32):
+        bound = fan_in**-0.5
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class Convolution(nn.Module):
+    """`strided_convolution` with a bias.
+
+    Attributes:
+      features: channels of the output.
+      size: side of the kernel.
+      dtype: compute type, that of weights and input when None.
+    """
+
+    features: int
+    size: int
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch rows columns features"]:
+        """Applies the layer."""
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", _KERNEL, shape)
+        bias = self.param(
+            "bias", _uniform_bias(int(np.prod(shape[:-1]))), (self.features,)
+        )
+        dtype = self.dtype or jnp.result_type(x, kernel)
+        x, kernel, bias = (a.astype(dtype) for a in (x, kernel, bias))
+        return strided_convolution(x, kernel) + bias
+
+
+class Estimator(nn.Module):
+    """Seven strided convolutions, a 1 × 1 one, average pooling, linear.
+
+    Each convolution is followed by a leaky ReLU of slope 0.1 and, but for
+    the first and the 1 × 1 one, by batch normalisation; the linear layer by
+    batch normalisation too (Combes et al. 2025, section 4; the network is
+    that of Barkan et al., "InverSynth II", ISMIR 2023).
+
+    Attributes:
+      outputs: number of logits, the width of the parameter space.
+      dropout: share of pooled features dropped in training.
+      axis_name: mapped axis that batch statistics are shared over.
+      dtype: compute type, that of weights and input when None.
+    """
+
+    outputs: int
+    dropout: float = 0.3
+    axis_name: str | None = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self,
+        spectrogram: Float[Array, "batch mels frames"],
+        *,
+        train: bool = False,
+    ) -> Float[Array, "batch width"]:
+        """Estimates logits.
+
+        Args:
+          spectrogram: in [-1, 1], see `scale`; 128 mel bands, any number of
+            frames from 1.
+          train: whether to use batch statistics and dropout, which needs a
+            random key named "dropout".
+
+        Returns:
+          Logits in table order, in the type of the parameters.
+        """
+        norm = functools.partial(BatchNorm, axis_name=self.axis_name)
+        x = spectrogram[..., None]
+        for i, features in enumerate(CHANNELS):
+            x = Convolution(
+                features, 4 if i else 5, dtype=self.dtype, name=f"conv_{i}"
+            )(x)
+            x = nn.leaky_relu(x, _SLOPE)
+            if i:
+                flat = x.reshape(-1, features)
+                flat = norm(name=f"norm_{i}")(flat, train=train)
+                x = flat.reshape(x.shape)
+        x = nn.Dense(
+            MIXED,
+            kernel_init=_KERNEL,
+            bias_init=_uniform_bias(CHANNELS[-1]),
+            dtype=self.dtype,
+            name="mixer",
+        )(x)
+        x = nn.leaky_relu(x, _SLOPE).mean((1, 2))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = nn.Dense(
+            self.outputs,
+            kernel_init=_KERNEL,
+            bias_init=_uniform_bias(MIXED),
+            dtype=self.dtype,
+            name="head",
+        )(x)
+        x = norm(
+            name="head_norm", dtype=jnp.promote_types(x.dtype, jnp.float32)
+        )(x, train=train)
+        return x
+
+
+# Published weights -----------------------------------------------------------
+
+
+def _published_names() -> dict[str, str]:
+    """Our layers and where the published state dict keeps them."""
+    # Each of its layers is a convolution, an activation and, from the second
+    # on, a batch normalisation.
+    starts = [0, *range(2, 2 + 3 * (len(CHANNELS) - 1), 3)]
+    names = {f"conv_{i}": f"enc_nn.{s}" for i, s in enumerate(starts)}
+    names |= {f"norm_{i}": f"enc_nn.{s + 2}" for i, s in enumerate(starts) if i}
+    return names | {
+        "mixer": "features_mixer_cnn.0",
+        "head": "mlp.1",
+        "head_norm": "mlp.2",
+    }
+
+
+def from_published(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Variables of `Estimator` from a published state dict.
+
+    Args:
+      state_dict: arrays by name; names behind a prefix `estimator.` are
+        found too, others are ignored.
+
+    Returns:
+      `{"params", "batch_stats"}`, NumPy arrays.
+
+    Raises:
+      ValueError: when a tensor is missing or has the wrong shape; names it.
+    """
+    prefix = "estimator."
+    found = {k.removeprefix(prefix): v for k, v in state_dict.items()}
+
+    def get(name: str) -> np.ndarray:
+        if name not in found:
+            raise ValueError(
+                f"the state dict has no tensor {name!r}: it is not that of a "
+                "published estimator"
+            )
+        return np.asarray(found[name])
+
+    flat = {}
+    for ours, theirs in _published_names().items():
+        weight, bias = get(f"{theirs}.weight"), get(f"{theirs}.bias")
+        flat["params", ours, "bias"] = bias
+        if "norm" in ours:
+            flat["params", ours, "scale"] = weight
+            stats = ("batch_stats", ours)
+            flat[*stats, "mean"] = get(f"{theirs}.running_mean")
+            flat[*stats, "var"] = get(f"{theirs}.running_var")
+        elif ours.startswith("conv"):
+            flat["params", ours, "kernel"] = weight.transpose(2, 3, 1, 0)
+        else:
+            flat["params", ours, "kernel"] = weight.reshape(len(weight), -1).T
+    outputs = flat["params", "head", "bias"].size
+    expected = jax.eval_shape(
+        Estimator(outputs).init,
+        jax.random.key(0),
+        jnp.zeros((1, 128, 313)),
+    )
+    for path, leaf in traverse_util.flatten_dict(expected).items():
+        if flat[path].shape != leaf.shape:
+            raise ValueError(
+                f"tensor of {'/'.join(path)} has shape {flat[path].shape}, "
+                f"the estimator needs {leaf.shape}"
+            )
+    return traverse_util.unflatten_dict(flat)

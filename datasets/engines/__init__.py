@@ -13,7 +13,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -224,7 +224,7 @@ def render_many(
     *,
     workers: int = 1,
     notes: Iterable[int | None] | None = None,
-) -> Iterator[np.ndarray | RenderError]:
+) -> Generator[np.ndarray | RenderError, None, None]:
     """Renders a stream of presets in threads, in order, in bounded memory.
 
     For engines that release the interpreter lock while they compute, as Dexed

@@ -379,4 +379,4 @@ class DexedRenderer:
             np.array([1, -pole], np.float32),
             local.sound,
         )
-        return fade(audio, settings)
+        return fade(np.asarray(audio), settings)

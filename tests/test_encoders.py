@@ -12,7 +12,7 @@ from proxy.encoders.norm import BatchNorm
 from tests.shared import shared
 
 SYNTHS = ("dexed", "diva", "talnm")
-GOLDEN = ("mlp_oh", "hn_oh", "hn_pt", "hn_ptgru")
+GOLDEN = ("mlp_oh", "hn_oh", "hn_pt", "hn_ptgru", "tfm")
 
 
 @functools.cache
@@ -294,7 +294,13 @@ def test_initial_weights_follow_the_paper() -> None:
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("mlp_oh", 4.88), ("hn_oh", 6.17), ("hn_pt", 6.01), ("hn_ptgru", 7.07)],
+    [
+        ("mlp_oh", 4.88),
+        ("hn_oh", 6.17),
+        ("hn_pt", 6.01),
+        ("hn_ptgru", 7.07),
+        ("tfm", 4.82),
+    ],
 )
 def test_paper_sizes(name: str, millions: float) -> None:
     space = spaces.get("dexed")

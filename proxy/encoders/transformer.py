@@ -1,0 +1,194 @@
+"""`tfm`: a pre-norm transformer over a preset's tokens."""
+
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from proxy.encoders import inputs, mlp
+from proxy.space import ParameterSpace
+
+SMALL = nn.initializers.normal(0.02)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation: biased two-pass variance, epsilon 1e-5.
+
+    Computed in float32 at least, returned in the input's type
+    (Ba et al., https://arxiv.org/abs/1607.06450).
+    """
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "*batch features"]
+    ) -> Float[Array, "*batch features"]:
+        """Normalises over the last axis."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        centred = wide - wide.mean(-1, keepdims=True)
+        var = jnp.square(centred).mean(-1, keepdims=True)
+        y = centred * jax.lax.rsqrt(var + 1e-5) * scale + bias
+        return y.astype(x.dtype)
+
+
+def attention(
+    q: Float[Array, "batch queries heads size"],
+    k: Float[Array, "batch tokens heads size"],
+    v: Float[Array, "batch tokens heads size"],
+) -> Float[Array, "batch queries heads size"]:
+    """Softmax attention, every token seen.
+
+    (Vaswani et al., https://arxiv.org/abs/1706.03762, section 3.2; the
+    softmax is computed in float32 at least.)
+
+    Args:
+      q: queries.
+      k: keys.
+      v: values.
+
+    Returns:
+      For each query, the weighted mean of the values.
+    """
+    q = q * (q.shape[-1] ** -0.5)
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k)
+    wide = scores.astype(jnp.promote_types(q.dtype, jnp.float32))
+    weights = nn.softmax(wide).astype(q.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)).
+
+    Attributes:
+      heads: number of attention heads.
+      inner: hidden size of the ReLU network.
+      queries: how many of the first tokens to compute, None for all. What
+        the last block gives for the others is never used.
+      dtype: compute type, that of weights and input when None.
+    """
+
+    heads: int
+    inner: int
+    queries: int | None = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch tokens features"]
+    ) -> Float[Array, "batch queries features"]:
+        """Applies the block."""
+        features = x.shape[-1]
+
+        def dense(size: int, name: str) -> nn.Dense:
+            return nn.Dense(
+                size, kernel_init=SMALL, dtype=self.dtype, name=name
+            )
+
+        y = LayerNorm(name="norm_1")(x)
+        y = dense(3 * features, "in_proj")(y)
+        y = y.reshape(*y.shape[:-1], 3, self.heads, -1)
+        q, k, v = (y[..., i, :, :] for i in range(3))
+        q, x = q[:, : self.queries], x[:, : self.queries]
+        y = attention(q, k, v).reshape(x.shape)
+        x = x + dense(features, "out_proj")(y)
+        y = LayerNorm(name="norm_2")(x)
+        y = nn.relu(dense(self.inner, "linear_1")(y))
+        return x + dense(features, "linear_2")(y)
+
+
+class Transformer(nn.Module):
+    """`tfm`: tokens with positions, pre-norm blocks, a normalised head.
+
+    The head is layer norm, ReLU, linear, on the class token or on the mean
+    of all tokens (the published code's mean leaves out the first parameter
+    by mistake).
+
+    Attributes:
+      space: the parameter space.
+      dimension: size of the embedding.
+      hidden: size of a token.
+      blocks: number of blocks.
+      heads: number of attention heads.
+      factor: size of a block's ReLU network over that of a token.
+      pooling: "cls" or "mean".
+      axis_name: unused: nothing here looks at more than one preset.
+      dtype: compute type, that of weights and input when None.
+    """
+
+    space: ParameterSpace
+    dimension: int
+    hidden: int = 256
+    blocks: int = 6
+    heads: int = 8
+    factor: float = 4.0
+    pooling: Literal["cls", "mean"] = "cls"
+    axis_name: str | None = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self, relaxed: Float[Array, "batch width"], *, train: bool = False
+    ) -> Float[Array, "batch embedding"]:
+        """Embeds relaxed presets.
+
+        Args:
+          relaxed: presets as `space.to_relaxed` encodes them.
+          train: changes nothing.
+
+        Returns:
+          Predicted audio embeddings.
+
+        Raises:
+          ValueError: when the last axis is not the space's width, or the
+            token size is not a multiple of the number of heads.
+        """
+        del train
+        inputs.check(relaxed, self.space)
+        if self.hidden % self.heads or self.pooling not in ("cls", "mean"):
+            raise ValueError(
+                f"tfm: hidden={self.hidden} must be a multiple of "
+                f"heads={self.heads}, and pooling={self.pooling!r} 'cls' or "
+                "'mean'"
+            )
+        cls = self.pooling == "cls"
+        table = inputs.TokenTable(self.space, self.hidden, name="tokens")()
+        x = inputs.tokens(relaxed, table, self.space)
+        # Attention does not mind the order: tokens stay in relaxed order
+        # and carry the positions of the table's order.
+        order = np.concatenate(
+            [self.space.noncategorical, self.space.categorical]
+        )
+        positions = inputs.sinusoids(self.space.num_used + 1, self.hidden)
+        x = x + jnp.asarray(positions[order + cls], x.dtype)
+        if cls:
+            first = self.param("cls", SMALL, (1, self.hidden))
+            first = first + jnp.asarray(positions[:1], first.dtype)
+            first = jnp.broadcast_to(first, (x.shape[0], *first.shape))
+            x = jnp.concatenate([first.astype(x.dtype), x], axis=1)
+        if self.dtype is not None:
+            x = x.astype(self.dtype)
+        for i in range(self.blocks):
+            x = TransformerBlock(
+                self.heads,
+                round(self.hidden * self.factor),
+                queries=1 if cls and i == self.blocks - 1 else None,
+                dtype=self.dtype,
+                name=f"blocks_{i}",
+            )(x)
+        x = x[:, 0] if cls else x.mean(1)
+        x = nn.relu(LayerNorm(name="norm")(x))
+        # PyTorch's own initial bias, which the paper's code leaves alone.
+        bound = self.hidden**-0.5
+        return mlp.head(
+            x,
+            self.dimension,
+            self.dtype,
+            kernel_init=mlp.KAIMING,
+            bias_init=lambda key, shape, dtype=jnp.float32: jax.random.uniform(
+                key, shape, dtype, -bound, bound
+            ),
+        )

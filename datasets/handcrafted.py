@@ -59,7 +59,7 @@ class Report:
       duplicates: voices dropped because an earlier one is the same preset.
       dropped: voices dropped by the level gate, by reason ("silent", "too
         loud", "nan", or what the engine said).
-      repaired: kept voices with a byte out of its DX7 range, which was
+      repaired: voices with a byte out of its DX7 range, which was
         clipped.
       clipped: voices with a value outside its interval, by parameter.
       replaced: voices with an excluded category, by parameter.

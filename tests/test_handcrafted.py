@@ -213,7 +213,7 @@ def test_presets_are_of_the_space(tmp_path_factory, seed):
     assert len(bank) + bank.report.duplicates == bank.report.found == 10
     for parameter, column in zip(SPACE.used, bank.presets.T, strict=True):
         if parameter.interval:
-            low, high = np.float32(parameter.interval)
+            low, high = np.array(parameter.interval, np.float32)
             assert low <= column.min() <= column.max() <= high
 
 

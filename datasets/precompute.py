@@ -436,8 +436,8 @@ def parse_shards(text: str) -> list[int]:
     """
     numbers: list[int] = []
     for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        if not first.isdecimal() or (last and not last.isdecimal()):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ValueError(
                 f"--shards={text}: {part.strip()!r} is neither a number nor "
                 "a range such as 5-9"

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
@@ -24,6 +23,9 @@ from jaxtyping import Array, Float
 from datasets import engines, handcrafted, loader, precompute, shards
 from launch import devices
 from proxy import audio
+
+# An `ml_collections.ConfigDict`, whose fields have no types of their own.
+Config = Any
 
 NO_BANK = "hand-crafted: no bank (see launch.presets)"
 
@@ -81,7 +83,7 @@ class Dataset:
 # Specs -----------------------------------------------------------------------
 
 
-def renderer(config: ml_collections.ConfigDict) -> engines.Renderer:
+def renderer(config: Config) -> engines.Renderer:
     """The engine of a config, at the sample rate of its audio model.
 
     Raises:
@@ -97,7 +99,7 @@ def renderer(config: ml_collections.ConfigDict) -> engines.Renderer:
 
 
 def _spec(
-    config: ml_collections.ConfigDict, engine: engines.Renderer, **fields: Any
+    config: Config, engine: engines.Renderer, **fields: Any
 ) -> shards.DataSpec:
     model = audio.get(config.audio_model)
     return shards.DataSpec(
@@ -114,15 +116,13 @@ def _spec(
     )
 
 
-def _validation(config: ml_collections.ConfigDict) -> tuple[int, int]:
+def _validation(config: Config) -> tuple[int, int]:
     """How many rankings, of how many candidates."""
     rankings, candidates = (int(n) for n in config.validation)
     return rankings, candidates
 
 
-def synthetic_spec(
-    config: ml_collections.ConfigDict, engine: engines.Renderer
-) -> shards.DataSpec:
+def synthetic_spec(config: Config, engine: engines.Renderer) -> shards.DataSpec:
     """What the synthetic data set of a config holds.
 
     Raises:
@@ -150,7 +150,7 @@ def synthetic_spec(
 
 
 def _bank(
-    config: ml_collections.ConfigDict,
+    config: Config,
     engine: engines.Renderer,
     directory: pathlib.Path,
 ) -> handcrafted.Bank:
@@ -185,7 +185,7 @@ def _bank(
 
 
 def _handcrafted(
-    config: ml_collections.ConfigDict,
+    config: Config,
     engine: engines.Renderer,
     directory: pathlib.Path,
 ) -> tuple[shards.DataSpec, dict[str, np.ndarray], dict[str, list[str]]]:
@@ -221,7 +221,7 @@ def _handcrafted(
 
 
 def embedder(
-    config: ml_collections.ConfigDict,
+    config: Config,
 ) -> Callable[[np.ndarray], Float[Array, "batch embedding"]]:
     """The audio model of a config, compiled, its weights in place."""
     model = audio.get(config.audio_model)
@@ -237,7 +237,7 @@ def embedder(
 
 
 def ensure(
-    config: ml_collections.ConfigDict,
+    config: Config,
     *,
     numbers: Iterable[int] | None = None,
     task: int = 0,
@@ -334,14 +334,14 @@ def initialize_distributed() -> None:
         jax.distributed.initialize()
 
 
-def steps_per_epoch(config: ml_collections.ConfigDict) -> int:
+def steps_per_epoch(config: Config) -> int:
     """Whole batches in a pass over the training split."""
     return config.num_train // config.batch
 
 
 @contextlib.contextmanager
 def train_batches(
-    config: ml_collections.ConfigDict,
+    config: Config,
     dataset: Dataset,
     done: int,
     sharding: jax.sharding.Sharding,
@@ -373,7 +373,7 @@ def train_batches(
 
 
 def validate(
-    config: ml_collections.ConfigDict,
+    config: Config,
     dataset: Dataset,
     validator: Callable[..., Any],
     state: Any,

@@ -1,0 +1,327 @@
+"""Columns and batches, and the data of a config from end to end."""
+
+import dataclasses
+import itertools
+import pathlib
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from configs import common
+from datasets import engines, handcrafted, loader, shards
+from launch import data, devices
+from launch import precompute as command
+from tests import test_shards
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("data")
+    test_shards.write_all(directory, test_shards.SPEC)
+    return directory
+
+
+SPEC = test_shards.SPEC
+
+
+def test_columns_are_the_rows_in_order(dataset):
+    columns = loader.open_columns(
+        dataset, SPEC, "train", ("index", "preset", "audio", "audio_scale")
+    )
+    for row in range(7):
+        wanted = test_shards.record(SPEC, "train", row)
+        for key, column in columns.items():
+            np.testing.assert_array_equal(
+                column[row], np.asarray(wanted[key], column.dtype)
+            )
+    assert all(isinstance(c, np.memmap) for c in columns.values())
+    with pytest.raises(ValueError, match="read-only"):
+        columns["preset"][0] = 0
+
+
+def test_columns_are_decoded_once(dataset, monkeypatch):
+    loader.open_columns(dataset, SPEC, "test")
+    monkeypatch.setattr(shards, "read", None)
+    loader.open_columns(dataset, SPEC, "test")
+    # Another feature needs the shards again.
+    with pytest.raises(TypeError):
+        loader.open_columns(dataset, SPEC, "test", ("audio",))
+    # A failed decoding leaves no column behind.
+    assert not list(dataset.glob(".cache/*/test/audio.npy"))
+    assert not list(dataset.glob(".cache/*/test/.tmp-*"))
+
+
+def test_names(dataset):
+    names = loader.open_names(dataset, SPEC, "train")
+    assert names == [f"Flöte {row}" for row in range(7)]
+
+
+def test_what_is_not_there_is_named(dataset, tmp_path):
+    with pytest.raises(ValueError, match="no column 'mel', only index, preset"):
+        loader.open_columns(dataset, SPEC, "train", ("mel",))
+    with pytest.raises(ValueError, match="no split 'valid'"):
+        loader.open_columns(dataset, SPEC, "valid")
+    with pytest.raises(shards.ShardError, match="holds no data set"):
+        loader.open_columns(tmp_path, SPEC, "train")
+
+
+def test_other_settings_are_refused(dataset):
+    other = dataclasses.replace(
+        SPEC, settings=dataclasses.replace(SPEC.settings, hold=1.0)
+    )
+    with pytest.raises(
+        shards.ShardError, match=r"settings\.hold: wanted 1\.0, found 2\.0"
+    ):
+        loader.open_columns(dataset, other, "train")
+
+
+def test_damaged_shard_is_found_on_load(tmp_path):
+    test_shards.write_all(tmp_path, SPEC)
+    loader.open_columns(tmp_path, SPEC, "train")
+    path = tmp_path / SPEC.filename("train", 0)
+    content = bytearray(path.read_bytes())
+    content[100] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(shards.ShardError, match="sha256") as error:
+        loader.open_columns(tmp_path, SPEC, "train")
+    assert str(path) in str(error.value)
+
+
+# Batches ---------------------------------------------------------------------
+
+COLUMNS = {
+    "index": np.arange(23),
+    "preset": np.arange(46, dtype=np.float32).reshape(23, 2),
+}
+
+
+def take(count, **options):
+    source = loader.batches(COLUMNS, 4, seed=5, **options)
+    return list(itertools.islice(source, count))
+
+
+def test_permutation_depends_on_seed_and_epoch_alone():
+    orders = [loader.permutation(50, s, e) for s in (0, 1) for e in (0, 1)]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(50))
+    assert len({o.tobytes() for o in orders}) == 4
+    np.testing.assert_array_equal(orders[3], loader.permutation(50, 1, 1))
+
+
+def test_an_epoch_holds_each_row_once():
+    found = take(10)
+    for epoch in (0, 1):
+        rows = [b["index"] for p, b in found if p.epoch == epoch]
+        assert len(rows) == 5
+        assert len(set(np.concatenate(rows))) == 20
+    left = [
+        set(range(23)) - set(np.concatenate([b["index"] for _, b in part]))
+        for part in (found[:5], found[5:])
+    ]
+    assert left[0] != left[1]
+    for _, batch in found:
+        np.testing.assert_array_equal(
+            batch["preset"], COLUMNS["preset"][batch["index"]]
+        )
+
+
+def test_going_on_from_any_position_is_exact():
+    whole = take(12)
+    for i, (position, _) in enumerate(whole[:-1]):
+        ((next_position, batch),) = take(1, start=position)
+        assert next_position == whole[i + 1][0]
+        np.testing.assert_array_equal(batch["index"], whole[i + 1][1]["index"])
+
+
+def test_processes_share_a_batch():
+    whole = take(7)
+    parts = [take(7, process_index=i, process_count=2) for i in range(2)]
+    for (position, batch), *halves in zip(whole, *parts, strict=True):
+        assert all(position == p for p, _ in halves)
+        joined = np.concatenate([b["index"] for _, b in halves])
+        np.testing.assert_array_equal(joined, batch["index"])
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"batch_size": 24}, "batch size is 24, the split has 23 rows"),
+        ({"batch_size": 0}, "batch size is 0"),
+        ({"batch_size": 5, "process_count": 2}, "among 2 processes"),
+        ({"start": loader.Position(0, 6)}, "another batch size"),
+    ],
+)
+def test_bad_batches(options, words):
+    options = {"batch_size": 4, "seed": 0, **options}
+    with pytest.raises(ValueError, match=words):
+        next(loader.batches(COLUMNS, **options))
+    with pytest.raises(ValueError, match="differ in length"):
+        next(loader.batches({"a": np.zeros(2), "b": np.zeros(3)}, 1, seed=0))
+
+
+def test_blocks_are_the_rows_in_order():
+    found = list(loader.blocks(COLUMNS, 10))
+    assert [rows for rows, _ in found] == [
+        range(0, 10),
+        range(10, 20),
+        range(20, 23),
+    ]
+    index = np.concatenate([block["index"] for _, block in found])
+    np.testing.assert_array_equal(index, np.arange(23))
+
+
+def test_batches_reach_the_devices_in_order():
+    mesh = devices.mesh()
+    assert mesh.size == 4
+    wanted = take(9)
+    with loader.on_devices(
+        loader.batches(COLUMNS, 4, seed=5), devices.split(mesh)
+    ) as found:
+        for position, batch in wanted:
+            there, placed = next(found)
+            assert there == position
+            assert placed["preset"].sharding == devices.split(mesh)
+            assert isinstance(placed["preset"], jax.Array)
+            # The batch survives those after it.
+            np.testing.assert_array_equal(placed["index"], batch["index"])
+
+
+def test_background_errors_reach_the_loop():
+    def source():
+        yield loader.Position(), {"x": np.zeros(4)}
+        raise OSError("the disk went away")
+
+    sharding = devices.split(devices.mesh())
+    with loader.on_devices(source(), sharding) as found:
+        next(found)
+        with pytest.raises(OSError, match="the disk went away"):
+            next(found)
+
+
+# A config's data -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    config = common.proxy_config("dexed", "hn_oh")
+    config.audio_model = "mel128"
+    config.data = str(tmp_path_factory.mktemp("data") / "tiny")
+    config.num_train, config.validation, config.num_test = 40, (5, 4), 6
+    config.shard_size, config.embed_batch, config.workers = 16, 8, 2
+    config.batch = 8
+    config.render = ml_collections.ConfigDict(
+        {"hold": 0.2, "duration": 0.3, "fade_out": 0.05, "min_rms": 0.02}
+    )
+    return config
+
+
+def test_ensure_builds_then_finds(config, capfd):
+    first = data.ensure(config)
+    out, _ = capfd.readouterr()
+    assert "building 6 of 6 shards (0 already there)" in out
+    assert "66 presets" in out
+    assert data.NO_BANK in out
+    assert first.handcrafted is None
+    second = data.ensure(config)
+    out, _ = capfd.readouterr()
+    assert "building" not in out
+    assert second == first
+    columns = first.synthetic.columns("train")
+    assert columns["preset"].shape == (40, 100)
+    assert columns["embedding"].shape == (40, 128)
+
+
+def test_verify_reads_everything_again(config):
+    dataset = data.ensure(config)
+    root = pathlib.Path(config.data)
+    assert command.verify(root) == [
+        (str(root / "synthetic"), "train", 3, 40),
+        (str(root / "synthetic"), "validation", 2, 20),
+        (str(root / "synthetic"), "test", 1, 6),
+    ]
+    path = root / "synthetic" / dataset.synthetic.spec.filename("test", 0)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(shards.ShardError, match="sha256"):
+        command.verify(root)
+    path.write_bytes(whole)
+    with pytest.raises(shards.ShardError, match="holds no data set"):
+        command.verify(root / "nothing")
+
+
+def test_training_batches_go_on_where_they_stopped(config):
+    dataset = data.ensure(config)
+    sharding = devices.split(devices.mesh())
+
+    def batches(done, count):
+        with data.train_batches(config, dataset, done, sharding) as found:
+            return [jax.device_get(b) for b in itertools.islice(found, count)]
+
+    whole = batches(0, 12)
+    assert whole[0]["preset"].shape == (8, 100)
+    for done in (1, 5, 7):
+        for a, b in zip(whole[done:], batches(done, 12 - done), strict=True):
+            np.testing.assert_array_equal(a["embedding"], b["embedding"])
+
+
+def test_validate_scores_every_ranking_once(config):
+    dataset = data.ensure(config)
+    columns = dataset.synthetic.columns("validation")
+    mesh = devices.mesh()
+    seen = []
+
+    def validator(state, presets, embeddings):
+        del state
+        seen.append(presets.shape)
+        return presets[:, 0, 0], embeddings[..., 0].mean(1)
+
+    found = data.validate(config, dataset, validator, None, mesh)
+    assert seen[0][1:] == (4, 100)
+    firsts = np.asarray(columns["preset"])[::4, 0]
+    np.testing.assert_allclose(found["mrr"], firsts.mean(), rtol=1e-6)
+    np.testing.assert_allclose(
+        found["l1"], np.asarray(columns["embedding"])[:, 0].mean(), rtol=1e-5
+    )
+
+
+def test_handcrafted_presets_are_gated_split_and_kept(
+    config, tmp_path, capfd, monkeypatch
+):
+    """A bank made of the synthetic presets, and one that is silent."""
+    dataset = data.ensure(config)
+    space = engines.get("dexed").space
+    presets = np.array(dataset.synthetic.columns("train")["preset"])
+    silent = presets[:1].copy()
+    levels = [i for i, n in enumerate(space.names) if "output_level" in n]
+    silent[:, levels] = 0
+    presets = np.concatenate([presets, silent])
+    names = [f"Preset {i}" for i in range(len(presets))]
+    bank = tmp_path / "bank.json"
+    handcrafted.save(bank, presets, names, space)
+    crafted = config.copy_and_resolve_references()
+    crafted.presets = str(bank)
+
+    capfd.readouterr()
+    source = data.ensure(crafted).handcrafted
+    assert source is not None
+    out, _ = capfd.readouterr()
+    assert data.NO_BANK not in out
+    assert "silent" in out
+    assert source.spec.keep_audio
+    rows = {}
+    for split in source.splits:
+        columns = source.columns(split, ("preset", "audio"))
+        assert columns["audio"].dtype == np.int16
+        for name, preset in zip(
+            source.names(split), columns["preset"], strict=True
+        ):
+            rows[name] = preset
+    assert set(rows) == set(names[:-1])
+    for i, name in enumerate(names[:-1]):
+        np.testing.assert_array_equal(rows[name], presets[i])
+
+    # Which ones pass is remembered: the bank is not rendered again.
+    monkeypatch.setattr(handcrafted, "gate", None)
+    assert data.ensure(crafted).handcrafted == source

@@ -1,0 +1,362 @@
+"""Precompute: the same bytes, however the work was done or interrupted."""
+
+import dataclasses
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from datasets import engines, loader, precompute, shards
+from proxy import audio, spaces
+
+SPACE = spaces.get("dexed")
+# Short clips, real engine: a render takes well under a millisecond.
+SETTINGS = engines.RenderSettings(
+    hold=0.2, duration=0.3, fade_out=0.05, min_rms=0.02
+)
+
+
+def make_spec(**fields):
+    renderer = engines.get("dexed", SETTINGS)
+    return shards.DataSpec(
+        **{
+            "name": "tiny",
+            "synth": "dexed",
+            "synth_version": renderer.version,
+            "space": shards.space_digest(SPACE),
+            "parameters": SPACE.num_used,
+            "audio_model": "mel128",
+            "audio_weights": "",
+            "embedding": 128,
+            "settings": SETTINGS,
+            "seed": 3,
+            "splits": (("train", 50), ("test", 9)),
+            "shard_size": 20,
+            "embed_batch": 8,
+            **fields,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def embed():
+    model = audio.get("mel128")
+    return jax.jit(lambda sounds: model.embed({}, sounds))
+
+
+def build(spec, directory, embed, **options):
+    return precompute.build(
+        spec,
+        directory,
+        engines.get("dexed", spec.settings),
+        embed,
+        **{"progress": False, "workers": 1, **options},
+    )
+
+
+def contents(directory):
+    """Bytes of everything a user sees in a data set."""
+    return {
+        path.name: path.read_bytes()
+        for path in directory.iterdir()
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def reference(embed, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("reference")
+    report = build(make_spec(), directory, embed)
+    assert (report.built, report.present, report.missing) == (4, 0, 0)
+    assert report.rows == 59
+    return directory
+
+
+def test_rows_are_what_they_should_be(reference, embed):
+    """Each row: the first of its draws that is heard, and its embedding."""
+    spec, renderer = make_spec(), engines.get("dexed", SETTINGS)
+    columns = shards.read(reference, spec, "train", 1)
+    redrawn = 0
+    for i, row in enumerate(spec.shard_rows("train", 1)):
+        for attempt in range(200):
+            preset = precompute.draw(SPACE, 3, "train", [row], [attempt])[0, 0]
+            sound = renderer.render(SPACE.to_plugin(preset))
+            if engines.check_level(sound, SETTINGS) is None:
+                break
+            redrawn += 1
+        np.testing.assert_array_equal(columns["preset"][i], preset)
+        block = np.zeros((spec.embed_batch, spec.samples), np.float32)
+        block[0] = sound
+        wanted = np.asarray(embed(block))[0]
+        np.testing.assert_allclose(columns["embedding"][i], wanted, atol=1e-5)
+    # Most draws are silent: the gate was really at work.
+    assert redrawn > 20
+    check = shards.read_check(
+        reference / spec.filename("train", 1), spec, "train", 1
+    )
+    assert sum(check["redrawn"].values()) == redrawn
+
+
+def test_draws_are_independent():
+    draws = [
+        precompute.draw(SPACE, seed, split, [row], [attempt])[0, 0]
+        for seed in (0, 1)
+        for split in ("train", "test")
+        for row in (0, 1)
+        for attempt in (0, 1)
+    ]
+    assert len({d.tobytes() for d in draws}) == len(draws)
+    block = precompute.draw(SPACE, 0, "train", [5, 0, 1], [0, 1])
+    assert block.shape == (3, 2, SPACE.num_used)
+    np.testing.assert_array_equal(block[1:].reshape(4, -1), draws[:4])
+
+
+@pytest.mark.parametrize(
+    "options", [{"workers": 2}, {"workers": 5}, {"processes": True}]
+)
+def test_workers_do_not_change_a_byte(reference, embed, tmp_path, options):
+    build(make_spec(), tmp_path, embed, **options)
+    assert contents(tmp_path) == contents(reference)
+
+
+def test_tasks_share_the_shards(reference, embed, tmp_path):
+    spec = make_spec()
+    for task, (built, missing) in enumerate([(2, 2), (1, 1), (1, 0)]):
+        only = precompute.share(spec, task=task, num_tasks=3)
+        report = build(spec, tmp_path, embed, only=only)
+        assert (report.built, report.missing) == (built, missing)
+        # Unfinished, it is not yet a data set.
+        assert (tmp_path / "dataset_info.json").exists() == (missing == 0)
+    assert contents(tmp_path) == contents(reference)
+
+
+def test_resume_builds_only_what_is_missing(reference, embed, tmp_path):
+    spec = make_spec()
+    build(spec, tmp_path, embed)
+    gone = tmp_path / spec.filename("train", 1)
+    gone.unlink()
+    report = build(spec, tmp_path, embed)
+    assert (report.built, report.present, report.rows) == (1, 3, 20)
+    assert contents(tmp_path) == contents(reference)
+    report = build(spec, tmp_path, embed)
+    assert (report.built, report.present) == (0, 4)
+    assert "4 already there" in str(report)
+
+
+def _build_in_process(directory, barrier):
+    import pathlib
+
+    def embed(sounds):
+        return np.abs(sounds[:, :128])
+
+    barrier.wait(60)
+    build(make_spec(shard_size=5), pathlib.Path(directory), embed)
+
+
+def test_processes_at_once_share_one_folder(tmp_path):
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(2)
+    children = [
+        context.Process(target=_build_in_process, args=(together, barrier))
+        for _ in range(2)
+    ]
+    for child in children:
+        child.start()
+    build(make_spec(shard_size=5), alone, lambda s: np.abs(s[:, :128]))
+    for child in children:
+        child.join(120)
+        assert child.exitcode == 0
+    assert contents(together) == contents(alone)
+    assert not list(together.glob(".*.tmp-*"))
+
+
+def test_kept_audio_is_the_sound(embed, tmp_path):
+    spec = make_spec(splits=(("train", 5),), keep_audio=True)
+    build(spec, tmp_path, embed)
+    renderer = engines.get("dexed", SETTINGS)
+    columns = shards.read(tmp_path, spec, "train", 0)
+    sounds = shards.dequantise(columns["audio"], columns["audio_scale"])
+    for preset, sound in zip(columns["preset"], sounds, strict=True):
+        wanted = renderer.render(SPACE.to_plugin(preset))
+        np.testing.assert_allclose(sound, wanted, atol=0.51 / 32767)
+
+
+@pytest.fixture(scope="module")
+def bank(reference):
+    """Presets that are known to be heard."""
+    return shards.read(reference, make_spec(), "train", 0)["preset"]
+
+
+def handcrafted_spec(bank, names):
+    return make_spec(
+        source="handcrafted",
+        splits=(("train", len(bank)),),
+        presets=shards.presets_digest(bank, names),
+    )
+
+
+def test_handcrafted_presets_keep_their_names(bank, embed, tmp_path):
+    names = [f"Preset {i}" for i in range(len(bank))]
+    spec = handcrafted_spec(bank, names)
+    build(
+        spec, tmp_path, embed, presets={"train": bank}, names={"train": names}
+    )
+    columns = shards.read(tmp_path, spec, "train", 0)
+    np.testing.assert_array_equal(columns["preset"], bank)
+    assert loader.open_names(tmp_path, spec, "train") == names
+
+
+def test_silent_handcrafted_preset_is_named(bank, embed, tmp_path):
+    silent = bank.copy()
+    levels = [i for i, n in enumerate(SPACE.names) if "output_level" in n]
+    silent[3, levels] = 0
+    names = [f"Preset {i}" for i in range(len(bank))]
+    with pytest.raises(shards.ShardError, match="'Preset 3': silent"):
+        build(
+            handcrafted_spec(silent, names),
+            tmp_path,
+            embed,
+            presets={"train": silent},
+            names={"train": names},
+        )
+    assert not list(tmp_path.glob(".*.tmp-*"))
+
+
+def test_hopeless_space_gives_up(embed, tmp_path):
+    settings = dataclasses.replace(SETTINGS, min_rms=10.0, max_rms=11.0)
+    with pytest.raises(shards.ShardError) as error:
+        build(make_spec(settings=settings), tmp_path, embed)
+    message = str(error.value)
+    assert "space 'dexed'" in message
+    assert f"{precompute.MAX_ATTEMPTS} times" in message
+    assert "min_rms" in message
+
+
+def test_non_finite_embedding_is_an_error(tmp_path):
+    def embed(sounds):
+        return np.full((len(sounds), 128), np.nan, np.float32)
+
+    with pytest.raises(shards.ShardError, match="row 0 of split 'train'"):
+        build(make_spec(), tmp_path, embed)
+    assert shards.missing(tmp_path, make_spec())
+
+
+def test_renderer_must_fit_the_spec(embed, tmp_path):
+    spec = make_spec()
+    settings = dataclasses.replace(SETTINGS, note=48)
+    with pytest.raises(
+        ValueError, match=r"settings\.note: wanted 60, found 48"
+    ):
+        precompute.build(spec, tmp_path, engines.get("dexed", settings), embed)
+    with pytest.raises(ValueError, match="needs presets of shape"):
+        build(make_spec(source="handcrafted"), tmp_path, embed)
+
+
+def test_damaged_shard_stops_a_resume(embed, tmp_path):
+    spec = make_spec()
+    build(spec, tmp_path, embed)
+    path = tmp_path / spec.filename("train", 0)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(shards.ShardError, match="cut short") as error:
+        build(spec, tmp_path, embed)
+    assert str(path) in str(error.value)
+
+
+def test_choosing_shards():
+    spec = make_spec()
+    assert precompute.parse_shards("3, 0-1") == [3, 0, 1]
+    assert precompute.share(spec, numbers=[3, 0, 3]) == [
+        ("train", 0),
+        ("test", 0),
+    ]
+    with pytest.raises(ValueError, match="no shard 4: tiny has 4"):
+        precompute.share(spec, numbers=[4])
+    with pytest.raises(ValueError, match="task is 2"):
+        precompute.share(spec, task=2, num_tasks=2)
+    for text in ("", "a", "1-", "-1", "1;2"):
+        with pytest.raises(ValueError, match="--shards"):
+            precompute.parse_shards(text)
+
+
+CONFIG = """
+from configs import common
+
+def get_config():
+    config = common.proxy_config("dexed", "hn_oh")
+    config.audio_model = "mel128"
+    config.data = {data!r}
+    config.num_train, config.validation, config.num_test = 400, (4, 5), 30
+    config.shard_size, config.embed_batch, config.workers = 20, 8, 2
+    config.render = {{
+        "hold": 0.2, "duration": 0.3, "fade_out": 0.05, "min_rms": 0.02
+    }}
+    return config
+"""
+
+
+def start(directory):
+    config = directory.parent / f"{directory.name}.py"
+    config.write_text(CONFIG.format(data=str(directory)))
+    command = [sys.executable, "-m", "launch.precompute", "--config", config]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+
+
+def finished(directory):
+    return len(list(directory.glob("*.array_record-*.check.json")))
+
+
+def test_killed_at_random_moments_ends_with_the_same_bytes(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    with start(whole) as process:
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+
+    seed = random.randrange(10**6)
+    print("moments drawn with seed", seed)
+    moments = random.Random(seed)
+    for _ in range(3):
+        # At any moment while a shard or the next one is in the making: most
+        # of a process's life goes into imports and compilation.
+        goal = finished(killed / "synthetic") + moments.randint(0, 3)
+        with start(killed) as process:
+            while process.poll() is None:
+                if list((killed / "synthetic").glob(".*.tmp-*")) and (
+                    finished(killed / "synthetic") >= goal
+                ):
+                    break
+                time.sleep(0.002)
+            time.sleep(moments.uniform(0, 0.2))
+            process.send_signal(signal.SIGKILL)
+        print(finished(killed / "synthetic"), "shards finished when killed")
+    assert not (killed / "synthetic" / "dataset_info.json").exists()
+    with start(killed) as process:
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+
+    assert contents(killed / "synthetic") == contents(whole / "synthetic")
+    spec = shards.DataSpec.from_dict(shards.read_spec(killed / "synthetic"))
+    for split, rows in spec.splits:
+        shards.verify(killed / "synthetic", spec, split)
+        index = [
+            i
+            for shard in range(spec.num_shards(split))
+            for i in shards.read(killed / "synthetic", spec, split, shard)[
+                "index"
+            ]
+        ]
+        assert index == list(range(rows))
+    hidden = {p.name for p in (killed / "synthetic").glob(".*")}
+    assert hidden <= {".cache"}

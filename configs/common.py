@@ -34,6 +34,7 @@ def proxy_config(synth: str, encoder: str) -> Any:
     config.embed_batch = 64
     config.keep_audio = False
     config.presets = ""  # file or folder of hand-crafted banks
+    config.weights = ""  # local file of the audio model's weights
     config.workers = 0  # rendering workers, 0: one per core
 
     # Encoder: sizes that differ from the paper's.

@@ -3,45 +3,16 @@
 import glob
 import importlib.util
 import math
-import os
 import shutil
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from proxy.objective import Step
 
 AXIS = "data"
-
-
-def initialize() -> None:
-    """Joins the other processes of a multi-host run, when there are any.
-
-    Under SLURM, on TPU pods and on Kubernetes, jax finds them by itself;
-    elsewhere, set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID.
-    """
-    count = os.environ.get("JAX_NUM_PROCESSES")
-    if count is not None:
-        jax.distributed.initialize(
-            os.environ.get("JAX_COORDINATOR_ADDRESS"),
-            int(count),
-            int(os.environ["JAX_PROCESS_ID"]),
-        )
-    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 or (
-        "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    ):
-        jax.distributed.initialize()
-
-
-def fetch(x: jax.Array) -> np.ndarray:
-    """The whole array on the host, wherever its parts lie."""
-    if x.is_fully_addressable:
-        return np.asarray(x)
-    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
 def describe() -> str:

@@ -38,7 +38,7 @@ _PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
 @jax.jit
-def _score(predicted: jax.Array, audio: jax.Array) -> dict[str, jax.Array]:
+def _score(predicted: jax.Array, audio: jax.Array) -> dict[str, Any]:
     """Every metric of one subset."""
     count = predicted.shape[0]
     by_l1 = retrieval.one_vs_all(predicted, audio, "l1")
@@ -88,7 +88,9 @@ def score(
     subset = min(subset, count)
     repeats = repeats if subset < count else 1
     kept, first = [], None
-    for i in tqdm.trange(repeats, desc="subsets", leave=False):
+    for i in tqdm.trange(
+        repeats, desc="subsets", leave=False, disable=repeats == 1
+    ):
         rng = np.random.default_rng(seed + i)
         chosen = np.sort(rng.permutation(count)[:subset])
         found = jax.device_get(_score(predicted[chosen], audio[chosen]))
@@ -112,6 +114,29 @@ def score(
     }
 
 
+def test_sets(dataset: data.Dataset) -> dict[str, loader.Columns]:
+    """What a run is tested on.
+
+    Args:
+      dataset: the run's data.
+
+    Returns:
+      "synthetic", the test split, and with a bank "hand-crafted": all of its
+      presets, as none was trained on.
+    """
+    sets: dict[str, loader.Columns] = {
+        "synthetic": dataset.synthetic.columns("test")
+    }
+    if dataset.handcrafted is not None:
+        crafted = dataset.handcrafted
+        parts = [crafted.columns(split) for split in crafted.splits]
+        sets["hand-crafted"] = {
+            name: np.concatenate([part[name] for part in parts])
+            for name in parts[0]
+        }
+    return sets
+
+
 def fit_baselines(config: Config, dataset: data.Dataset) -> dict[str, Predict]:
     """Fits the baselines on the training split, block by block.
 
@@ -128,7 +153,7 @@ def fit_baselines(config: Config, dataset: data.Dataset) -> dict[str, Predict]:
         lambda preset, y: baselines.moments(space.to_relaxed(preset), y)
     )
     total: Any = None
-    for _, block in loader.blocks(dataset.columns("train"), 16_384):
+    for _, block in loader.blocks(dataset.synthetic.columns("train"), 16_384):
         part = moments(block["preset"], block["embedding"])
         # Double precision: millions of rows would wear out single floats.
         part = jax.tree.map(lambda x: np.asarray(x, np.float64), part)
@@ -145,7 +170,7 @@ def fit_baselines(config: Config, dataset: data.Dataset) -> dict[str, Predict]:
         )
         return lambda presets: np.asarray(apply(np.asarray(presets)))
 
-    held_out = dataset.columns("validation")
+    held_out = dataset.synthetic.columns("validation")
     tried = [linear(fit(baselines.fit_ridge, p)) for p in _PENALTIES]
     errors = [
         np.abs(f(held_out["preset"]) - held_out["embedding"]).mean()
@@ -225,7 +250,7 @@ def evaluate(run: str, which: str, presets: str | None) -> dict[str, Any]:
     }
     folder = pathlib.Path(run)
     results: dict[str, dict[str, Any]] = {}
-    for where, columns in dataset.test_sets().items():
+    for where, columns in test_sets(dataset).items():
         results[where] = found = {}
         audio = np.asarray(columns["embedding"])
         for name, model in models.items():

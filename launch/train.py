@@ -19,7 +19,6 @@ import jax
 import numpy as np
 import tqdm
 
-from datasets import loader
 from launch import (
     Config,
     checkpoints,
@@ -77,41 +76,6 @@ def _catch_termination() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def validate(
-    config: Config, ranker: Any, state: Any, columns: loader.Columns, mesh: Any
-) -> dict[str, float]:
-    """Scores a state on the validation split, a block of rankings at a time.
-
-    Args:
-      config: an experiment; `validation` is (rankings, candidates).
-      ranker: from `experiment.validator`.
-      state: the training state.
-      columns: the validation split.
-      mesh: the devices.
-
-    Returns:
-      "mrr" over the disjoint rankings and "l1" over all presets.
-    """
-    rankings, candidates = config.validation
-    shaped = [
-        columns[name].reshape(rankings, candidates, -1)
-        for name in ("preset", "embedding")
-    ]
-    block = max(8192 // candidates // mesh.size, 1) * mesh.size
-    reciprocal, l1 = [], []
-    for start in range(0, rankings, block):
-        part = [x[start : start + block] for x in shaped]
-        even = len(part[0]) % mesh.size == 0
-        layout = devices.split(mesh) if even else devices.replicated(mesh)
-        out = ranker(state, *devices.place(part, layout))
-        for kept, new in zip((reciprocal, l1), out, strict=True):
-            kept.append(devices.fetch(new))
-    return {
-        "mrr": np.concatenate(reciprocal).mean().item(),
-        "l1": np.concatenate(l1).mean().item(),
-    }
-
-
 def train(config: Config) -> pathlib.Path:
     """Trains the encoder of a config to its end.
 
@@ -129,7 +93,6 @@ def train(config: Config) -> pathlib.Path:
     mesh = devices.mesh(config.devices or None)
     devices.check_batch(config.batch, mesh, config.accumulate)
     dataset = data.ensure(config)
-    held_out = dataset.columns("validation")
     run = checkpoints.prepare(config)
     writes = jax.process_index() == 0
 
@@ -148,7 +111,7 @@ def train(config: Config) -> pathlib.Path:
     state = devices.place(
         experiment.initial_state(config), devices.replicated(mesh)
     )
-    epoch_steps = config.num_train // config.batch
+    epoch_steps = data.steps_per_epoch(config)
     total = config.epochs * epoch_steps
 
     with contextlib.ExitStack() as stack:
@@ -159,16 +122,8 @@ def train(config: Config) -> pathlib.Path:
             print(f"{run}: going on at step {done:,} of {total:,}")
         stopped = stack.enter_context(_catch_termination())
         writer = stack.enter_context(metrics.Writer(run, done))
-        source = loader.batches(
-            dataset.columns("train"),
-            config.batch,
-            seed=config.seed,
-            start=loader.Position(*divmod(done, epoch_steps)),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
         batches = stack.enter_context(
-            loader.on_devices(source, devices.split(mesh))
+            data.train_batches(config, dataset, done, devices.split(mesh))
         )
         bar = stack.enter_context(
             tqdm.tqdm(
@@ -182,7 +137,7 @@ def train(config: Config) -> pathlib.Path:
         pending, last_save, compiled = [], time.monotonic(), None
         since, since_step = time.monotonic(), done
         for step in range(done + 1, total + 1):
-            _, batch = next(batches)
+            batch = next(batches)
             if compiled is None:
                 started = time.monotonic()
                 # Ahead of time: a compiled step cannot recompile unnoticed.
@@ -204,7 +159,7 @@ def train(config: Config) -> pathlib.Path:
             bar.set_postfix(loss=f"{means['loss']:.4f}")
             found = None
             if epoch_ends:
-                found = validate(config, ranker, state, held_out, mesh)
+                found = data.validate(config, dataset, ranker, state, mesh)
                 epoch = step // epoch_steps
                 writer.write(step, epoch=epoch, **found)
                 bar.write(
@@ -233,7 +188,7 @@ def train(config: Config) -> pathlib.Path:
 def main() -> None:
     """Runs the command."""
     config = _CONFIG.value
-    devices.initialize()
+    data.initialize_distributed()
     print(devices.describe(), flush=True)
     run = train(config)
     print(f"next: python -m launch.evaluate --run {run}")

@@ -7,6 +7,24 @@ from typing import Any
 
 import ml_collections
 
+# The paper's sizes.
+SIZES = {
+    "mlp_raw": {"hidden": 2048, "blocks": 1},
+    "mlp_oh": {"hidden": 2048, "blocks": 1},
+    "rn_oh": {"hidden": 256, "blocks": 4},
+    "hn_oh": {"hidden": 768, "blocks": 6},
+    "hn_pt": {"hidden": 512, "blocks": 6, "token": 64},
+    "hn_ptgru": {"hidden": 768, "blocks": 6, "token": 384},
+    "gru_oh": {"hidden": 1024, "layers": 1},
+    "tfm": {
+        "hidden": 256,
+        "blocks": 6,
+        "heads": 8,
+        "factor": 4.0,
+        "pooling": "cls",
+    },
+}
+
 
 def proxy_config(synth: str, encoder: str) -> Any:
     """A preset encoder on mn04 embeddings, as in the paper (section 3).
@@ -37,9 +55,8 @@ def proxy_config(synth: str, encoder: str) -> Any:
     config.weights = ""  # local file of the audio model's weights
     config.workers = 0  # rendering workers, 0: one per core
 
-    # Encoder: sizes that differ from the paper's.
     config.encoder = encoder
-    config.sizes = ml_collections.ConfigDict()
+    config.sizes = ml_collections.ConfigDict(SIZES[encoder])
     config.dtype = "float32"  # of the computation; parameters are float32
 
     # Optimisation.
@@ -47,6 +64,7 @@ def proxy_config(synth: str, encoder: str) -> Any:
     config.batch = 512
     config.accumulate = 1
     config.devices = 0  # 0: all
+    config.center = False  # start the output at the mean embedding
     config.average = 0.0  # decay of a moving average of weights, 0: none
     config.optimizer = ml_collections.ConfigDict(
         {

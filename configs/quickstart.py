@@ -22,6 +22,8 @@ def get_config():
     config.num_test = 4_096
     config.shard_size = 1_024
 
+    # mel128 is in decibels, far from zero.
+    config.center = True
     config.epochs = 24
     config.batch = 256
     config.optimizer.learning_rate = 4e-3

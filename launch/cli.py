@@ -10,7 +10,7 @@ from ml_collections import config_flags
 
 # Errors that a user can mend: bad input, a missing file, a full disk. They
 # are told in one line; anything else is a defect and keeps its traceback.
-EXPECTED = (ValueError, OSError, RuntimeError)
+EXPECTED = (ValueError, OSError, RuntimeError, FloatingPointError)
 
 _TRACEBACK = flags.DEFINE_bool(
     "traceback", False, "Show the traceback of every error."
@@ -31,6 +31,24 @@ def define_config() -> flags.FlagHolder:
     )
     flags.mark_flag_as_required("config")
     return holder
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses flags; a mistake in one is told in one line, too."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        message = str(error)
+    except OSError as error:
+        message = f"--config: {error}"
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        message = f"--config: no such field, or not of its type: {error}"
+    sys.exit(f"error: {message}\nsee python -m {_module()} --help")
+
+
+def _module() -> str:
+    spec = sys.modules["__main__"].__spec__
+    return spec.name if spec else sys.argv[0]
 
 
 def run(main: Callable[..., None], *, arguments: bool = False) -> None:
@@ -57,4 +75,4 @@ def run(main: Callable[..., None], *, arguments: bool = False) -> None:
                 traceback.print_exc()
             sys.exit(f"error: {error}")
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parse)

@@ -239,9 +239,8 @@ def evaluate(run: str, which: str, presets: str | None) -> dict[str, Any]:
     if presets is not None:
         config.presets = presets
     dataset = data.ensure(config)
-    template = jax.eval_shape(lambda: experiment.initial_state(config))
     step = saved.best_step() if which == "best" else saved.latest_step()
-    state = checkpoints.restore(saved, template, step)
+    state = checkpoints.restore(saved, experiment.empty_state(config), step)
     print(f"{run}: {which} checkpoint, step {step:,}")
     predict = experiment.predictor(config)
     models: dict[str, Predict] = {

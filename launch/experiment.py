@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from launch import Config
 from proxy import audio, encoders, objective, optimizer, retrieval, spaces
@@ -52,17 +53,40 @@ def gradient_transformation(config: Config) -> Any:
     )
 
 
-def initial_state(config: Config) -> objective.TrainState:
-    """The state at step 0, a function of the config alone."""
+def initial_state(
+    config: Config, embeddings: Float[np.ndarray, "samples embedding"]
+) -> objective.TrainState:
+    """The state at step 0, a function of the config and the data alone.
+
+    Args:
+      config: an experiment.
+      embeddings: of the training split; with `config.center`, the output's
+        bias starts at the mean of the first 65,536.
+
+    Returns:
+      The state.
+    """
+    bias = None
+    if config.center:
+        bias = np.mean(embeddings[:65_536], axis=0, dtype=np.float64)
+        bias = bias.astype(np.float32)
     return jax.jit(
-        lambda key: objective.init_state(
+        lambda key, bias: objective.init_state(
             encoder(config),
             gradient_transformation(config),
             key,
             spaces.get(config.synth).width,
             average=config.average > 0,
+            bias=bias,
         )
-    )(jax.random.key(config.seed))
+    )(jax.random.key(config.seed), bias)
+
+
+def empty_state(config: Config) -> objective.TrainState:
+    """Shapes and dtypes of the state, to restore a checkpoint into."""
+    dimension = audio.get(config.audio_model).dimension
+    rows = np.zeros((1, dimension), np.float32)
+    return jax.eval_shape(lambda: initial_state(config, rows))
 
 
 def validator(config: Config) -> Any:

@@ -109,7 +109,10 @@ def train(config: Config) -> pathlib.Path:
     )
     ranker = experiment.validator(config)
     state = devices.place(
-        experiment.initial_state(config), devices.replicated(mesh)
+        experiment.initial_state(
+            config, dataset.synthetic.columns("train")["embedding"]
+        ),
+        devices.replicated(mesh),
     )
     epoch_steps = data.steps_per_epoch(config)
     total = config.epochs * epoch_steps

@@ -56,6 +56,7 @@ def init_state(
     width: int,
     *,
     average: bool = False,
+    bias: Float[Array, " embedding"] | None = None,
 ) -> TrainState:
     """Fresh parameters and optimizer state.
 
@@ -65,12 +66,17 @@ def init_state(
       key: JAX random key.
       width: size of a relaxed preset.
       average: keep an exponential moving average of the parameters.
+      bias: where the output's bias starts, zero when None. The mean training
+        embedding is a good place when it lies far from zero: AdamW moves a
+        bias by the learning rate per step at most.
 
     Returns:
       The state at step 0.
     """
     variables = encoder.init(key, jnp.zeros((2, width)), train=False)
-    params = variables["params"]
+    params = dict(variables["params"])
+    if bias is not None:
+        params["head"] = {**params["head"], "bias": bias}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

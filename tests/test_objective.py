@@ -134,6 +134,19 @@ def test_moving_average_follows_the_parameters():
     assert np.abs(averaged - plain).max() > 1e-6
 
 
+def test_the_output_can_start_at_a_given_bias():
+    encoder, bias = _encoder("hn_oh"), jnp.arange(12.0)
+    states = [
+        objective.init_state(
+            encoder, optax.sgd(0.1), jax.random.key(0), SPACE.width, bias=b
+        )
+        for b in (None, bias)
+    ]
+    relaxed = SPACE.to_relaxed(_batch()["preset"])
+    zero, moved = (objective.predict(encoder, s, relaxed) for s in states)
+    np.testing.assert_allclose(moved, zero + bias, rtol=1e-5, atol=1e-5)
+
+
 def test_a_bad_target_shows_in_loss_and_gradient_norm():
     encoder, optimizer = _encoder("hn_oh"), optax.sgd(0.1)
     state = objective.init_state(

@@ -1,0 +1,200 @@
+"""Training from a config: kills, resumes, guards; and its evaluation."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from launch import metrics
+
+ROOT = pathlib.Path(__file__).parents[1]
+SMALL = (
+    "--config=configs/quickstart.py",
+    "--config.num_train=512",
+    "--config.validation=(8,16)",
+    "--config.num_test=192",
+    "--config.shard_size=256",
+    "--config.batch=32",
+    "--config.epochs=6",
+    "--config.log_every=5",
+    "--config.optimizer.warmup_steps=8",
+    "--config.optimizer.cosine_steps=88",
+    "--config.sizes.hidden=64",
+    "--config.sizes.blocks=3",
+    "--config.evaluation.repeats=3",
+    "--config.evaluation.subset=128",
+)
+
+
+def start(module, *flags, **popen):
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        [sys.executable, "-m", f"launch.{module}", *flags],
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **popen,
+    )
+
+
+def finish(process, code=0):
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == code, output
+    return output
+
+
+def train(run, data, *flags):
+    return start(
+        "train",
+        *SMALL,
+        f"--config.run={run}",
+        f"--config.data={data}",
+        *flags,
+    )
+
+
+def parameters(run):
+    """Every array of the last checkpoint."""
+    folder = pathlib.Path(run).absolute() / "checkpoints"
+    with ocp.CheckpointManager(folder) as manager:
+        step = manager.latest_step()
+        state = manager.restore(step, args=ocp.args.StandardRestore())
+    flat = {}
+
+    def collect(path, tree):
+        if isinstance(tree, dict):
+            for name, child in tree.items():
+                collect((*path, name), child)
+        elif isinstance(tree, list | tuple):
+            for i, child in enumerate(tree):
+                collect((*path, i), child)
+        elif tree is not None:
+            flat[path] = np.asarray(tree)
+
+    collect((), state)
+    return step, flat
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An uninterrupted run, and what it printed."""
+    folder = tmp_path_factory.mktemp("train")
+    output = finish(train(folder / "run", folder / "data"))
+    return folder / "run", folder / "data", output
+
+
+def test_a_run_tells_what_it_does(finished):
+    run, data, output = finished
+    assert "devices: 1 x" in output
+    assert "building 4 of 4 shards" in output
+    assert "hand-crafted: no bank (see launch.presets)" in output
+    assert "epoch   6" in output and "96 steps done" in output
+    records = list(metrics.read(run))
+    losses = [r["loss"] for r in records if "loss" in r]
+    assert losses[-1] < 0.9 * losses[0]
+    assert [r["epoch"] for r in records if "mrr" in r] == [1, 2, 3, 4, 5, 6]
+    steps = [r["step"] for r in records]
+    assert steps == sorted(steps)
+    for name in ("config.json", "environment.json", "training.png"):
+        assert (run / name).stat().st_size > 0
+    assert list((run / "tensorboard").glob("events*"))
+    kept = [p for p in (run / "checkpoints").iterdir() if p.name.isdigit()]
+    assert 1 <= len(kept) <= 2 and (data / "synthetic").is_dir()
+
+
+def test_killed_runs_end_with_the_same_parameters(finished, tmp_path):
+    run, data, _ = finished
+    rng = random.Random(0)
+    killed = tmp_path / "run"
+    # Once at a random moment, once by the polite signal after some steps.
+    process = train(killed, data)
+    time.sleep(rng.uniform(4, 9))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    process = train(killed, data)
+    file = killed / metrics.FILE
+    while process.poll() is None and not (
+        file.exists() and '"step": 4' in file.read_text()
+    ):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode in (0, 143), output
+    output = finish(train(killed, data))
+    assert "going on at step" in output
+    (step, ours), (other_step, theirs) = parameters(killed), parameters(run)
+    assert step == other_step == 96
+    assert ours.keys() == theirs.keys() and len(ours) > 20
+    for path, value in ours.items():
+        np.testing.assert_array_equal(value, theirs[path], err_msg=str(path))
+    # Nothing is logged twice.
+    epochs = [r["epoch"] for r in metrics.read(killed) if "epoch" in r]
+    assert epochs == [1, 2, 3, 4, 5, 6]
+
+
+def test_evaluation(finished):
+    run, _, _ = finished
+    output = finish(start("evaluate", f"--run={run}"))
+    assert "hand-crafted: no bank (see launch.presets)" in output
+    for name in ("mean embedding", "ridge regression", "hn_oh"):
+        assert f"| synthetic, 128 | {name}" in output
+    found = json.loads((run / "evaluation.json").read_text())
+    models = found["results"]["synthetic"]
+    assert models["hn_oh"]["repeats"] == 3
+    assert models["hn_oh"]["metrics"]["mrr/preset_to_audio"]["std"] > 0
+    l1 = {name: m["metrics"]["l1"]["mean"] for name, m in models.items()}
+    assert 0 < l1["ridge regression"] < l1["mean embedding"] < 10
+    for picture in ("ranks_synthetic.png", "embeddings_synthetic.png"):
+        assert (run / picture).stat().st_size > 10_000
+
+
+def test_another_config_in_the_same_directory_is_refused(finished):
+    run, data, _ = finished
+    output = finish(train(run, data, "--config.batch=64"), code=1)
+    assert "another config (batch: 32 there, 64 asked)" in output
+    assert "Traceback" not in output
+
+
+def test_divergence_names_the_step(finished, tmp_path):
+    _, data, _ = finished
+    output = finish(
+        train(
+            tmp_path / "run",
+            data,
+            "--config.optimizer.learning_rate=1e38",
+            "--config.optimizer.warmup_steps=0",
+        ),
+        code=1,
+    )
+    assert "at step " in output and "learning_rate" in output
+    assert "Traceback" not in output
+
+
+def test_evaluating_nothing_says_so(tmp_path):
+    output = finish(start("evaluate", f"--run={tmp_path}"), code=1)
+    assert "no run at" in output and "launch.train" in output
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config=configs/none.py", "none.py"),
+        ("--config.no_such_field=1", "no_such_field"),
+        ("--config.batch=many", "many"),
+        ("--no_such_flag", "no_such_flag"),
+    ],
+)
+def test_mistakes_in_flags_are_told_in_one_line(flag, message):
+    output = finish(start("train", *SMALL[:1], flag), code=1)
+    assert "error: " in output and message in output
+    assert "Traceback" not in output

@@ -702,7 +702,8 @@ def read(
             f"{path}: its records cannot be read ({error}); {_REMEDY}"
         ) from error
     finally:
-        reader.close()
+        with contextlib.suppress(RuntimeError):
+            reader.close()
     index: Int64[np.ndarray, " rows"] = columns["index"]
     if not np.array_equal(index, spec.shard_rows(split, shard)):
         raise ShardError(

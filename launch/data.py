@@ -21,11 +21,8 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
 
 from datasets import engines, handcrafted, loader, precompute, shards
-from launch import devices
+from launch import Config, devices
 from proxy import audio
-
-# An `ml_collections.ConfigDict`, whose fields have no types of their own.
-Config = Any
 
 NO_BANK = "hand-crafted: no bank (see launch.presets)"
 

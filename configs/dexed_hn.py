@@ -4,8 +4,9 @@
 
 Hardware: one GPU or more for training; rendering takes CPU cores, so make the
 data on as many machines as there are (`launch.precompute --task`).
-Figure to beat: validation MRR .8065 (256 rankings of 512), as published, with
-10.24 M presets and 30 epochs.
+Time: not measured at this size here; see `python -m launch.benchmark train`.
+Figure to beat: validation MRR .8065 (256 rankings of
+512), as published, with 10.24 M presets and 30 epochs.
 """
 
 from configs import common

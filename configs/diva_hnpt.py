@@ -1,0 +1,21 @@
+"""Diva, highway network on flattened tokens (hn_pt), mn04 embeddings.
+
+    python -m launch.train --config configs/diva_hnpt.py
+
+Hardware: as for Dexed; the sound comes from the Diva plug-in, which needs
+the VST3 host (see the README for what is there).
+Time: not measured at this size here; see `python -m launch.benchmark train`.
+Figure to beat: validation MRR .7817 (256 rankings of
+512), as published, with 10.24 M presets and 30 epochs.
+"""
+
+from configs import common
+
+
+def get_config():
+    config = common.proxy_config("diva", "hn_pt")
+    config.optimizer.learning_rate = 4e-3
+    config.optimizer.b1 = 0.93
+    config.optimizer.b2 = 0.987
+    config.optimizer.eps = 2e-7
+    return config

@@ -1,0 +1,21 @@
+"""TAL-NoiseMaker: highway network on a bidirectional GRU over tokens (hn_ptgru), mn04.
+
+    python -m launch.train --config configs/talnm_hnptgru.py
+
+Hardware: as for Dexed; the sound comes from the TAL-NoiseMaker plug-in, which needs
+the VST3 host (see the README for what is there).
+Time: not measured at this size here; see `python -m launch.benchmark train`.
+Figure to beat: validation MRR .9935 (256 rankings of
+512), as published, with 10.24 M presets and 30 epochs.
+"""
+
+from configs import common
+
+
+def get_config():
+    config = common.proxy_config("talnm", "hn_ptgru")
+    config.optimizer.learning_rate = 1.5e-3
+    config.optimizer.b1 = 0.93
+    config.optimizer.b2 = 0.987
+    config.optimizer.eps = 2e-8
+    return config

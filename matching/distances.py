@@ -49,7 +49,7 @@ def _magnitude_distance(
 ) -> Float[Array, "batch"]:
     """Spectral convergence plus mean absolute log difference.
 
-    ‖B − A‖_F / ‖B‖_F + mean|ln A − ln B| (Arık et al.,
+    ‖B - A‖_F / ‖B‖_F + mean|ln A - ln B| (Arik et al.,
     https://arxiv.org/abs/1808.06719, eqs. 2 and 3).
     """
     axes = (-2, -1)
@@ -65,7 +65,7 @@ def kaldi_decibels(
 ) -> Float[Array, "batch frames mels"]:
     """128 Kaldi mel bands in dB, of pre-emphasised audio.
 
-    y[n] = x[n] − 0.97 x[n − 1], valid part; symmetric Hann window of 1,024
+    y[n] = x[n] - 0.97 x[n - 1], valid part; symmetric Hann window of 1,024
     samples, hop 512, centred; power; bands from 0 Hz to half the rate; 10
     log10(max(., 1e-8)).
 
@@ -140,7 +140,14 @@ def _mean_difference(prediction, target):
     return jnp.abs(prediction - target).mean((-2, -1))
 
 
-_SCALES = ((5, 32), (10, 64), (20, 128), (40, 256), (80, 512), (160, 1024)) + (
+# (bands, window); the hop is a quarter of the window.
+_SCALES = (
+    (5, 32),
+    (10, 64),
+    (20, 128),
+    (40, 256),
+    (80, 512),
+    (160, 1024),
     (320, 2048),
 )
 

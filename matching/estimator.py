@@ -1,8 +1,9 @@
-"""The paper's estimator: a convolutional network from a mel spectrogram to
-one logit per numerical or binary parameter and one per category.
+"""The paper's estimator, a convolutional network from sound to logits.
 
-Logits follow the used parameters in table order, a categorical parameter
-taking as many places as it has categories; `matching.decode` reads them.
+It reads a mel spectrogram and gives one logit per numerical or binary
+parameter and one per category. They follow the used parameters in table order,
+a categorical parameter taking as many places as it has categories;
+`matching.decode` reads them.
 """
 
 import functools
@@ -74,14 +75,71 @@ def _output_size(size: int, kernel: int) -> int:
     return (size + 2 * _PADDING - kernel) // 2 + 1
 
 
-def _forward(x, kernel):
+def _convolve(x, kernel, strides=(2, 2), padding=_PADDING):
     return jax.lax.conv_general_dilated(
         x,
         kernel,
-        (2, 2),
-        [(_PADDING, _PADDING)] * 2,
+        strides,
+        [(padding, padding)] * 2,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+
+
+def _convolve_one_channel(x, kernel, together: int = 2):
+    """Convolution of one channel, a few neighbouring outputs at a time.
+
+    Columns of a block become channels: the convolution then has enough of
+    them for the vector units, at the price of some products with zero.
+    """
+    batch, height, width, _ = x.shape
+    size, _, _, out = kernel.shape
+    rows, columns = _output_size(height, size), _output_size(width, size)
+    wide = 2 * together
+    blocks = -(-columns // together)
+    right = wide * (blocks + 1) - width - _PADDING
+    x = jnp.pad(x[..., 0], ((0, 0), (_PADDING,) * 2, (_PADDING, right)))
+    x = x.reshape(batch, height + 2 * _PADDING, blocks + 1, wide)
+    # Which tap an output of the block has for an input of it or of the next.
+    tap = np.arange(2 * wide)[:, None] - 2 * np.arange(together)
+    inside = ((tap >= 0) & (tap < size))[:, :, None]
+    taps = kernel[:, np.clip(tap, 0, size - 1), 0, :]
+    taps = jnp.where(inside, taps, 0)
+    taps = taps.reshape(size, 2, wide, together * out)
+    y = _convolve(x, taps, (2, 1), 0)
+    return y.reshape(batch, rows, blocks * together, out)[:, :, :columns]
+
+
+def _forward(x, kernel):
+    if x.shape[-1] > 1 or kernel.shape[0] > 5:
+        return _convolve(x, kernel)
+    return jax.lax.platform_dependent(
+        x, kernel, cpu=_convolve_one_channel, default=_convolve
+    )
+
+
+def _phases(kernel):
+    """Splits a kernel into the parts that see each phase of the stride.
+
+    Returns:
+      `[half, row phase, half, column phase, channels, features]`.
+    """
+    odd = kernel.shape[0] % 2
+    kernel = jnp.pad(kernel, ((0, odd), (0, odd), (0, 0), (0, 0)))
+    half = kernel.shape[0] // 2
+    return kernel.reshape(half, 2, half, 2, *kernel.shape[2:])
+
+
+def _from_phases(phases, shape):
+    """`[batch, rows, columns, 2, 2, channels]` back to `shape`."""
+    batch, rows, columns, _, _, channels = phases.shape
+    image = phases.transpose(0, 1, 3, 2, 4, 5)
+    image = image.reshape(batch, 2 * rows, 2 * columns, channels)
+    # It starts `_PADDING` before the input, and may end before its last row
+    # or column, which then no output has seen.
+    height, width = shape[1:3]
+    image = image[:, _PADDING : _PADDING + height, _PADDING : _PADDING + width]
+    missing = [(0, n - m) for n, m in zip(shape, image.shape, strict=True)]
+    return jnp.pad(image, missing)
 
 
 def _input_gradient_by_phase(shape, kernel, cotangent):
@@ -91,61 +149,32 @@ def _input_gradient_by_phase(shape, kernel, cotangent):
     column of the kernel, so their gradient is a convolution without stride;
     the four have the same input and become one with four times the channels.
     """
-    batch, height, width, channels = shape
-    out = kernel.shape[-1]
-    odd = kernel.shape[0] % 2
-    kernel = jnp.pad(kernel, ((0, odd), (0, odd), (0, 0), (0, 0)))
-    half = kernel.shape[0] // 2
-    phases = kernel.reshape(half, 2, half, 2, channels, out)[::-1, :, ::-1]
-    phases = phases.transpose(0, 2, 5, 1, 3, 4)
-    gradient = jax.lax.conv_general_dilated(
-        cotangent,
-        phases.reshape(half, half, out, 4 * channels),
-        (1, 1),
-        [(half - 1, half - 1)] * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    batch, _, _, channels = shape
+    phases = _phases(kernel)[::-1, :, ::-1].transpose(0, 2, 5, 1, 3, 4)
+    half, _, out = phases.shape[:3]
+    phases = phases.reshape(half, half, out, 4 * channels)
+    gradient = _convolve(cotangent, phases, (1, 1), half - 1)
     rows, columns = gradient.shape[1:3]
-    gradient = gradient.reshape(batch, rows, columns, 2, 2, channels)
-    gradient = gradient.transpose(0, 1, 3, 2, 4, 5)
-    gradient = gradient.reshape(batch, 2 * rows, 2 * columns, channels)
-    # The convolution starts `_PADDING` before the input, and may end before
-    # its last row or column, which then no output has seen.
-    gradient = gradient[
-        :, _PADDING : _PADDING + height, _PADDING : _PADDING + width
-    ]
-    missing = [(0, n - m) for n, m in zip(shape, gradient.shape, strict=True)]
-    return jnp.pad(gradient, missing)
+    return _from_phases(
+        gradient.reshape(batch, rows, columns, 2, 2, channels), shape
+    )
 
 
 def _input_gradient_by_patch(shape, kernel, cotangent):
     """Gradient of the input: that of every patch, added where they overlap."""
-    size, _, channels, out = kernel.shape
+    phases = _phases(kernel).transpose(5, 0, 2, 1, 3, 4)
+    out, half, _, _, _, channels = phases.shape
     batch, rows, columns, _ = cotangent.shape
-    patches = cotangent.reshape(-1, out) @ kernel.reshape(-1, out).T
-    patches = patches.reshape(batch, rows, columns, size, size, channels)
-
-    def add(padded):
-        parts = [
-            padded[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2]
-            for i in range(size)
-            for j in range(size)
-        ]
-        return jnp.stack(parts, axis=3)
-
-    padded_shape = (
-        batch,
-        shape[1] + 2 * _PADDING,
-        shape[2] + 2 * _PADDING,
-        channels,
-    )
-    # Adding overlapping patches is the transpose of cutting them out.
-    transpose = jax.linear_transpose(
-        add, jax.ShapeDtypeStruct(padded_shape, patches.dtype)
-    )
-    flat = patches.reshape(batch, rows, columns, size * size, channels)
-    (padded,) = transpose(flat)
-    return padded[:, _PADDING:-_PADDING, _PADDING:-_PADDING]
+    patches = cotangent.reshape(-1, out) @ phases.reshape(out, -1)
+    patches = patches.reshape(batch, rows, columns, half, half, 2, 2, channels)
+    gradient = jnp.zeros((), patches.dtype)
+    for i in range(half):
+        for j in range(half):
+            shift = [(i, half - 1 - i), (j, half - 1 - j)]
+            gradient += jnp.pad(
+                patches[:, :, :, i, j], [(0, 0), *shift, *[(0, 0)] * 3]
+            )
+    return _from_phases(gradient, shape)
 
 
 @jax.custom_vjp
@@ -156,8 +185,8 @@ def strided_convolution(
     """Convolution (cross-correlation) of stride 2 with 2 zeros all around.
 
     XLA's CPU backend is fast at the convolution and at its kernel's gradient
-    but not at its input's, which it turns into a convolution over an input
-    spread out with zeros: up to 50 times slower than the ways used here.
+    but not at its input's, which it makes a convolution over an image spread
+    out with zeros: up to 50 times slower than the ways used here.
 
     Args:
       x: images, channels last.
@@ -175,7 +204,7 @@ def _strided_forward(x, kernel):
 
 def _strided_backward(saved, cotangent):
     x, kernel = saved
-    _, to_kernel = jax.vjp(lambda k: _forward(x, k), kernel)
+    _, to_kernel = jax.vjp(lambda k: _convolve(x, k), kernel)
 
     def on_cpu(kernel, cotangent):
         # Many channels on few pixels: one product is faster.
@@ -188,7 +217,7 @@ def _strided_backward(saved, cotangent):
         return way(x.shape, kernel, cotangent)
 
     def elsewhere(kernel, cotangent):
-        _, to_input = jax.vjp(lambda y: _forward(y, kernel), x)
+        _, to_input = jax.vjp(lambda y: _convolve(y, kernel), x)
         return to_input(cotangent)[0]
 
     to_x = jax.lax.platform_dependent(
@@ -242,10 +271,10 @@ class Convolution(nn.Module):
 
 
 class Estimator(nn.Module):
-    """Seven strided convolutions, a 1 × 1 one, average pooling, linear.
+    """Seven strided convolutions, a 1 x 1 one, average pooling, linear.
 
     Each convolution is followed by a leaky ReLU of slope 0.1 and, but for
-    the first and the 1 × 1 one, by batch normalisation; the linear layer by
+    the first and the 1 x 1 one, by batch normalisation; the linear layer by
     batch normalisation too (Combes et al. 2025, section 4; the network is
     that of Barkan et al., "InverSynth II", ISMIR 2023).
 

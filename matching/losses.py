@@ -36,7 +36,7 @@ class ParameterLoss(NamedTuple):
     categorical: Float[Array, ""]
 
     def total(self) -> Float[Array, ""]:
-        """numerical + binary + 0.01 categorical, the paper's weights."""
+        """The weighted sum: numerical + binary + 0.01 categorical."""
         weighted = CATEGORICAL_WEIGHT * self.categorical
         return self.numerical + self.binary + weighted
 

@@ -2,8 +2,8 @@
 
     python -m launch.train --config configs/diva_mlp.py
 
-Hardware: as for Dexed; the sound comes from the Diva plug-in, which needs
-the VST3 host (see the README for what is there).
+Hardware: as for Dexed. The sound comes from the plug-in, Diva,
+through a VST3 host.
 Time: not measured at this size here; see `python -m launch.benchmark train`.
 Figure to beat: validation MRR .5633 (256 rankings of
 512), as published, with 10.24 M presets and 30 epochs.

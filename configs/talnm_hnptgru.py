@@ -1,9 +1,9 @@
-"""TAL-NoiseMaker: highway network on a bidirectional GRU over tokens (hn_ptgru), mn04.
+"""TAL-NoiseMaker: highway network on a bidirectional GRU, hn_ptgru.
 
     python -m launch.train --config configs/talnm_hnptgru.py
 
-Hardware: as for Dexed; the sound comes from the TAL-NoiseMaker plug-in, which needs
-the VST3 host (see the README for what is there).
+Hardware: as for Dexed. The sound comes from the plug-in, TAL-NoiseMaker,
+through a VST3 host.
 Time: not measured at this size here; see `python -m launch.benchmark train`.
 Figure to beat: validation MRR .9935 (256 rankings of
 512), as published, with 10.24 M presets and 30 epochs.

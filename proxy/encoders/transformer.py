@@ -36,28 +36,43 @@ class LayerNorm(nn.Module):
 
 
 def attention(
-    q: Float[Array, "batch queries heads size"],
-    k: Float[Array, "batch tokens heads size"],
-    v: Float[Array, "batch tokens heads size"],
-) -> Float[Array, "batch queries heads size"]:
+    projected: Float[Array, "batch tokens projections"],
+    heads: int,
+    queries: int | None = None,
+) -> Float[Array, "batch queries features"]:
     """Softmax attention, every token seen.
 
     (Vaswani et al., https://arxiv.org/abs/1706.03762, section 3.2; the
-    softmax is computed in float32 at least.)
+    softmax is computed in float32 at least.) On a CPU a few presets at a
+    time are worked on, so that all they need stays in the cache, and the
+    weights are made again for the gradient: memory is slower than that.
 
     Args:
-      q: queries.
-      k: keys.
-      v: values.
+      projected: queries, keys and values side by side, each the heads side
+        by side.
+      heads: number of heads.
+      queries: how many of the first tokens ask, None for all.
 
     Returns:
-      For each query, the weighted mean of the values.
+      For each query, the weighted means of the values, heads side by side.
     """
-    q = q * (q.shape[-1] ** -0.5)
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k)
-    wide = scores.astype(jnp.promote_types(q.dtype, jnp.float32))
-    weights = nn.softmax(wide).astype(q.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+
+    def some(projected):
+        *batch, tokens, size = projected.shape
+        split = projected.reshape(*batch, tokens, 3, heads, -1)
+        q, k, v = (split[..., i, :, :] for i in range(3))
+        q = q[..., :queries, :, :] * (q.shape[-1] ** -0.5)
+        scores = jnp.einsum("...qhd,...khd->...hqk", q, k)
+        wide = scores.astype(jnp.promote_types(q.dtype, jnp.float32))
+        weights = nn.softmax(wide).astype(q.dtype)
+        y = jnp.einsum("...hqk,...khd->...qhd", weights, v)
+        return y.reshape(*y.shape[:-2], size // 3)
+
+    def blocked(projected):
+        one = jax.checkpoint(some)
+        return jax.lax.map(one, projected, batch_size=8)
+
+    return jax.lax.platform_dependent(projected, cpu=blocked, default=some)
 
 
 class TransformerBlock(nn.Module):
@@ -90,11 +105,8 @@ class TransformerBlock(nn.Module):
 
         y = LayerNorm(name="norm_1")(x)
         y = dense(3 * features, "in_proj")(y)
-        y = y.reshape(*y.shape[:-1], 3, self.heads, -1)
-        q, k, v = (y[..., i, :, :] for i in range(3))
-        q, x = q[:, : self.queries], x[:, : self.queries]
-        y = attention(q, k, v).reshape(x.shape)
-        x = x + dense(features, "out_proj")(y)
+        y = attention(y, self.heads, self.queries)
+        x = x[:, : self.queries] + dense(features, "out_proj")(y)
         y = LayerNorm(name="norm_2")(x)
         y = nn.relu(dense(self.inner, "linear_1")(y))
         return x + dense(features, "linear_2")(y)

@@ -120,7 +120,7 @@ def draw(
 @dataclasses.dataclass(frozen=True)
 class _Rows:
     presets: np.ndarray
-    audio: np.ndarray
+    audio: list[np.ndarray]
     redrawn: dict[str, int]
 
 
@@ -188,7 +188,7 @@ def render_rows(
                 f"(last: {reason}); check the space's sampling intervals, "
                 "and the render settings min_rms and max_rms"
             )
-    return _Rows(np.stack(presets), np.stack(sounds), dict(redrawn))
+    return _Rows(np.stack(presets), sounds, dict(redrawn))
 
 
 def render_given(
@@ -210,7 +210,7 @@ def render_given(
                 "with the render settings of this data set first"
             )
         sounds.append(audio)
-    return _Rows(np.asarray(presets, np.float32), np.stack(sounds), {})
+    return _Rows(np.asarray(presets, np.float32), sounds, {})
 
 
 # Spawned workers hold their renderer here: it cannot travel with every task.
@@ -363,19 +363,23 @@ def _embedded(
     so that the device always has work.
     """
     waiting: collections.deque[tuple] = collections.deque()
+    # A block's memory is used again once its embeddings are written: until
+    # then the device may be reading it.
+    free: list[np.ndarray] = []
     blocks: dict[_Shard, Iterator[range]] = {}
     block, fill, audio, kept = range(0), 0, np.zeros(0), []
     for shard, rows in rendered:
         if fill == 0:
             if shard not in blocks:
                 blocks = {shard: _split(shard.rows, spec.embed_batch)}
-            block = next(blocks[shard])
-            # Fresh memory: the device may still be reading the last block.
-            audio = np.zeros((spec.embed_batch, spec.samples), np.float32)
-            kept = []
-        audio[fill : fill + len(rows.audio)] = rows.audio
+            block, kept = next(blocks[shard]), []
+            size = (spec.embed_batch, spec.samples)
+            audio = free.pop() if free else np.empty(size, np.float32)
+            audio[len(block) :] = 0
+        for sound in rows.audio:
+            audio[fill] = sound
+            fill += 1
         kept.append(rows.presets)
-        fill += len(rows.audio)
         shard.redrawn.update(rows.redrawn)
         if fill == len(block):
             waiting.append(
@@ -383,7 +387,9 @@ def _embedded(
             )
             fill = 0
             if len(waiting) > 1:
-                yield _fetch(waiting.popleft())
+                done = _fetch(waiting.popleft())
+                yield done
+                free.append(done[3])
     while waiting:
         yield _fetch(waiting.popleft())
 

@@ -8,6 +8,7 @@ alone, so experiments may share a folder.
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import json
 import os
@@ -233,6 +234,20 @@ def embedder(
     return lambda sounds: compiled(variables, sounds)
 
 
+def _keep_freed_memory() -> None:
+    """Tells glibc to reuse freed memory, not to return it to the system.
+
+    Clips of a megabyte come and go by the hundred each second: getting them
+    from the system anew, page by page, costs a tenth of the whole pipeline.
+    """
+    mmap_max, trim_threshold = -4, -1  # from malloc.h
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.gnu_get_libc_version  # noqa: B018 (other libraries lack it)
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+
+
 def ensure(
     config: Config,
     *,
@@ -276,6 +291,7 @@ def ensure(
                 flush=True,
             )
         if absent and embed is None:
+            _keep_freed_memory()
             embed = embedder(config)
         report = precompute.build(
             spec,

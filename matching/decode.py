@@ -7,8 +7,6 @@ and stops it nowhere. A straight-through preset is hard on the way forward and
 relaxed on the way back.
 """
 
-from typing import Literal, get_args
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +14,7 @@ from jaxtyping import Array, Float, Key
 
 from proxy.space import ParameterSpace
 
-Mode = Literal["hard", "relaxed", "straight_through", "gumbel"]
-MODES: tuple[Mode, ...] = get_args(Mode)
+MODES = ("hard", "relaxed", "straight_through", "gumbel")
 
 
 def check(logits: Float[Array, "*batch width"], space: ParameterSpace) -> None:
@@ -191,7 +188,7 @@ def _places(parameter):
 def for_proxy(
     logits: Float[Array, "*batch width"],
     space: ParameterSpace,
-    mode: Mode,
+    mode: str,
     *,
     temperature: float | Float[Array, ""] = 1.0,
     key: Key[Array, ""] | None = None,

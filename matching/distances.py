@@ -46,7 +46,7 @@ def _magnitude(audio, fft_size, hop, window):
 def _magnitude_distance(
     prediction: Float[Array, "batch frames bins"],
     target: Float[Array, "batch frames bins"],
-) -> Float[Array, "batch"]:
+) -> Float[Array, " batch"]:
     """Spectral convergence plus mean absolute log difference.
 
     ‖B - A‖_F / ‖B‖_F + mean|ln A - ln B| (Arik et al.,
@@ -114,7 +114,7 @@ def _mstft_features(audio, sample_rate):
 
 def _mstft_distance(prediction, target):
     pairs = zip(prediction, target, strict=True)
-    return sum(_magnitude_distance(p, t) for p, t in pairs) / len(target)
+    return jnp.stack([_magnitude_distance(p, t) for p, t in pairs]).mean(0)
 
 
 def _mel_features(audio, sample_rate):
@@ -174,7 +174,7 @@ def _multi_mel_features(audio, sample_rate):
 
 def _multi_mel_distance(prediction, target):
     pairs = zip(prediction, target, strict=True)
-    return sum(_mean_difference(p, t) for p, t in pairs) / len(target)
+    return jnp.stack([_mean_difference(p, t) for p, t in pairs]).mean(0)
 
 
 def _decibel_features(audio, sample_rate):
@@ -195,7 +195,7 @@ def _sequence_features(audio, sample_rate):
 
 def dynamic_time_warping(
     cost: Float[Array, "batch rows columns"],
-) -> Float[Array, "batch"]:
+) -> Float[Array, " batch"]:
     """Least mean cost of aligning two sequences.
 
     Steps go one row down, one column on, or both; the sum of costs on the
@@ -274,7 +274,7 @@ class Distance(NamedTuple):
     """
 
     features: Callable[[Float[Array, "batch samples"], int], Features]
-    compare: Callable[[Features, Features], Float[Array, "batch"]]
+    compare: Callable[[Features, Features], Float[Array, " batch"]]
 
 
 _DISTANCES = {
@@ -368,7 +368,7 @@ def compare(
     prediction: dict[str, Features],
     target: dict[str, Features],
     chosen: Iterable[str] = _DEFAULT,
-) -> dict[str, Float[Array, "batch"]]:
+) -> dict[str, Float[Array, " batch"]]:
     """Distances between features, row by row.
 
     Args:
@@ -401,7 +401,7 @@ def measure(
     sample_rate: int,
     chosen: tuple[str, ...] = _DEFAULT,
     at_once: int | None = None,
-) -> dict[str, Float[Array, "batch"]]:
+) -> dict[str, Float[Array, " batch"]]:
     """Distances of predictions from targets, a few clips at a time.
 
     Args:
@@ -457,7 +457,7 @@ def parameter_metrics(
     prediction: Float[Array, "batch parameters"],
     target: Float[Array, "batch parameters"],
     space: ParameterSpace,
-) -> dict[str, Float[Array, "batch"]]:
+) -> dict[str, Float[Array, " batch"]]:
     """How far predicted presets are from their targets.
 
     Args:

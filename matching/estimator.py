@@ -396,12 +396,13 @@ def from_published(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
         else:
             flat["params", ours, "kernel"] = weight.reshape(len(weight), -1).T
     outputs = flat["params", "head", "bias"].size
-    expected = jax.eval_shape(
+    expected: Any = jax.eval_shape(
         Estimator(outputs).init,
         jax.random.key(0),
         jnp.zeros((1, 128, 313)),
     )
-    for path, leaf in traverse_util.flatten_dict(expected).items():
+    leaves: dict[Any, Any] = traverse_util.flatten_dict(expected)
+    for path, leaf in leaves.items():
         if flat[path].shape != leaf.shape:
             raise ValueError(
                 f"tensor of {'/'.join(path)} has shape {flat[path].shape}, "

@@ -1,0 +1,365 @@
+"""From an estimate to a better preset: candidates, their descent and ranking.
+
+Everything here proposes presets and takes their scores; rendering them is the
+caller's affair. Three ways of proposing:
+
+* `nearest`: the presets of a bank whose embeddings are closest;
+* `begin`, `descend`, `presets`: gradient descent on relaxed presets through a
+  frozen proxy, any number of starts at once, a few steps at a time, so that
+  the caller can stop when its time is up;
+* `propose`: variations of the best candidates so far, for `rank`ing by
+  what the real synthesizer makes of them.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from matching import decode
+from matching.losses import Proxy
+from proxy.space import ParameterSpace
+
+GEOMETRIES = ("logits", "projected")
+# Probabilities are kept this far from 0 and 1 where they become logits.
+_MARGIN = 1e-3
+
+
+# Projection ------------------------------------------------------------------
+
+
+def project_simplex(
+    x: Float[Array, "*batch choices"], real: np.ndarray
+) -> Float[Array, "*batch choices"]:
+    """The nearest probabilities, in the Euclidean sense.
+
+    max(x - t, 0) with the t that makes them sum to 1 (Duchi et al. 2008,
+    "Efficient projections onto the l1-ball", algorithm 1).
+
+    Args:
+      x: real numbers.
+      real: `[..., choices]`, False where a place is padding.
+
+    Returns:
+      Non-negative numbers that sum to 1, zero in the padding.
+    """
+    x = jnp.where(real, x, -jnp.inf)
+    descending = -jnp.sort(-x, axis=-1)
+    finite = jnp.isfinite(descending)
+    descending = jnp.where(finite, descending, 0)
+    count = jnp.arange(1, x.shape[-1] + 1)
+    excess = jnp.cumsum(descending, axis=-1) - 1
+    kept = finite & (descending * count > excess)
+    size = kept.sum(-1, keepdims=True)
+    # The positive ones come first: the last of them gives the threshold.
+    threshold = jnp.take_along_axis(excess, size - 1, axis=-1) / size
+    return jnp.where(real, jnp.maximum(x - threshold, 0), 0)
+
+
+def project(
+    relaxed: Float[Array, "*batch width"], space: ParameterSpace
+) -> Float[Array, "*batch width"]:
+    """The nearest relaxed preset: values in [0, 1], blocks that sum to 1.
+
+    Args:
+      relaxed: any real numbers, in the order of a relaxed preset.
+      space: its space.
+
+    Returns:
+      A relaxed preset; one that is valid already stays as it is.
+    """
+    split = len(space.noncategorical)
+    values = jnp.clip(relaxed[..., :split], 0, 1)
+    if len(space.categorical) == 0:
+        return values
+    slots, real = decode.category_blocks(space)
+    blocks = project_simplex(relaxed[..., slots], real)
+    flat = blocks.reshape(*blocks.shape[:-2], -1)
+    return jnp.concatenate([values, flat[..., np.flatnonzero(real)]], axis=-1)
+
+
+def to_logits(
+    relaxed: Float[Array, "*batch width"], space: ParameterSpace
+) -> Float[Array, "*batch width"]:
+    """Logits, in table order, that `decode.relaxed` maps to nearly this.
+
+    Args:
+      relaxed: a relaxed preset. Numbers nearer to 0 or 1 than 0.001 are
+        taken as that, since there the gradient vanishes.
+      space: its space.
+
+    Returns:
+      Finite logits.
+    """
+    split = len(space.noncategorical)
+    values = jnp.clip(relaxed[..., :split], _MARGIN, 1 - _MARGIN)
+    categories = jnp.maximum(relaxed[..., split:], _MARGIN)
+    ordered = jnp.concatenate(
+        [jax.scipy.special.logit(values), jnp.log(categories)], axis=-1
+    )
+    return ordered[..., np.argsort(space.relaxed_from_logit)]
+
+
+# Gradient descent ------------------------------------------------------------
+
+
+class Descent(NamedTuple):
+    """Where the descents stand; every array has one row a start.
+
+    Attributes:
+      position: logits, or relaxed presets, by geometry.
+      moments: of the optimizer.
+      best: the relaxed presets with the least loss so far.
+      loss: that loss, infinite before the first step.
+    """
+
+    position: Float[Array, "starts width"]
+    moments: Any
+    best: Float[Array, "starts width"]
+    loss: Float[Array, " starts"]
+
+
+def _optimizer(learning_rate: float) -> optax.GradientTransformation:
+    # Elementwise, so that no start sees another one's gradient.
+    return optax.adam(learning_rate)
+
+
+def begin(
+    starts: Float[Array, "starts parameters"],
+    space: ParameterSpace,
+    geometry: str = "logits",
+) -> Descent:
+    """Sets descents off from presets.
+
+    Args:
+      starts: hard presets.
+      space: their space.
+      geometry: "logits" descends on logits, which keeps presets valid by
+        itself; "projected" on relaxed presets, projected after each step.
+
+    Returns:
+      The state before the first step.
+
+    Raises:
+      ValueError: for presets that do not fit the space or an unknown
+        geometry.
+    """
+    _check_geometry(geometry)
+    relaxed = space.to_relaxed(jnp.asarray(starts))
+    position = to_logits(relaxed, space) if geometry == "logits" else relaxed
+    return Descent(
+        position=position,
+        moments=_optimizer(0.0).init(position),
+        best=relaxed,
+        loss=jnp.full(relaxed.shape[0], jnp.inf, relaxed.dtype),
+    )
+
+
+def _check_geometry(geometry: str) -> None:
+    if geometry not in GEOMETRIES:
+        raise ValueError(
+            f"unknown geometry {geometry!r}; known: {', '.join(GEOMETRIES)}"
+        )
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("proxy", "space", "steps", "geometry", "mode"),
+)
+def descend(
+    state: Descent,
+    target: Float[Array, " embedding"],
+    variables: Any,
+    *,
+    proxy: Any,
+    space: ParameterSpace,
+    steps: int,
+    learning_rate: float = 0.05,
+    geometry: str = "logits",
+    mode: str = "relaxed",
+) -> Descent:
+    """Adam on the distance between the proxy's embedding and the target's.
+
+    Args:
+      state: from `begin`, or from here.
+      target: embedding of the target audio.
+      variables: of the proxy, not changed.
+      proxy: a preset encoder, applied in evaluation mode.
+      space: the parameter space.
+      steps: how many to take.
+      learning_rate: in logits, or in units of the relaxed preset.
+      geometry: as in `begin`.
+      mode: for "logits", how the proxy's input is decoded: "relaxed", or
+        "straight_through", which scores the hard preset.
+
+    Returns:
+      The state after these steps; its `best` counts the point before each
+      step, and the loss is the mean absolute difference per embedding.
+
+    Raises:
+      ValueError: for an unknown geometry or mode.
+    """
+    _check_geometry(geometry)
+
+    def relaxed_at(position):
+        if geometry == "projected":
+            return position
+        return decode.for_proxy(position, space, mode)
+
+    def loss_fn(position):
+        relaxed = relaxed_at(position)
+        embedding = proxy.apply(variables, relaxed, train=False)
+        losses = jnp.abs(embedding - target).mean(-1)
+        return losses.sum(), (losses, relaxed)
+
+    optimizer = _optimizer(learning_rate)
+
+    def step(state: Descent, _):
+        grads, (losses, relaxed) = jax.grad(loss_fn, has_aux=True)(
+            state.position
+        )
+        updates, moments = optimizer.update(grads, state.moments)
+        position: Any = optax.apply_updates(state.position, updates)
+        if geometry == "projected":
+            position = project(position, space)
+        better = losses < state.loss
+        return Descent(
+            position=position,
+            moments=moments,
+            best=jnp.where(better[:, None], relaxed, state.best),
+            loss=jnp.where(better, losses, state.loss),
+        ), None
+
+    return jax.lax.scan(step, state, length=steps)[0]
+
+
+def presets(
+    state: Descent, space: ParameterSpace
+) -> Float[Array, "starts parameters"]:
+    """The best hard presets of every descent, each value on its grid."""
+    return space.snap(space.from_relaxed(state.best))
+
+
+# Candidates ------------------------------------------------------------------
+
+
+def nearest(
+    target: Float[Array, " embedding"],
+    bank: Float[Array, "entries embedding"],
+    count: int,
+) -> tuple[Int[Array, " count"], Float[Array, " count"]]:
+    """The entries of a bank whose embeddings are closest to a target's.
+
+    Args:
+      target: an embedding.
+      bank: embeddings of the entries.
+      count: how many to find; all, when the bank has fewer.
+
+    Returns:
+      Their positions, nearest first, and mean absolute differences. Ties
+      go to the earlier entry.
+    """
+    away = jnp.abs(jnp.asarray(bank) - target).mean(-1)
+    least, where = jax.lax.top_k(-away, min(count, away.shape[0]))
+    return where, -least
+
+
+def predicted_distance(
+    candidates: Float[Array, "candidates parameters"],
+    target: Float[Array, " embedding"],
+    proxy: Proxy,
+    space: ParameterSpace,
+) -> Float[Array, " candidates"]:
+    """What the proxy thinks of hard presets, to choose which to render.
+
+    Returns:
+      Mean absolute difference to the target's embedding.
+    """
+    embedding = proxy(space.to_relaxed(candidates))
+    return jnp.abs(embedding - target).mean(-1)
+
+
+def propose(
+    key: Key[Array, ""],
+    parents: Float[Array, "parents parameters"],
+    space: ParameterSpace,
+    count: int,
+    *,
+    share: float = 0.1,
+    spread: float = 0.1,
+    crossover: float = 0.5,
+) -> Float[Array, "count parameters"]:
+    """Variations of presets.
+
+    Each child takes after one parent, better parents more often; with
+    probability `crossover` a second one gives it half of its parameters. Then
+    a share of parameters changes: numerical ones by a normal step, reflected
+    into [0, 1], switches and categories to a random allowed value.
+
+    Args:
+      key: JAX random key.
+      parents: hard presets, best first.
+      space: their space.
+      count: number of children.
+      share: probability that a parameter changes; at least one does.
+      spread: standard deviation of numerical steps.
+      crossover: probability of a second parent.
+
+    Returns:
+      Presets with every value on its grid.
+
+    Raises:
+      ValueError: when there is no parent.
+    """
+    if parents.shape[0] == 0:
+        raise ValueError("proposing variations needs at least one parent")
+    keys = jax.random.split(key, 8)
+    size = (count, space.num_used)
+    # Weights fall like 1, 1/2, 1/3... with the rank.
+    ranks = -jnp.log(jnp.arange(1, parents.shape[0] + 1.0))
+    first, second = jax.random.categorical(keys[0], ranks, shape=(2, count))
+    mixed = jax.random.bernoulli(keys[1], crossover, (count, 1))
+    swap = mixed & jax.random.bernoulli(keys[2], 0.5, size)
+    child = jnp.where(swap, parents[second], parents[first])
+
+    change = jax.random.bernoulli(keys[3], share, size)
+    one = jax.random.randint(keys[4], (count, 1), 0, space.num_used)
+    change |= jnp.arange(space.num_used) == one
+    step = spread * jax.random.normal(keys[5], size)
+    reflected = jnp.abs(child + step)
+    reflected = 1 - jnp.abs(1 - reflected % 2)
+    fresh = space.sample(keys[6], (count,))
+    numerical = np.isin(np.arange(space.num_used), space.numerical)
+    changed = jnp.where(numerical, reflected, fresh)
+    return space.snap(jnp.where(change, changed, child))
+
+
+def distinct(
+    candidates: Float[np.ndarray, "candidates parameters"],
+) -> Int[np.ndarray, " kept"]:
+    """Positions of candidates that no earlier one equals, in order."""
+    _, first = np.unique(np.asarray(candidates), axis=0, return_index=True)
+    return np.sort(first)
+
+
+def rank(
+    scores: Float[np.ndarray, " candidates"], count: int | None = None
+) -> Int[np.ndarray, " kept"]:
+    """Positions of the candidates with the least scores, best first.
+
+    Args:
+      scores: distances of rendered candidates; NaN or infinite for one that
+        failed to render or is silent, which is never kept.
+      count: how many to keep, None for all that are finite.
+
+    Returns:
+      Their positions; ties keep their order.
+    """
+    scores = np.asarray(scores, np.float64)
+    order = np.argsort(scores, kind="stable")
+    order = order[np.isfinite(scores[order])]
+    return order if count is None else order[:count]

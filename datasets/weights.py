@@ -299,7 +299,7 @@ def _rebuild_tensor(
     return view.copy()
 
 
-class _TensorUnpickler(pickle.Unpickler):
+class TensorUnpickler(pickle.Unpickler):
     """Admits dictionaries of tensors of plain types, nothing else."""
 
     def __init__(self, file, archive: zipfile.ZipFile, root: str):
@@ -308,6 +308,7 @@ class _TensorUnpickler(pickle.Unpickler):
         self._root = root
 
     def find_class(self, module, name):
+        """The few globals a tensor needs."""
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _rebuild_tensor
         if (module, name) == ("collections", "OrderedDict"):
@@ -319,6 +320,7 @@ class _TensorUnpickler(pickle.Unpickler):
         )
 
     def persistent_load(self, pid):
+        """The numbers of a storage."""
         match pid:
             case ("storage", np.dtype() as dtype, str(key), _, int(count)):
                 pass
@@ -333,6 +335,46 @@ class _TensorUnpickler(pickle.Unpickler):
                 f"{count * dtype.itemsize}"
             )
         return np.frombuffer(self._archive.read(entry), dtype)
+
+
+def unpickle(
+    path: str | os.PathLike[str], unpickler: type["TensorUnpickler"]
+) -> Any:
+    """Reads what `torch.save` wrote (the zip format) without PyTorch.
+
+    Args:
+      path: the file.
+      unpickler: decides what the file may refer to.
+
+    Returns:
+      The pickled object.
+
+    Raises:
+      ValueError: When the file is damaged, or the unpickler refuses it.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickles = [
+                name
+                for name in archive.namelist()
+                if name.count("/") == 1 and name.endswith("/data.pkl")
+            ]
+            if len(pickles) != 1:
+                raise ValueError("it has no data.pkl")
+            root = pickles[0].split("/")[0]
+            with contextlib.suppress(KeyError):
+                order = archive.read(f"{root}/byteorder")
+                if order != b"little":
+                    raise ValueError(f"its byte order is {order!r}")
+            with archive.open(pickles[0]) as file:
+                return unpickler(file, archive, root).load()
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        # Whatever a malformed pickle provokes, the file is to blame.
+        raise ValueError(
+            f"{os.fspath(path)} is not a state dict this project reads: {error}"
+        ) from error
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -350,29 +392,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     Raises:
       ValueError: When the file is damaged, or holds anything else.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            pickles = [
-                name
-                for name in archive.namelist()
-                if name.count("/") == 1 and name.endswith("/data.pkl")
-            ]
-            if len(pickles) != 1:
-                raise ValueError("it has no data.pkl")
-            root = pickles[0].split("/")[0]
-            with contextlib.suppress(KeyError):
-                order = archive.read(f"{root}/byteorder")
-                if order != b"little":
-                    raise ValueError(f"its byte order is {order!r}")
-            with archive.open(pickles[0]) as file:
-                state = _TensorUnpickler(file, archive, root).load()
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        # Whatever a malformed pickle provokes, the file is to blame.
-        raise ValueError(
-            f"{os.fspath(path)} is not a state dict this project reads: {error}"
-        ) from error
+    state = unpickle(path, TensorUnpickler)
     if not isinstance(state, dict):
         raise ValueError(
             f"{os.fspath(path)} is not a state dict this project reads: it "

@@ -235,7 +235,7 @@ def from_published(
     shapes = jax.eval_shape(
         module.init, jax.random.key(0), jnp.zeros((2, space.width))
     )
-    expected = flax.traverse_util.flatten_dict(shapes)
+    expected: Any = flax.traverse_util.flatten_dict(shapes)
     blocks = found.get("blocks", found.get("layers", 1))
     flat: dict[tuple[str, ...], Any] = {}
     for entry in _entries(name, blocks):

@@ -1,0 +1,138 @@
+"""Turns a published checkpoint into a run of this project.
+
+    python -m launch.convert --checkpoint FILE.ckpt --synth dexed --encoder tfm
+
+FILE is a PyTorch Lightning checkpoint of the paper's code. It is read without
+PyTorch and cannot run code: only tensors are rebuilt, any other object in it
+becomes an inert placeholder. The run it is turned into can be evaluated,
+fine-tuned and used for matching like any other.
+"""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from configs import common
+from datasets import lightning
+from launch import Config, checkpoints, cli, experiment
+from proxy import audio, encoders, spaces
+from proxy.encoders import published
+
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "", "Lightning checkpoint of the paper's code."
+)
+_SYNTH = flags.DEFINE_string("synth", "", "dexed, diva or talnm.")
+_ENCODER = flags.DEFINE_string("encoder", "", "Encoder, e.g. tfm.")
+_AUDIO_MODEL = flags.DEFINE_string(
+    "audio_model", "mn04", "Audio model whose embeddings it predicts."
+)
+_HEADS = flags.DEFINE_integer(
+    "heads", None, "Attention heads, where not the paper's 8.", lower_bound=1
+)
+_RUN = flags.DEFINE_string(
+    "run", None, "Folder to write; runs/<synth>_<encoder>_published if left."
+)
+
+
+def convert(
+    path: str | os.PathLike[str],
+    synth: str,
+    encoder: str,
+    audio_model: str = "mn04",
+    run: str | None = None,
+    **overrides: Any,
+) -> Config:
+    """Writes a run whose only checkpoint holds published weights.
+
+    Args:
+      path: the Lightning checkpoint.
+      synth: name of its parameter space.
+      encoder: name of its encoder.
+      audio_model: whose embeddings it predicts.
+      run: folder to write.
+      **overrides: sizes that the tensors do not tell.
+
+    Returns:
+      The run's config. Its optimizer has not moved yet and its learning
+      rate is 0: to train on, start from one of the experiments.
+
+    Raises:
+      FileNotFoundError: when there is no such file.
+      ValueError: when the file is not such a checkpoint, does not fit the
+        encoder and the space, or the run exists.
+    """
+    space = spaces.get(synth)
+    encoders.get(encoder)
+    model = audio.get(audio_model)
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"there is no checkpoint at {path}")
+    try:
+        sizes, variables = published.from_published(
+            encoder, space, lightning.read(path), **overrides
+        )
+    except ValueError as error:
+        message = str(error)
+        prefix = "" if str(path) in message else f"{path}: "
+        raise ValueError(prefix + message) from error
+    dimension = sizes.pop("dimension")
+    if dimension != model.dimension:
+        fitting = [
+            name
+            for name in audio.names()
+            if audio.get(name).dimension == dimension
+        ]
+        raise ValueError(
+            f"{path} predicts {dimension} numbers, {audio_model} has "
+            f"{model.dimension}; name its model with --audio_model"
+            + (f" ({', '.join(fitting)})" if fitting else "")
+        )
+    config = common.proxy_config(synth, encoder)
+    config.name = f"{synth}_{encoder}_published"
+    config.run = run or f"runs/{config.name}"
+    config.audio_model = audio_model
+    config.data = f"data/{synth}_{audio_model}"
+    config.sizes.update(sizes)
+    folder = pathlib.Path(config.run)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} exists; remove it or choose another --run")
+    rows = np.zeros((1, dimension), np.float32)
+    state = experiment.initial_state(config, rows)
+    variables = jax.tree.map(lambda x: x.astype(np.float32), variables)
+    state = dataclasses.replace(
+        state,
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+    )
+    manager = checkpoints.manager(checkpoints.prepare(config))
+    checkpoints.save(manager, 0, state, None)
+    manager.wait_until_finished()
+    manager.close()
+    return config
+
+
+def main() -> None:
+    """Runs the command."""
+    for holder in (_CHECKPOINT, _SYNTH, _ENCODER):
+        if not holder.value:
+            raise ValueError(f"--{holder.name} is missing; see --help")
+    heads = {} if _HEADS.value is None else {"heads": _HEADS.value}
+    config = convert(
+        _CHECKPOINT.value or "",
+        _SYNTH.value or "",
+        _ENCODER.value or "",
+        _AUDIO_MODEL.value or "",
+        _RUN.value,
+        **heads,
+    )
+    sizes = ", ".join(f"{k} {v}" for k, v in config.sizes.items())
+    print(f"{config.encoder} on {config.synth} ({sizes})")
+    print(f"next: python -m launch.evaluate --run {config.run}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -108,7 +108,7 @@ _LARGE = (
 )
 
 
-def round_channels(channels: float) -> int:
+def round_channels(channels: float | int) -> int:
     """Nearest multiple of 8, at least 8, not below 90 % of `channels`."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded

@@ -232,18 +232,18 @@ def dct(size: int, coefficients: int) -> np.ndarray:
 
 def by_clip(
     function: Callable[
-        [Float[Array, "batch samples"]], Float[Array, "batch embedding"]
+        [Float[Array, "batch samples"]], Float[Array, "batch *embedding"]
     ],
     audio: Float[Array, "batch samples"],
     at_once: int | None = None,
-) -> Float[Array, "batch embedding"]:
+) -> Float[Array, "batch *embedding"]:
     """Applies a batched function a few clips at a time.
 
     On a CPU an embedding is bound by memory unless the intermediate arrays of
     the clips in work stay in the cache; an accelerator wants them all at once.
 
     Args:
-      function: Maps clips to embeddings, each row for itself.
+      function: Maps clips to embeddings (or several each), row by row.
       audio: The clips.
       at_once: Clips per call. 0 for the whole batch; None for 1 on a CPU and
         the whole batch elsewhere, as `jax.default_backend()` says.

@@ -1,0 +1,389 @@
+import collections
+import hashlib
+import http.server
+import io
+import pickle
+import struct
+import threading
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+
+from datasets import weights
+from proxy import torch_weights
+from proxy.audio import efficientat
+from tests.shared import shared
+
+
+class Storage:
+    """Pickles as a reference to a PyTorch storage."""
+
+    def __init__(self, kind, key, count):
+        self.kind, self.key, self.count = kind, key, count
+
+
+class Global:
+    """Pickles as a global of that name."""
+
+    def __init__(self, module, name):
+        self.module, self.name = module, name
+
+
+class Rebuilt:
+    """Pickles as the call of a global."""
+
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
+
+
+class Pickler(pickle._Pickler):
+    """Writes what torch.save writes, without torch."""
+
+    def persistent_id(self, obj):
+        if isinstance(obj, Storage):
+            kind = Global("torch", obj.kind)
+            return ("storage", kind, obj.key, "cpu", obj.count)
+        return None
+
+    def save(self, obj, save_persistent_id=True):
+        if isinstance(obj, Global):
+            self.write(f"c{obj.module}\n{obj.name}\n".encode())
+        elif isinstance(obj, Rebuilt):
+            self.save(obj.function)
+            self.save(tuple(obj.arguments))
+            self.write(pickle.REDUCE)
+        else:
+            super().save(obj, save_persistent_id)
+
+
+TENSOR = Global("torch._utils", "_rebuild_tensor_v2")
+
+
+def tensor(storage, offset, size, stride):
+    hooks = collections.OrderedDict()
+    return Rebuilt(TENSOR, storage, offset, size, stride, False, hooks)
+
+
+def write(path, tree, storages, *, compress=zipfile.ZIP_STORED, order=None):
+    buffer = io.BytesIO()
+    Pickler(buffer, protocol=2).dump(tree)
+    with zipfile.ZipFile(path, "w", compress) as archive:
+        archive.writestr("archive/data.pkl", buffer.getvalue())
+        for key, data in storages.items():
+            archive.writestr(f"archive/data/{key}", data)
+        if order:
+            archive.writestr("archive/byteorder", order)
+    return path
+
+
+def write_state(path, state):
+    """A state dict of NumPy arrays as torch.save would write it."""
+    tree, storages = {}, {}
+    for number, (name, array) in enumerate(state.items()):
+        key = str(number)
+        kind = "LongStorage" if array.dtype == np.int64 else "FloatStorage"
+        strides = tuple(s // array.itemsize for s in array.strides)
+        storage = Storage(kind, key, array.size)
+        tree[name] = tensor(storage, 0, array.shape, strides)
+        storages[key] = array.tobytes()
+    return write(path, tree, storages, order="little")
+
+
+def test_reader_agrees_with_what_was_written(tmp_path):
+    data = np.arange(24, dtype=np.float32)
+    storages = {"0": data.tobytes(), "1": struct.pack("<q", -7)}
+    storage = Storage("FloatStorage", "0", 24)
+    path = write(
+        tmp_path / "a.pt",
+        collections.OrderedDict(
+            plain=tensor(storage, 0, (4, 6), (6, 1)),
+            transposed=tensor(storage, 0, (6, 4), (1, 6)),
+            part=tensor(storage, 5, (3,), (7,)),
+            empty=tensor(storage, 0, (0, 3), (3, 1)),
+            scalar=tensor(Storage("LongStorage", "1", 1), 0, (), ()),
+        ),
+        storages,
+    )
+    state = weights.read_state_dict(path)
+    np.testing.assert_array_equal(state["plain"], data.reshape(4, 6))
+    np.testing.assert_array_equal(state["transposed"], data.reshape(4, 6).T)
+    np.testing.assert_array_equal(state["part"], [5, 12, 19])
+    assert state["empty"].shape == (0, 3)
+    assert state["scalar"].shape == () and state["scalar"] == -7
+    state["plain"][0, 0] = 99  # A copy of its own, free to change.
+    assert state["transposed"][0, 0] == 0
+
+
+FLOATS = Storage("FloatStorage", "0", 4)
+
+
+@pytest.mark.parametrize(
+    "tree,named",
+    [
+        ({"a": Rebuilt(Global("os", "system"), "true")}, "os.system"),
+        ({"a": Rebuilt(Global("builtins", "eval"), "1")}, "builtins.eval"),
+        ({"a": Global("numpy", "load")}, "numpy.load"),
+        ({"a": Global("torch", "load")}, "torch.load"),
+        (
+            {"a": tensor(Storage("BFloat16Storage", "0", 8), 0, (8,), (1,))},
+            "torch.BFloat16Storage",
+        ),
+        ({"a": tensor(FLOATS, 0, (5,), (1,))}, "beyond its storage"),
+        ({"a": tensor(FLOATS, 3, (2,), (1,))}, "beyond its storage"),
+        ({"a": tensor(FLOATS, 0, (2,), (-1,))}, "stride"),
+        ({"a": tensor(FLOATS, -1, (2,), (1,))}, "size"),
+        ({"a": tensor(None, 0, (2,), (1,))}, "without a storage"),
+        ({"a": tensor(Storage("FloatStorage", "0", 3), 0, (3,), (1,))}, "16"),
+        ({"a": tensor(Storage("FloatStorage", "9", 3), 0, (3,), (1,))}, "9"),
+        ({"a": 3}, "'a' is a int"),
+        ({"a": {"b": tensor(FLOATS, 0, (4,), (1,))}}, "'a' is a dict"),
+        ([1, 2], "list"),
+    ],
+)
+def test_reader_refuses_by_name(tmp_path, tree, named):
+    path = write(tmp_path / "bad.pt", tree, {"0": bytes(16)})
+    with pytest.raises(ValueError, match=r"bad\.pt is not a") as caught:
+        weights.read_state_dict(path)
+    assert named in str(caught.value)
+
+
+def test_reader_refuses_odd_files(tmp_path):
+    tree = {"a": tensor(FLOATS, 0, (4,), (1,))}
+    storages = {"0": bytes(16)}
+    packed = write(
+        tmp_path / "packed.pt", tree, storages, compress=zipfile.ZIP_DEFLATED
+    )
+    with pytest.raises(ValueError, match="compressed"):
+        weights.read_state_dict(packed)
+    big = write(tmp_path / "big.pt", tree, storages, order="big")
+    with pytest.raises(ValueError, match="byte order"):
+        weights.read_state_dict(big)
+    good = write(tmp_path / "good.pt", tree, storages)
+    (tmp_path / "cut.pt").write_bytes(good.read_bytes()[:-30])
+    with pytest.raises(ValueError, match=r"cut\.pt is not a state"):
+        weights.read_state_dict(tmp_path / "cut.pt")
+    with zipfile.ZipFile(tmp_path / "other.pt", "w") as archive:
+        archive.writestr("readme", "hello")
+    with pytest.raises(ValueError, match=r"no data\.pkl"):
+        weights.read_state_dict(tmp_path / "other.pt")
+    with pytest.raises(FileNotFoundError):
+        weights.read_state_dict(tmp_path / "absent.pt")
+
+
+@pytest.fixture(scope="module")
+def published():
+    """The bytes of a small but complete published file (random mn01)."""
+    variables = jax.device_get(efficientat.init(jax.random.key(3), 0.1))
+    state = torch_weights.efficientat_state(variables, 0.1)
+    state["features.0.1.num_batches_tracked"] = np.array(7)
+    buffer = io.BytesIO()
+    write_state(buffer, state)
+    return variables, buffer.getvalue()
+
+
+class Server:
+    """A web server of one file, which may be cut short or changed."""
+
+    def __init__(self, data):
+        self.data, self.cut, self.ranges, self.status = data, None, True, 200
+        self.requests = []
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                asked = self.headers.get("Range")
+                outer.requests.append(asked)
+                if outer.status != 200:
+                    self.send_error(outer.status)
+                    return
+                start = 0
+                if asked and outer.ranges:
+                    start = int(asked.removeprefix("bytes=").rstrip("-"))
+                    if start >= len(outer.data):
+                        self.send_error(416)
+                        return
+                    self.send_response(206)
+                else:
+                    self.send_response(200)
+                body = outer.data[start:]
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body[: outer.cut])
+
+            def log_message(self, *arguments):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/file.pt"
+        self.thread = threading.Thread(target=self.server.serve_forever)
+        self.thread.start()
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+@pytest.fixture
+def server(published):
+    server = Server(published[1])
+    yield server
+    server.close()
+
+
+def digest(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_fetch_downloads_once(server, tmp_path):
+    target = tmp_path / "new" / "folder" / "file.pt"
+    for _ in range(2):
+        found = weights.fetch(server.url, target, digest(server.data))
+        assert found == target and target.read_bytes() == server.data
+    assert server.requests == [None]
+    assert not target.with_name("file.pt.part").exists()
+
+
+def test_interrupted_download_resumes(server, tmp_path):
+    target = tmp_path / "file.pt"
+    server.cut = 1000
+    with pytest.raises(FileNotFoundError, match="the next try resumes"):
+        weights.fetch(server.url, target, digest(server.data))
+    assert not target.exists()
+    server.cut = None
+    weights.fetch(server.url, target, digest(server.data))
+    assert target.read_bytes() == server.data
+    assert server.requests == [None, "bytes=1000-"]
+
+
+@pytest.mark.parametrize("left", [b"x" * 1000, b"x" * 10**7])
+@pytest.mark.parametrize("ranges", [True, False])
+def test_wrong_remains_restart_cleanly(server, tmp_path, left, ranges):
+    target = tmp_path / "file.pt"
+    server.ranges = ranges
+    target.with_name("file.pt.part").write_bytes(left)
+    weights.fetch(server.url, target, digest(server.data))
+    assert target.read_bytes() == server.data
+
+
+def test_wrong_checksum_of_a_download(server, tmp_path):
+    target = tmp_path / "file.pt"
+    with pytest.raises(ValueError, match=r"kept as .*rejected"):
+        weights.fetch(server.url, target, "0" * 64)
+    assert not target.exists()
+    kept = target.with_name("file.pt.rejected")
+    assert kept.read_bytes() == server.data
+
+
+def test_wrong_checksum_of_a_file_that_was_there(server, tmp_path):
+    target = tmp_path / "file.pt"
+    target.write_bytes(b"mine")
+    with pytest.raises(ValueError, match="left as it is: move it away"):
+        weights.fetch(server.url, target, digest(server.data))
+    assert target.read_bytes() == b"mine"
+    assert not server.requests
+
+
+def test_unknown_checksum_is_recorded_on_first_use(server, tmp_path):
+    target = tmp_path / "file.pt"
+    weights.fetch(server.url, target)
+    assert digest(server.data) in (tmp_path / "file.pt.sha256").read_text()
+    weights.fetch(server.url, target)
+    target.write_bytes(b"changed")
+    with pytest.raises(ValueError, match=digest(server.data)):
+        weights.fetch(server.url, target)
+
+
+def test_offline_says_where_from_and_where_to(server, tmp_path):
+    target = tmp_path / "file.pt"
+    server.status = 404
+    with pytest.raises(FileNotFoundError, match="404"):
+        weights.fetch(server.url, target)
+    gone = "http://127.0.0.1:9/file.pt"  # The discard port: nobody listens.
+    with pytest.raises(FileNotFoundError) as caught:
+        weights.fetch(gone, target)
+    assert gone in str(caught.value) and str(target) in str(caught.value)
+
+
+def test_several_processes_may_want_the_same_file(server, tmp_path):
+    target, failures = tmp_path / "file.pt", []
+
+    def fetch():
+        try:
+            weights.fetch(server.url, target, digest(server.data))
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=fetch) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures and server.requests == [None]
+
+
+def test_load_round_trip(server, published, tmp_path, monkeypatch):
+    entry = weights.Published("mn01_as_mAP_298.pt")
+    monkeypatch.setattr(weights.Published, "url", server.url)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for _ in range(2):
+        loaded = weights.load("mn01")
+        jax.tree.map(np.testing.assert_array_equal, loaded, published[0])
+    assert len(server.requests) == 1
+    cached = tmp_path / "synth-proxy-jax" / "weights" / entry.file
+    assert cached.is_file()
+    other = weights.load("mn01", path=cached, sha256=digest(server.data))
+    jax.tree.map(np.testing.assert_array_equal, other, loaded)
+    with pytest.raises(ValueError, match=f"{entry.file}.*width 0.2"):
+        weights.load("mn02", path=cached)
+    with pytest.raises(ValueError, match="pass sha256="):
+        weights.load("mn04", path=cached)
+
+
+def test_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    expected = tmp_path / ".cache" / "synth-proxy-jax" / "weights"
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert weights.cache_folder() == expected
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert weights.cache_folder() == expected
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
+    assert weights.cache_folder().is_relative_to(tmp_path / "x")
+
+
+def test_load_refuses(tmp_path):
+    with pytest.raises(ValueError, match="mn01, mn02"):
+        weights.load("mn03")
+    with pytest.raises(FileNotFoundError, match="mn04_as_mAP_432"):
+        weights.load("mn04", path=tmp_path / "absent.pt")
+    assert set(weights.PUBLISHED) == set(efficientat.WIDTHS)
+
+
+def test_cache_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="XDG_CACHE_HOME"):
+        weights.load("mn04", cache_dir=tmp_path / "file" / "below")
+
+
+def test_real_weights():
+    file = shared("weights/mn04_as_mAP_432.pt")
+    known = shared("golden/mn04_state_dict.txt").read_text().splitlines()
+    state = weights.read_state_dict(file)
+    rows = [line.split("\t") for line in known if not line.startswith("#")]
+    assert [row[0] for row in rows] == list(state)
+    for name, shape, dtype, total in rows:
+        assert str(state[name].shape) == shape
+        assert state[name].dtype == dtype
+        np.testing.assert_allclose(
+            state[name].sum(dtype=np.float64),
+            float(total),
+            rtol=1e-4,
+            atol=1e-4,
+        )
+    variables = weights.load("mn04", path=file)
+    back = torch_weights.efficientat_state(variables, 0.4)
+    for name, array in back.items():
+        np.testing.assert_array_equal(array, state[name])
+    assert len(back) == sum("tracked" not in name for name in state)

@@ -8,6 +8,8 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from launch import allocator
+
 # Errors that a user can mend: bad input, a missing file, a full disk. They
 # are told in one line; anything else is a defect and keeps its traceback.
 EXPECTED = (ValueError, OSError, RuntimeError, FloatingPointError)
@@ -64,6 +66,7 @@ def run(main: Callable[..., None], *, arguments: bool = False) -> None:
         if words and not arguments:
             sys.exit(f"error: unexpected words {words}; see --help")
         logging.set_verbosity(logging.WARNING)
+        allocator.keep_memory()
         try:
             main(*([words] if arguments else []))
         except KeyboardInterrupt:

@@ -1,8 +1,8 @@
 """From a config to the data it names: built when missing, then loaded.
 
-A data folder, `config.data`, holds up to two data sets in TFDS layout:
-`synthetic`, with the splits train, validation and test, and, when
-`config.presets` names banks of hand-crafted presets, `handcrafted`. They
+A data folder, `config.data`, holds data sets in TFDS layout: `synthetic`,
+with the splits train, validation and test, and, when `config.presets` names
+banks of hand-crafted presets, `handcrafted-<digest of what is in them>`. They
 depend on the synthesizer, the audio model and the data fields of a config
 alone, so experiments may share a folder.
 """
@@ -147,23 +147,21 @@ def synthetic_spec(config: Config, engine: engines.Renderer) -> shards.DataSpec:
     )
 
 
-def _bank(
-    config: Config,
-    engine: engines.Renderer,
-    directory: pathlib.Path,
+def _passing(
+    config: Config, engine: engines.Renderer, bank: handcrafted.Bank
 ) -> handcrafted.Bank:
-    """The presets of a config's banks that pass the level gate.
+    """The presets of a bank that pass the level gate.
 
     Rendering a bank takes minutes, so which rows passed is remembered.
     """
-    bank = handcrafted.load(config.presets.split(","), engine.space)
     digest = shards.presets_digest(bank.presets, bank.names)
     state = {
         "presets": digest,
         "engine": engine.version,
         "settings": engine.settings.to_dict(),
     }
-    memory = directory / ".cache" / f"gate-{digest}.json"
+    root = pathlib.Path(config.data).expanduser()
+    memory = root / ".cache" / f"gate-{digest}.json"
     with contextlib.suppress(OSError, ValueError, KeyError):
         known = json.loads(memory.read_text())
         if known["state"] == state:
@@ -183,17 +181,17 @@ def _bank(
 
 
 def _handcrafted(
-    config: Config,
-    engine: engines.Renderer,
-    directory: pathlib.Path,
-) -> tuple[shards.DataSpec, dict[str, np.ndarray], dict[str, list[str]]]:
-    """Spec, presets and names of the hand-crafted data set, by split."""
-    bank = _bank(config, engine, directory)
+    config: Config, engine: engines.Renderer
+) -> tuple[Source, dict[str, np.ndarray], dict[str, list[str]]]:
+    """Place, presets and names of the hand-crafted data set, by split."""
+    found = handcrafted.load(config.presets.split(","), engine.space)
+    bank = _passing(config, engine, found)
     if not len(bank):
         raise ValueError(
             f"{config.presets}: no preset passes the level gate; see `python "
             "-m launch.presets inspect --gate`"
         )
+    digest = shards.presets_digest(found.presets, found.names)
     rows = handcrafted.split(bank.presets, config.get("data_seed", config.seed))
     rows = {name: part for name, part in rows.items() if len(part)}
     spec = _spec(
@@ -208,8 +206,9 @@ def _handcrafted(
         shard_size=min(config.shard_size, 512),
         keep_audio=True,
     )
+    directory = pathlib.Path(config.data).expanduser()
     return (
-        spec,
+        Source(directory / f"handcrafted-{digest}", spec),
         {name: bank.presets[part] for name, part in rows.items()},
         {name: [bank.names[i] for i in part] for name, part in rows.items()},
     )
@@ -314,9 +313,7 @@ def ensure(
         return Dataset(synthetic, None)
     if numbers is not None:
         return Dataset(synthetic, None)
-    directory = root / "handcrafted"
-    spec, presets, names = _handcrafted(config, engine, directory)
-    crafted = Source(directory, spec)
+    crafted, presets, names = _handcrafted(config, engine)
     build(crafted, None, presets=presets, names=names)
     return Dataset(synthetic, crafted)
 

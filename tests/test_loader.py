@@ -306,6 +306,8 @@ def test_handcrafted_presets_are_gated_split_and_kept(
     capfd.readouterr()
     source = data.ensure(crafted).handcrafted
     assert source is not None
+    # A folder of its own for each choice of banks.
+    assert source.directory.name.startswith("handcrafted-")
     out, _ = capfd.readouterr()
     assert data.NO_BANK not in out
     assert "silent" in out

@@ -391,12 +391,9 @@ def compare(
     return {name: parts[name] for name in chosen}
 
 
-@functools.partial(
-    jax.jit, static_argnames=("sample_rate", "chosen", "at_once")
-)
 def measure(
     prediction: Float[Array, "batch samples"],
-    target: Float[Array, "others samples"],
+    target: Float[Array, "targets length"],
     *,
     sample_rate: int,
     chosen: tuple[str, ...] = _DEFAULT,
@@ -432,6 +429,12 @@ def measure(
         )
     if at_once is None:
         at_once = 1 if jax.default_backend() == "cpu" else 16
+    measured = _measure(prediction, target, sample_rate, chosen, at_once)
+    return {name: measured[name] for name in chosen}
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _measure(prediction, target, sample_rate, chosen, at_once):
     heard = functools.partial(features, sample_rate=sample_rate, chosen=chosen)
 
     def one(clip, goal):
@@ -454,8 +457,8 @@ def measure(
 
 
 def parameter_metrics(
-    prediction: Float[Array, "batch parameters"],
-    target: Float[Array, "batch parameters"],
+    prediction: Float[Array, "batch _"],
+    target: Float[Array, "batch _"],
     space: ParameterSpace,
 ) -> dict[str, Float[Array, " batch"]]:
     """How far predicted presets are from their targets.

@@ -123,7 +123,7 @@ class Descent(NamedTuple):
     loss: Float[Array, " starts"]
 
 
-def _optimizer(learning_rate: float) -> optax.GradientTransformation:
+def _optimizer(learning_rate: Any) -> optax.GradientTransformation:
     # Elementwise, so that no start sees another one's gradient.
     return optax.adam(learning_rate)
 
@@ -178,7 +178,7 @@ def descend(
     proxy: Any,
     space: ParameterSpace,
     steps: int,
-    learning_rate: float = 0.05,
+    learning_rate: float | Float[Array, ""] = 0.05,
     geometry: str = "logits",
     mode: str = "relaxed",
 ) -> Descent:

@@ -1,0 +1,228 @@
+import ast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from matching import estimator
+from proxy import spaces
+from tests.shared import shared
+
+
+def published(outputs):
+    """The formula weights, for a network of that many outputs."""
+    golden = np.load(shared("golden/matching.npz"))
+    state = {}
+    names = golden["estimator/state_dict_names"]
+    shapes = golden["estimator/state_dict_shapes"]
+    for j, (name, text) in enumerate(zip(names, shapes, strict=True)):
+        if name.endswith("num_batches_tracked"):
+            continue
+        shape = [outputs if n == 141 else n for n in ast.literal_eval(text)]
+        size = int(np.prod(shape))
+        x = np.sin(0.7 * np.arange(size) + j)
+        if name.endswith("running_var"):
+            x = 1 + 0.5 * x
+        elif len(shape) > 1:
+            x = x * np.sqrt(2 / (size / shape[0]))
+        elif name.endswith("weight"):
+            x = 1 + 0.1 * x
+        else:
+            x = 0.1 * x
+        state[str(name)] = x.reshape(shape).astype(np.float32)
+    return state
+
+
+@pytest.mark.parametrize("name", ["dexed", "diva"])
+def test_logits_are_the_published_ones(name):
+    golden = np.load(shared("golden/matching.npz"))
+    width = spaces.get(name).width
+    variables = estimator.from_published(published(width))
+    logits = jax.jit(estimator.Estimator(width).apply)(
+        variables, golden["dexed/mel"]
+    )
+    expected = golden[f"{name}/logits"]
+    scale = np.abs(expected).max()
+    assert np.abs(logits - expected).max() < 1e-4 * scale
+
+
+def test_published_weights_behind_a_prefix_and_what_is_refused():
+    state = published(141)
+    variables = estimator.from_published(
+        {f"estimator.{k}": v for k, v in state.items()}
+    )
+    np.testing.assert_array_equal(
+        variables["params"]["head"]["kernel"], state["mlp.1.weight"].T
+    )
+    missing = {k: v for k, v in state.items() if k != "enc_nn.8.bias"}
+    with pytest.raises(ValueError, match=r"no tensor 'enc_nn\.8\.bias'"):
+        estimator.from_published(missing)
+    state["enc_nn.8.weight"] = state["enc_nn.8.weight"][:, :-1]
+    with pytest.raises(ValueError, match="params/conv_3/kernel has shape"):
+        estimator.from_published(state)
+
+
+# Rows and columns that the last window does not reach, one channel, more
+# channels than the threshold between the two input gradients, odd kernels.
+SHAPES = [
+    ((2, 128, 33, 1), 5, 8),
+    ((2, 16, 19, 1), 4, 3),
+    ((2, 17, 20, 6), 4, 5),
+    ((2, 16, 21, 6), 5, 5),
+    ((2, 3, 6, 256), 4, 7),
+    ((2, 4, 5, 256), 5, 7),
+    ((1, 1, 1, 4), 4, 2),
+]
+
+
+@pytest.mark.parametrize("shape, size, features", SHAPES)
+def test_strided_convolution_and_its_gradients(shape, size, features):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], shape)
+    kernel = jax.random.normal(keys[1], (size, size, shape[-1], features))
+
+    def plain(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (2, 2),
+            [(2, 2), (2, 2)],
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    y = plain(x, kernel)
+    cotangent = jax.random.normal(keys[2], y.shape)
+
+    def run(convolution):
+        y, pull = jax.vjp(convolution, x, kernel)
+        return y, *pull(cotangent)
+
+    ours = jax.jit(lambda: run(estimator.strided_convolution))()
+    theirs = jax.jit(lambda: run(plain))()
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+
+
+class Reference(nn.Module):
+    """The same network in Linen's own layers, all of them slow or inexact."""
+
+    @nn.compact
+    def __call__(self, spectrogram):
+        x = spectrogram[..., None]
+        for i, features in enumerate(estimator.CHANNELS):
+            size = 4 if i else 5
+            x = nn.Conv(
+                features, (size, size), 2, [(2, 2), (2, 2)], name=f"conv_{i}"
+            )(x)
+            x = nn.leaky_relu(x, 0.1)
+            if i:
+                x = self.norm(f"norm_{i}")(x)
+        x = nn.leaky_relu(nn.Dense(2048, name="mixer")(x), 0.1).mean((1, 2))
+        return self.norm("head_norm")(nn.Dense(141, name="head")(x))
+
+    def norm(self, name):
+        return nn.BatchNorm(
+            False, momentum=0.9, use_fast_variance=False, name=name
+        )
+
+
+def test_training_mode_against_a_plain_network():
+    network = estimator.Estimator(141, dropout=0.0)
+    key = jax.random.key(0)
+    sound = jax.random.uniform(key, (4, 128, 60), minval=-1.0)
+    variables = jax.jit(network.init)(key, sound)
+    # The mean square of a normalised output would not depend on anything.
+    weights = jax.random.normal(jax.random.key(1), (4, 141))
+
+    def loss(apply):
+        def of(params):
+            logits, updated = apply(
+                {**variables, "params": params},
+                sound,
+                mutable=["batch_stats"],
+            )
+            return (weights * logits).mean(), updated
+
+        return jax.jit(jax.value_and_grad(of, has_aux=True))
+
+    (ours, stats), grads = loss(
+        lambda *args, **kw: network.apply(*args, train=True, **kw)
+    )(variables["params"])
+    (theirs, expected_stats), expected = loss(Reference().apply)(
+        variables["params"]
+    )
+    assert float(ours) == pytest.approx(float(theirs), rel=1e-4)
+    for path, gradient in jax.tree_util.tree_leaves_with_path(grads):
+        goal = expected
+        for part in path:
+            goal = goal[part.key]
+        goal = np.asarray(goal)
+        # Biases before a batch normalisation have no gradient but rounding.
+        atol = 1e-4 * np.abs(goal).max() + 1e-6
+        np.testing.assert_allclose(
+            np.asarray(gradient), goal, atol=atol, err_msg=str(path)
+        )
+    means, goals = (
+        np.asarray(s["batch_stats"]["norm_3"]["mean"])
+        for s in (stats, expected_stats)
+    )
+    np.testing.assert_allclose(means, goals, rtol=1e-4, atol=1e-6)
+
+
+def test_dropout_takes_part_in_training_only():
+    network = estimator.Estimator(7)
+    sound = jax.random.uniform(jax.random.key(0), (3, 128, 9), minval=-1.0)
+    variables = jax.jit(network.init)(jax.random.key(1), sound)
+
+    @jax.jit
+    def train(key):
+        return network.apply(
+            variables,
+            sound,
+            train=True,
+            rngs={"dropout": key},
+            mutable=["batch_stats"],
+        )[0]
+
+    one, other = train(jax.random.key(2)), train(jax.random.key(3))
+    assert not np.allclose(one, other)
+    # Evaluation looks at each sound by itself.
+    apply = jax.jit(network.apply)
+    np.testing.assert_allclose(
+        apply(variables, sound)[:1], apply(variables, sound[:1]), atol=1e-5
+    )
+
+
+def test_half_precision_keeps_float32_logits_and_parameters():
+    network = estimator.Estimator(7, dtype=jnp.bfloat16)
+    sound = jax.random.uniform(jax.random.key(0), (3, 128, 9), minval=-1.0)
+    variables = jax.jit(network.init)(jax.random.key(1), sound)
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(variables))
+    logits = jax.jit(network.apply)(variables, sound)
+    exact = jax.jit(estimator.Estimator(7).apply)(variables, sound)
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, exact, atol=0.05)
+
+
+def test_spectrogram_of_five_seconds_and_its_scale():
+    time = np.arange(160_000) / 32_000
+    tone = 0.5 * np.sin(2 * np.pi * 1000 * time)
+    audio = jnp.asarray(np.stack([tone, 0 * tone]), jnp.float32)
+    decibels = estimator.spectrogram(audio)
+    assert decibels.shape == (2, 128, 313)
+    np.testing.assert_allclose(decibels[1], -80, atol=1e-4)
+    # 1 kHz is band 128 * m(1000) / m(16000), less one for its corner.
+    mel = np.log1p(1000 / 700) / np.log1p(16_000 / 700) * 129 - 1
+    loudest = np.asarray(decibels[0, :, 100]).argmax()
+    assert abs(loudest - mel) <= 1
+    low, high = float(decibels.min()), float(decibels.max())
+    scaled = estimator.scale(decibels, low, high)
+    assert scaled.min() == pytest.approx(-1, abs=1e-5)
+    assert scaled.max() == pytest.approx(1, abs=1e-5)
+
+
+def test_too_short_a_clip_is_refused():
+    with pytest.raises(ValueError, match="too short"):
+        estimator.spectrogram(jnp.zeros((1, 300)))

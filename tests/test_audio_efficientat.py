@@ -277,7 +277,9 @@ def test_wrong_weights_are_named():
     with pytest.raises(ValueError, match=re.escape("'features.0.0.weight'")):
         torch_weights.efficientat_variables(lacking, 0.1)
     with pytest.raises(ValueError, match="'extra'"):
-        torch_weights.efficientat_variables({**state, "extra": lacking}, 0.1)
+        torch_weights.efficientat_variables(
+            {**state, "extra": np.zeros(1)}, 0.1
+        )
     bent = {**state, "classifier.5.bias": np.zeros(3, np.float32)}
     with pytest.raises(ValueError, match=r"'classifier\.5\.bias'"):
         torch_weights.efficientat_variables(bent, 0.1)

@@ -6,6 +6,7 @@ import pickle
 import struct
 import threading
 import zipfile
+from typing import Any
 
 import jax
 import numpy as np
@@ -38,7 +39,11 @@ class Rebuilt:
         self.function, self.arguments = function, arguments
 
 
-class Pickler(pickle._Pickler):
+# The pickler in Python, whose methods can be replaced; stubs do not know it.
+PythonPickler: Any = vars(pickle)["_Pickler"]
+
+
+class Pickler(PythonPickler):
     """Writes what torch.save writes, without torch."""
 
     def persistent_id(self, obj):

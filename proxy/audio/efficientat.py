@@ -650,7 +650,7 @@ def embed_windows(
         rows = _embed(folded, patches, width, mel, form, dtype)
         return rows.reshape(*shape[2:], -1)
 
-    return spectral.by_clip(embed, audio, at_once)
+    return spectral.by_clip(embed, audio, at_once, on_cpu=2)
 
 
 def embed(
@@ -679,7 +679,7 @@ def embed(
         rows = _embed(folded, patches, width, mel, form, dtype)
         return rows.reshape(*shape[2:], -1).mean(axis=1)
 
-    return spectral.by_clip(embed_clips, audio, at_once)
+    return spectral.by_clip(embed_clips, audio, at_once, on_cpu=2)
 
 
 def embed_scene(
@@ -703,4 +703,4 @@ def embed_scene(
         patches = jnp.moveaxis(front_end(clips), 0, -1)
         return _embed(folded, patches, width, mel, form, dtype)
 
-    return spectral.by_clip(embed_clips, audio, at_once)
+    return spectral.by_clip(embed_clips, audio, at_once, on_cpu=4)

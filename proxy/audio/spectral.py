@@ -236,6 +236,8 @@ def by_clip(
     ],
     audio: Float[Array, "batch samples"],
     at_once: int | None = None,
+    *,
+    on_cpu: int = 1,
 ) -> Float[Array, "batch *embedding"]:
     """Applies a batched function a few clips at a time.
 
@@ -245,21 +247,21 @@ def by_clip(
     Args:
       function: Maps clips to embeddings (or several each), row by row.
       audio: The clips.
-      at_once: Clips per call. 0 for the whole batch; None for 1 on a CPU and
-        the whole batch elsewhere, as `jax.default_backend()` says.
+      at_once: Clips per call; 0 for the whole batch. None for `on_cpu` on a
+        CPU and the whole batch elsewhere, as `jax.default_backend()` says.
+      on_cpu: The default on a CPU.
 
     Returns:
       The same as `function(audio)`.
     """
     if at_once is None:
-        at_once = 1 if jax.default_backend() == "cpu" else 0
+        at_once = on_cpu if jax.default_backend() == "cpu" else 0
     batch = audio.shape[0]
     if at_once == 0 or at_once >= batch:
         return function(audio)
-    steps, rest = divmod(batch, at_once)
-    chunks = audio[: steps * at_once].reshape(steps, at_once, -1)
+    steps = -(-batch // at_once)
+    # The last step is filled up: a smaller one would be compiled again.
+    audio = jnp.pad(audio, ((0, steps * at_once - batch), (0, 0)))
+    chunks = audio.reshape(steps, at_once, -1)
     done = jax.lax.map(function, chunks)
-    done = done.reshape(steps * at_once, *done.shape[2:])
-    if rest:
-        done = jnp.concatenate([done, function(audio[-rest:])])
-    return done
+    return done.reshape(steps * at_once, *done.shape[2:])[:batch]

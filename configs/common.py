@@ -51,6 +51,8 @@ def proxy_config(synth: str, encoder: str) -> Any:
     config.shard_size = 8192
     config.embed_batch = 64
     config.keep_audio = False
+    config.data_seed = 0
+    config.render = ml_collections.ConfigDict()  # overrides RenderSettings
     config.presets = ""  # file or folder of hand-crafted banks
     config.weights = ""  # local file of the audio model's weights
     config.workers = 0  # rendering workers, 0: one per core
@@ -60,6 +62,8 @@ def proxy_config(synth: str, encoder: str) -> Any:
     config.dtype = "float32"  # of the computation; parameters are float32
 
     # Optimisation.
+    config.source = "synthetic"  # or "handcrafted": what is trained on
+    config.init = ""  # run whose weights to start from
     config.epochs = 30
     config.batch = 512
     config.accumulate = 1

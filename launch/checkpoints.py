@@ -1,5 +1,6 @@
 """Run directories and their checkpoints: the best and the last."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -12,7 +13,7 @@ import ml_collections
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from launch import Config
+from launch import Config, experiment
 from proxy.objective import TrainState
 
 _CONFIG = "config.json"
@@ -46,7 +47,7 @@ def prepare(config: Config) -> pathlib.Path:
 
 
 # Fields that change how a run is carried out, not what comes of it.
-_FREE = ("run", "workers", "data", "log_every", "evaluation", "epochs")
+_FREE = ("run", "workers", "data", "weights", "log_every", "evaluation")
 
 
 def _check_same(run: pathlib.Path, found: dict, wanted: dict) -> None:
@@ -160,6 +161,45 @@ def restore(
             f"config: {error}"
         ) from error
     return restored
+
+
+_SAME = ("synth", "audio_model", "encoder", "sizes")
+
+
+def start_from(config: Config, state: TrainState) -> TrainState:
+    """Replaces fresh weights by those of the best checkpoint of another run.
+
+    Args:
+      config: with `init`, the other run's directory.
+      state: the fresh state.
+
+    Returns:
+      The state with the other run's parameters and batch statistics; its
+      averaged parameters when it kept them. Step and moments stay fresh.
+
+    Raises:
+      FileNotFoundError: when there is no such run.
+      ValueError: when its encoder differs; names the fields.
+    """
+    other, saved = load(config.init)
+    theirs, ours = (json.loads(c.to_json()) for c in (other, config))
+    differing = [
+        f"{name}: {theirs[name]!r} there, {ours[name]!r} here"
+        for name in _SAME
+        if theirs[name] != ours[name]
+    ]
+    if differing:
+        raise ValueError(
+            f"config.init={config.init} is another model "
+            f"({'; '.join(differing)})"
+        )
+    with saved:
+        found = restore(saved, experiment.empty_state(other), saved.best_step())
+    params = found.params if found.average is None else found.average
+    average = None if state.average is None else params
+    return dataclasses.replace(
+        state, params=params, batch_stats=found.batch_stats, average=average
+    )
 
 
 def load(

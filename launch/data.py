@@ -8,7 +8,6 @@ alone, so experiments may share a folder.
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import json
 import os
@@ -233,20 +232,6 @@ def embedder(
     return lambda sounds: compiled(variables, sounds)
 
 
-def _keep_freed_memory() -> None:
-    """Tells glibc to reuse freed memory, not to return it to the system.
-
-    Clips of a megabyte come and go by the hundred each second: getting them
-    from the system anew, page by page, costs a tenth of the whole pipeline.
-    """
-    mmap_max, trim_threshold = -4, -1  # from malloc.h
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.gnu_get_libc_version  # noqa: B018 (other libraries lack it)
-        libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, 2**31 - 1)
-
-
 def ensure(
     config: Config,
     *,
@@ -290,7 +275,6 @@ def ensure(
                 flush=True,
             )
         if absent and embed is None:
-            _keep_freed_memory()
             embed = embedder(config)
         report = precompute.build(
             spec,
@@ -344,9 +328,46 @@ def initialize_distributed() -> None:
         jax.distributed.initialize()
 
 
-def steps_per_epoch(config: Config) -> int:
-    """Whole batches in a pass over the training split."""
-    return config.num_train // config.batch
+def training_source(config: Config, dataset: Dataset) -> Source:
+    """The data set that a run trains on and is validated on.
+
+    Args:
+      config: with `source`, "synthetic" or "handcrafted".
+      dataset: its data.
+
+    Returns:
+      That one of the two.
+
+    Raises:
+      ValueError: when there is no bank, or no such source.
+    """
+    if config.source == "synthetic":
+        return dataset.synthetic
+    if config.source != "handcrafted":
+        raise ValueError(
+            f"config.source={config.source!r} (known: synthetic, handcrafted)"
+        )
+    if dataset.handcrafted is None:
+        raise ValueError(
+            "config.source=handcrafted, but there is no bank: set "
+            "--config.presets=PATH (see launch.presets)"
+        )
+    return dataset.handcrafted
+
+
+def steps_per_epoch(config: Config, dataset: Dataset) -> int:
+    """Whole batches in a pass over the training split.
+
+    Raises:
+      ValueError: when a batch is larger than the split.
+    """
+    rows = training_source(config, dataset).spec.rows("train")
+    if not 1 <= config.batch <= rows:
+        raise ValueError(
+            f"config.batch={config.batch}, the training split has {rows} "
+            f"presets; choose between 1 and {rows}"
+        )
+    return rows // config.batch
 
 
 @contextlib.contextmanager
@@ -371,10 +392,10 @@ def train_batches(
       ValueError: when the batch is larger than the split.
     """
     source = loader.batches(
-        dataset.synthetic.columns("train"),
+        training_source(config, dataset).columns("train"),
         config.batch,
         seed=config.seed,
-        start=loader.Position(*divmod(done, max(steps_per_epoch(config), 1))),
+        start=loader.Position(*divmod(done, steps_per_epoch(config, dataset))),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -393,6 +414,7 @@ def validate(
 
     Args:
       config: an experiment; `config.validation` is (rankings, candidates).
+        A hand-crafted split has as many of such rankings as it fills.
       dataset: its data.
       validator: see `experiment.validator`.
       state: the training state, on every device.
@@ -402,7 +424,11 @@ def validate(
       "mrr", the mean reciprocal rank, and "l1".
     """
     rankings, candidates = _validation(config)
-    columns = dataset.synthetic.columns("validation")
+    columns = training_source(config, dataset).columns("validation")
+    rows = len(columns["preset"])
+    candidates = min(candidates, rows)
+    rankings = min(rankings, rows // candidates)
+    columns = {k: c[: rankings * candidates] for k, c in columns.items()}
     # Blocks of one shape, so that the validator is compiled once.
     size = max(8192 // candidates, 1)
     size = min(-(-size // mesh.size) * mesh.size, rankings)

@@ -114,22 +114,27 @@ def score(
     }
 
 
-def test_sets(dataset: data.Dataset) -> dict[str, loader.Columns]:
+def test_sets(
+    config: Config, dataset: data.Dataset
+) -> dict[str, loader.Columns]:
     """What a run is tested on.
 
     Args:
-      dataset: the run's data.
+      config: the run's config.
+      dataset: its data.
 
     Returns:
       "synthetic", the test split, and with a bank "hand-crafted": all of its
-      presets, as none was trained on.
+      presets when none was trained on, else its test split.
     """
     sets: dict[str, loader.Columns] = {
         "synthetic": dataset.synthetic.columns("test")
     }
     if dataset.handcrafted is not None:
         crafted = dataset.handcrafted
-        parts = [crafted.columns(split) for split in crafted.splits]
+        tuned = config.source == "handcrafted"
+        splits = ("test",) if tuned else crafted.splits
+        parts = [crafted.columns(split) for split in splits]
         sets["hand-crafted"] = {
             name: np.concatenate([part[name] for part in parts])
             for name in parts[0]
@@ -249,7 +254,7 @@ def evaluate(run: str, which: str, presets: str | None) -> dict[str, Any]:
     }
     folder = pathlib.Path(run)
     results: dict[str, dict[str, Any]] = {}
-    for where, columns in test_sets(dataset).items():
+    for where, columns in test_sets(config, dataset).items():
         results[where] = found = {}
         audio = np.asarray(columns["embedding"])
         for name, model in models.items():

@@ -108,13 +108,14 @@ def train(config: Config) -> pathlib.Path:
         mesh,
     )
     ranker = experiment.validator(config)
-    state = devices.place(
-        experiment.initial_state(
-            config, dataset.synthetic.columns("train")["embedding"]
-        ),
-        devices.replicated(mesh),
+    source = data.training_source(config, dataset)
+    state = experiment.initial_state(
+        config, source.columns("train")["embedding"]
     )
-    epoch_steps = data.steps_per_epoch(config)
+    if config.init:
+        state = checkpoints.start_from(config, state)
+    state = devices.place(state, devices.replicated(mesh))
+    epoch_steps = data.steps_per_epoch(config, dataset)
     total = config.epochs * epoch_steps
 
     with contextlib.ExitStack() as stack:

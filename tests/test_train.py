@@ -13,7 +13,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from launch import metrics
+from launch import checkpoints, metrics
+from tests.shared import shared
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = (
@@ -63,11 +64,10 @@ def train(run, data, *flags):
     )
 
 
-def parameters(run):
-    """Every array of the last checkpoint."""
-    folder = pathlib.Path(run).absolute() / "checkpoints"
-    with ocp.CheckpointManager(folder) as manager:
-        step = manager.latest_step()
+def parameters(run, best=False):
+    """Every array of the last checkpoint, or of the best."""
+    with checkpoints.manager(pathlib.Path(run)) as manager:
+        step = manager.best_step() if best else manager.latest_step()
         state = manager.restore(step, args=ocp.args.StandardRestore())
     flat = {}
 
@@ -156,6 +156,45 @@ def test_evaluation(finished):
     assert 0 < l1["ridge regression"] < l1["mean embedding"] < 10
     for picture in ("ranks_synthetic.png", "embeddings_synthetic.png"):
         assert (run / picture).stat().st_size > 10_000
+
+
+def test_fine_tuning_on_a_bank_and_its_evaluation(finished, tmp_path):
+    before, data, _ = finished
+    run, bank = tmp_path / "tuned", shared("presets/Dexed_01.syx")
+    flags = (
+        f"--config.init={before}",
+        f"--config.presets={bank}",
+        "--config.source=handcrafted",
+        "--config.batch=8",
+        "--config.epochs=2",
+        # A rate of zero shows that it starts from the other run's weights.
+        "--config.optimizer.learning_rate=0.0",
+        "--config.optimizer.minimum=0.0",
+    )
+    output = finish(train(run, data, *flags))
+    assert "silent" in output  # the report of what was dropped
+    assert "epoch   2" in output
+    _, tuned = parameters(run)
+    _, original = parameters(before, best=True)
+    weights = [path for path in tuned if path[0] == "params"]
+    assert weights
+    for path in weights:
+        np.testing.assert_array_equal(tuned[path], original[path])
+    output = finish(start("evaluate", f"--run={run}"))
+    rows = [r for r in output.splitlines() if "| hand-crafted, " in r]
+    assert len(rows) == 3 and "no bank" not in output
+    held_out = int(rows[0].split("hand-crafted, ")[1].split()[0])
+    assert 1 <= held_out < 16  # its test split alone
+
+    wrong = train(tmp_path / "x", data, *flags, "--config.sizes.hidden=32")
+    output = finish(wrong, code=1)
+    assert "is another model (sizes: " in output
+
+
+def test_fine_tuning_without_a_bank_says_so(finished, tmp_path):
+    _, data, _ = finished
+    process = train(tmp_path / "x", data, "--config.source=handcrafted")
+    assert "there is no bank: set --config.presets" in finish(process, code=1)
 
 
 def test_another_config_in_the_same_directory_is_refused(finished):

@@ -162,17 +162,17 @@ def _input_gradient_by_phase(shape, kernel, cotangent):
 
 def _input_gradient_by_patch(shape, kernel, cotangent):
     """Gradient of the input: that of every patch, added where they overlap."""
-    phases = _phases(kernel).transpose(5, 0, 2, 1, 3, 4)
-    out, half, _, _, _, channels = phases.shape
+    phases = _phases(kernel)
+    half, _, _, _, channels, out = phases.shape
     batch, rows, columns, _ = cotangent.shape
-    patches = cotangent.reshape(-1, out) @ phases.reshape(out, -1)
-    patches = patches.reshape(batch, rows, columns, half, half, 2, 2, channels)
+    patches = cotangent.reshape(-1, out) @ phases.reshape(-1, out).T
+    patches = patches.reshape(batch, rows, columns, half, 2, half, 2, channels)
     gradient = jnp.zeros((), patches.dtype)
     for i in range(half):
         for j in range(half):
             shift = [(i, half - 1 - i), (j, half - 1 - j)]
             gradient += jnp.pad(
-                patches[:, :, :, i, j], [(0, 0), *shift, *[(0, 0)] * 3]
+                patches[:, :, :, i, :, j], [(0, 0), *shift, *[(0, 0)] * 3]
             )
     return _from_phases(gradient, shape)
 

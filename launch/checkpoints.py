@@ -40,7 +40,7 @@ def prepare(config: Config) -> pathlib.Path:
     if path.exists():
         found = json.loads(path.read_text())
         _check_same(run, found, wanted)
-    else:
+    elif jax.process_index() == 0:
         _write(path, wanted)
         _write(run / "environment.json", environment())
     return run

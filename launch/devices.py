@@ -8,11 +8,19 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from proxy.objective import Step
 
 AXIS = "data"
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process; all must ask together."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
 def describe() -> str:

@@ -33,13 +33,19 @@ class Writer:
     step is there once.
     """
 
-    def __init__(self, run: pathlib.Path, resume_step: int = 0) -> None:
+    def __init__(
+        self, run: pathlib.Path, resume_step: int = 0, *, silent: bool = False
+    ) -> None:
         """Opens the files.
 
         Args:
           run: the run directory.
           resume_step: records of later steps are dropped.
+          silent: write nothing: for all but one of several processes.
         """
+        self._file = self._board = None
+        if silent:
+            return
         kept = [r for r in read(run) if r["step"] <= resume_step]
         path = run / FILE
         temporary = path.with_suffix(".tmp")
@@ -53,6 +59,8 @@ class Writer:
 
     def write(self, step: int, **scalars: float) -> None:
         """Appends one record."""
+        if self._file is None or self._board is None:
+            return
         self._file.write(json.dumps({"step": step, **scalars}) + "\n")
         self._file.flush()
         for name, value in scalars.items():
@@ -62,5 +70,6 @@ class Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._board.close()
+        for sink in (self._file, self._board):
+            if sink is not None:
+                sink.close()

@@ -94,7 +94,8 @@ def train(config: Config) -> pathlib.Path:
     devices.check_batch(config.batch, mesh, config.accumulate)
     dataset = data.ensure(config)
     run = checkpoints.prepare(config)
-    writes = jax.process_index() == 0
+    writes, alone = jax.process_index() == 0, jax.process_count() == 1
+    say = tqdm.tqdm.write if writes else lambda _: None
 
     step_fn = devices.map_step(
         objective.train_step(
@@ -123,9 +124,11 @@ def train(config: Config) -> pathlib.Path:
         done = saved.latest_step() or 0
         if done:
             state = checkpoints.restore(saved, state)
-            print(f"{run}: going on at step {done:,} of {total:,}")
+            say(f"{run}: going on at step {done:,} of {total:,}")
         stopped = stack.enter_context(_catch_termination())
-        writer = stack.enter_context(metrics.Writer(run, done))
+        writer = stack.enter_context(
+            metrics.Writer(run, done, silent=not writes)
+        )
         batches = stack.enter_context(
             data.train_batches(config, dataset, done, devices.split(mesh))
         )
@@ -153,8 +156,10 @@ def train(config: Config) -> pathlib.Path:
             pending.append(step_metrics)
             bar.update()
             epoch_ends = step % epoch_steps == 0
-            if not (epoch_ends or step % config.log_every == 0 or stopped()):
+            due = epoch_ends or step % config.log_every == 0
+            if not due and not (alone and stopped()):
                 continue
+            stop = devices.any_process(stopped())
             means = check_finite(step, pending)
             pending = []
             rate = (step - since_step) * config.batch
@@ -166,26 +171,27 @@ def train(config: Config) -> pathlib.Path:
                 found = data.validate(config, dataset, ranker, state, mesh)
                 epoch = step // epoch_steps
                 writer.write(step, epoch=epoch, **found)
-                bar.write(
+                say(
                     f"epoch {epoch:3d}  loss {means['loss']:.4f}  "
                     f"validation L1 {found['l1']:.4f}  MRR {found['mrr']:.4f}"
                     f"  {rate:,.0f} presets/s"
                 )
             idle = time.monotonic() - last_save
-            if epoch_ends or stopped() or idle > 60 * config.checkpoint_minutes:
+            late = devices.any_process(idle > 60 * config.checkpoint_minutes)
+            if epoch_ends or stop or late:
                 checkpoints.save(saved, step, state, found)
                 last_save = time.monotonic()
-            if stopped() and step < total:
+            if stop and step < total:
                 saved.wait_until_finished()
                 bar.close()
-                print(
+                say(
                     f"{run}: stopped at step {step:,}; the same command goes on"
                 )
                 raise SystemExit(143)
             since, since_step = time.monotonic(), step
     if writes:
         plots.training_curves(run)
-        print(f"{run}: {total:,} steps done")
+        say(f"{run}: {total:,} steps done")
     return run
 
 
@@ -195,7 +201,8 @@ def main() -> None:
     data.initialize_distributed()
     print(devices.describe(), flush=True)
     run = train(config)
-    print(f"next: python -m launch.evaluate --run {run}")
+    if jax.process_index() == 0:
+        print(f"next: python -m launch.evaluate --run {run}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import os
 import pathlib
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -35,8 +36,8 @@ SMALL = (
 )
 
 
-def start(module, *flags, **popen):
-    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+def start(module, *flags, **variables):
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", **variables}
     return subprocess.Popen(
         [sys.executable, "-m", f"launch.{module}", *flags],
         cwd=ROOT,
@@ -44,7 +45,6 @@ def start(module, *flags, **popen):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        **popen,
     )
 
 
@@ -54,13 +54,14 @@ def finish(process, code=0):
     return output
 
 
-def train(run, data, *flags):
+def train(run, data, *flags, **variables):
     return start(
         "train",
         *SMALL,
         f"--config.run={run}",
         f"--config.data={data}",
         *flags,
+        **variables,
     )
 
 
@@ -195,6 +196,45 @@ def test_fine_tuning_without_a_bank_says_so(finished, tmp_path):
     _, data, _ = finished
     process = train(tmp_path / "x", data, "--config.source=handcrafted")
     assert "there is no bank: set --config.presets" in finish(process, code=1)
+
+
+def _free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def test_two_processes_train_one_model(finished, tmp_path):
+    _, data, _ = finished
+    port, epochs = _free_port(), "--config.epochs=2"
+    processes = [
+        train(
+            tmp_path / "two",
+            data,
+            epochs,
+            JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(i),
+        )
+        for i in range(2)
+    ]
+    outputs = [finish(p) for p in processes]
+    assert "devices: 2 x cpu, process 0 of 2" in outputs[0]
+    assert "32 steps done" in outputs[0] and "epoch" not in outputs[1]
+    finish(
+        train(
+            tmp_path / "one",
+            data,
+            epochs,
+            XLA_FLAGS="--xla_force_host_platform_device_count=2",
+        )
+    )
+    two, one = (
+        [r["loss"] for r in metrics.read(tmp_path / name) if "loss" in r]
+        for name in ("two", "one")
+    )
+    np.testing.assert_allclose(two, one, rtol=1e-3)
+    assert len(two) > 3
 
 
 def test_another_config_in_the_same_directory_is_refused(finished):

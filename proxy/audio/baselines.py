@@ -30,7 +30,8 @@ def _log_power(
     spectrum = spectral.stft(audio, window, fft_size=size, hop=size // 2)
     power = spectral.power(spectrum)
     if bank is not None:
-        power = power @ bank
+        # The default of accelerators is less than float32.
+        power = jnp.dot(power, bank, precision="highest")
     return (spectral.decibels(power) + _OFFSET) / _SCALE
 
 
@@ -74,7 +75,8 @@ def mfcc40(
       `[batch, 40]`.
     """
     # The transform is linear: averaging first gives the same and costs less.
-    return mel128(audio, at_once=at_once) @ spectral.dct(_MELS, 40)
+    bands = mel128(audio, at_once=at_once)
+    return jnp.dot(bands, spectral.dct(_MELS, 40), precision="highest")
 
 
 def mstft(

@@ -24,6 +24,7 @@ Two forms of the convolutions give the same numbers:
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -269,7 +270,8 @@ def _log_mel(
     bank = _bank()
     # Above 15 kHz there is nothing to sum.
     bins = int(np.flatnonzero(bank.any(axis=1))[-1]) + 1
-    bands = spectral.power(spectrum)[..., :bins] @ bank[:bins]
+    power = spectral.power(spectrum)[..., :bins]
+    bands = jnp.dot(power, bank[:bins], precision="highest")
     return jnp.moveaxis((jnp.log(bands + 1e-5) + 4.5) / 5, -1, 0)
 
 
@@ -291,6 +293,13 @@ def front_end(
     Raises:
       ValueError: For clips of less than 514 samples.
     """
+    return jnp.moveaxis(_clip_bands(audio), 0, 1)
+
+
+def _clip_bands(
+    audio: Float[Array, "batch samples"],
+) -> Float[Array, "mels batch frames"]:
+    """`front_end` with the mel bands first."""
     audio = spectral.pre_emphasis(audio)
     samples = audio.shape[-1]
     if samples <= _FFT // 2:
@@ -300,7 +309,7 @@ def front_end(
         )
     window = spectral.hann(_FRAME, periodic=False)
     spectrum = spectral.stft(audio, window, fft_size=_FFT, hop=_STEP)
-    return jnp.moveaxis(_log_mel(spectrum), 0, 1)
+    return _log_mel(spectrum)
 
 
 def windows(samples: int) -> int:
@@ -308,10 +317,10 @@ def windows(samples: int) -> int:
     return 1 + samples // HOP
 
 
-def _window_patches(
+def _window_bands(
     audio: Float[Array, "batch samples"],
-) -> Float[Array, "mels frames batch windows"]:
-    """`windowed_front_end` with the mel bands first and the windows last."""
+) -> Float[Array, "mels batch windows frames"]:
+    """`windowed_front_end` with the mel bands first."""
     samples = audio.shape[-1]
     if samples <= WINDOW // 2:
         raise ValueError(
@@ -364,7 +373,7 @@ def _window_patches(
         row, shift = where[j]
         at = begins[row] + shift
         columns.append(bands[:, :, at : at + count])
-    return jnp.stack(columns, axis=1)
+    return jnp.stack(columns, axis=-1)
 
 
 def windowed_front_end(
@@ -387,43 +396,67 @@ def windowed_front_end(
     Raises:
       ValueError: For clips too short to be reflected by half a window.
     """
-    return jnp.moveaxis(_window_patches(audio), (0, 1), (2, 3))
+    return jnp.moveaxis(_window_bands(audio), 0, 2)
 
 
 # Network
+#
+# A layout names the axes of a map: channels, height (mel bands), width
+# (frames) and n, the batch. The shifted form has the longer of width and batch
+# last, so that its vector operations run over many consecutive numbers.
+
+
+def _layout(form: Form | None, frames: int, batch: int) -> str:
+    if form is None:
+        form = "shift" if jax.default_backend() == "cpu" else "convolution"
+    if form == "convolution":
+        return "nhwc"
+    return "chwn" if batch >= frames else "chnw"
+
+
+def _arrange(x, source, target):
+    return jnp.transpose(x, [source.index(axis) for axis in target])
+
+
+def _column(vector, layout):
+    """A vector over channels in the shape that broadcasts over a map."""
+    return vector.reshape([-1 if axis == "c" else 1 for axis in layout])
 
 
 def _activate(x, hard_swish):
     return jax.nn.hard_swish(x) if hard_swish else jax.nn.relu(x)
 
 
-def _column(vector, form):
-    """A vector over channels in the shape that broadcasts over a map."""
-    return vector[:, None, None, None] if form == "shift" else vector
+def _pointwise(x, layer, layout):
+    equation = f"{layout},cd->{layout.replace('c', 'd')}"
+    # On accelerators float32 products are not exact by default; who wants
+    # them faster asks for bfloat16.
+    y = jnp.einsum(equation, x, layer["kernel"], precision="highest")
+    return y + _column(layer["bias"], layout)
 
 
-def _pointwise(x, layer, form):
-    equation = "chwn,cd->dhwn" if form == "shift" else "nhwc,cd->nhwd"
-    y = jnp.einsum(equation, x, layer["kernel"])
-    return y + _column(layer["bias"], form)
-
-
-def _mean(x, form):
-    axes = (1, 2) if form == "shift" else (-3, -2)
-    return jnp.mean(x, axis=axes, dtype=jnp.float32)
+def _mean(x, layout):
+    """Means over the map, `[batch, channels]` in float32."""
+    axes = layout.index("h"), layout.index("w")
+    means = jnp.mean(x, axis=axes, dtype=jnp.float32)
+    return means if layout == "nhwc" else means.T
 
 
 # Positions of an axis up to which the shifted form is written out.
 _WRITTEN_OUT = 8
 
 
-def _taps(size, kernel, stride, axis, x):
-    """Pairs of output positions and the inputs each kernel row meets there.
+def _taps(x, kernel, stride, axis):
+    """What each tap of a kernel meets along one axis.
 
-    Yields (number of outputs, [(kernel row, slice of x)]), one output position
-    after the other on a short axis, all at once (over zero padding) else.
+    Returns:
+      A list of steps, each a list of (tap, slice of x) that sum to one part of
+      the output. On a short axis a step is one position, and taps that meet
+      padding are left out; on a long one all positions are one step, over zero
+      padding.
     """
-    outputs, padding = -(-size // stride), kernel // 2
+    size, padding = x.shape[axis], kernel // 2
+    outputs = -(-size // stride)
     if outputs <= _WRITTEN_OUT:
         return [
             [
@@ -445,32 +478,28 @@ def _taps(size, kernel, stride, axis, x):
     ]
 
 
-def _shifted(x, kernel, stride):
-    """Depthwise convolution of `[channels, height, width, batch]`."""
-    size = kernel.shape[0]
+def _shifted(x, kernel, stride, layout):
+    """Depthwise convolution as a sum of shifted products."""
+    size, (height, width) = kernel.shape[0], map(layout.index, "hw")
     rows = []
-    for row_taps in _taps(x.shape[1], size, stride, 1, x):
+    for row_taps in _taps(x, size, stride, height):
+        met = [(i, _taps(part, size, stride, width)) for i, part in row_taps]
         columns = []
-        by_row = [
-            (i, _taps(part.shape[2], size, stride, 2, part))
-            for i, part in row_taps
-        ]
-        for position in range(len(by_row[0][1])):
+        for step in range(len(met[0][1])):
             terms = [
-                _column(kernel[i, j], "shift") * part
-                for i, columns_of_row in by_row
-                for j, part in columns_of_row[position]
+                _column(kernel[i, j], layout) * part
+                for i, steps in met
+                for j, part in steps[step]
             ]
             columns.append(functools.reduce(jnp.add, terms))
-        rows.append(jnp.concatenate(columns, axis=2))
-    return jnp.concatenate(rows, axis=1)
+        rows.append(jnp.concatenate(columns, axis=width))
+    return jnp.concatenate(rows, axis=height)
 
 
-def _depthwise(x, layer, stride, form):
+def _depthwise(x, layer, stride, layout):
+    """Each channel with its own kernel; a single input channel with all."""
     kernel = layer["kernel"]
-    if form == "shift":
-        y = _shifted(x, kernel, stride)
-    else:
+    if layout == "nhwc":
         pad = (kernel.shape[0] // 2,) * 2
         y = lax.conv_general_dilated(
             x,
@@ -479,75 +508,54 @@ def _depthwise(x, layer, stride, form):
             (pad, pad),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=x.shape[-1],
+            precision="highest",
         )
-    return y + _column(layer["bias"], form)
+    else:
+        y = _shifted(x, kernel, stride, layout)
+    return y + _column(layer["bias"], layout)
 
 
-def _squeeze_excite(x, squeeze, excite, form):
-    z = _mean(x, form).astype(x.dtype)
-    z = z.T if form == "shift" else z
-    z = jax.nn.relu(z @ squeeze["kernel"] + squeeze["bias"])
-    z = jax.nn.sigmoid(z @ excite["kernel"] + excite["bias"])
-    z = z.T if form == "shift" else z
-    return x * z[:, None, None]
+def _squeeze_excite(x, squeeze, excite, layout):
+    z = _mean(x, layout).astype(x.dtype)
+    z = jnp.dot(z, squeeze["kernel"], precision="highest") + squeeze["bias"]
+    z = jax.nn.relu(z)
+    z = jnp.dot(z, excite["kernel"], precision="highest") + excite["bias"]
+    z = jax.nn.sigmoid(z) if layout == "nhwc" else jax.nn.sigmoid(z).T
+    return x * jnp.expand_dims(z, (layout.index("h"), layout.index("w")))
 
 
-def _block(x, params, block, form):
+def _block(x, params, block, layout):
     y = x
     if block.expands:
-        y = _pointwise(y, params["expand"], form)
+        y = _pointwise(y, params["expand"], layout)
         y = _activate(y, block.hard_swish)
-    y = _depthwise(y, params["depthwise"], block.stride, form)
+    y = _depthwise(y, params["depthwise"], block.stride, layout)
     y = _activate(y, block.hard_swish)
     if block.squeeze:
-        y = _squeeze_excite(y, params["squeeze"], params["excite"], form)
-    y = _pointwise(y, params["project"], form)
+        y = _squeeze_excite(y, params["squeeze"], params["excite"], layout)
+    y = _pointwise(y, params["project"], layout)
     return x + y if block.residual else y
 
 
-def _stem(x, layer, form):
-    if form == "shift":
-        y = _shifted(x[None], layer["kernel"], 2)
-    else:
-        y = lax.conv_general_dilated(
-            x[..., None],
-            layer["kernel"][:, :, None],
-            (2, 2),
-            ((1, 1), (1, 1)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-    return jax.nn.hard_swish(y + _column(layer["bias"], form))
-
-
-def _means(folded, mel, width, form):
+def _means(folded, mel, width, layout):
     """Means of the maps of stem, blocks and tail, one after the other.
 
     Args:
       folded: What `fold` returns.
-      mel: `[mels, frames, batch]` for the shifted form, else
-        `[batch, mels, frames]`.
+      mel: The input in that layout, with one channel.
       width: The width multiplier.
-      form: How to convolve.
+      layout: Order of the axes.
 
     Yields:
       `[batch, channels]` in float32.
     """
-
-    def mean(x):
-        return _mean(x, form).T if form == "shift" else _mean(x, form)
-
-    x = _stem(mel, folded["stem"], form)
-    yield mean(x)
+    x = jax.nn.hard_swish(_depthwise(mel, folded["stem"], 2, layout))
+    yield _mean(x, layout)
     for number, block in enumerate(blocks(width), 1):
-        x = _block(x, folded[f"block_{number:02d}"], block, form)
-        yield mean(x)
-    yield mean(jax.nn.hard_swish(_pointwise(x, folded["tail"], form)))
-
-
-def _form(form: Form | None) -> Form:
-    if form is not None:
-        return form
-    return "shift" if jax.default_backend() == "cpu" else "convolution"
+        x = _block(x, folded[f"block_{number:02d}"], block, layout)
+        yield _mean(x, layout)
+    tail = _pointwise(x, folded["tail"], layout)
+    yield _mean(jax.nn.hard_swish(tail), layout)
 
 
 def map_means(
@@ -570,12 +578,11 @@ def map_means(
       17 arrays `[batch, channels]`: the stem, blocks 1 to 15, and the tail,
       whose means are the features the classifier takes.
     """
-    form = _form(form)
+    batch, _, frames = mel.shape
+    layout = _layout(form, frames, batch)
     folded = jax.tree.map(lambda leaf: leaf.astype(dtype), fold(variables))
-    mel = mel.astype(dtype)
-    if form == "shift":
-        mel = jnp.moveaxis(mel, 0, -1)
-    return tuple(_means(folded, mel, width_of(variables), form))
+    x = _arrange(mel.astype(dtype)[None], "cnhw", layout)
+    return tuple(_means(folded, x, width_of(variables), layout))
 
 
 def classify(
@@ -597,19 +604,23 @@ def classify(
     return hidden @ params["logits"]["kernel"] + params["logits"]["bias"]
 
 
-def _embed(folded, patches, width, mel, form, dtype):
-    """Embeddings of patches `[mels, frames, batch]`."""
-    x = patches.astype(dtype)
-    if form == "convolution":
-        x = jnp.moveaxis(x, -1, 0)
-    # A generator: what follows the last tap is never traced.
-    means = dict(
-        zip(range(TAPS[-1] + 1), _means(folded, x, width, form), strict=False)
-    )
-    parts = [means[tap] for tap in TAPS]
-    if mel:
-        parts.insert(0, jnp.mean(patches, axis=1).T)
-    return jnp.concatenate(parts, axis=-1)
+def _embed(variables, mel, form, dtype):
+    """Returns a function from `[mels, batch, frames]` to embeddings."""
+    width = width_of(variables)
+    folded = jax.tree.map(lambda leaf: leaf.astype(dtype), fold(variables))
+
+    def embed(bands):
+        _, batch, frames = bands.shape
+        layout = _layout(form, frames, batch)
+        x = _arrange(bands.astype(dtype)[None], "chnw", layout)
+        # What follows the last tap is never computed.
+        first = itertools.islice(_means(folded, x, width, layout), TAPS[-1] + 1)
+        parts = [means for number, means in enumerate(first) if number in TAPS]
+        if mel:
+            parts.insert(0, jnp.mean(bands, axis=-1).T)
+        return jnp.concatenate(parts, axis=-1)
+
+    return embed
 
 
 def embed_windows(
@@ -640,17 +651,15 @@ def embed_windows(
     Raises:
       ValueError: For clips too short, or variables of no known width.
     """
-    form, width = _form(form), width_of(variables)
-    folded = jax.tree.map(lambda leaf: leaf.astype(dtype), fold(variables))
+    network = _embed(variables, mel, form, dtype)
 
-    def embed(clips):
-        patches = _window_patches(clips)
-        shape = patches.shape
-        patches = patches.reshape(*shape[:2], -1)
-        rows = _embed(folded, patches, width, mel, form, dtype)
-        return rows.reshape(*shape[2:], -1)
+    def embed_clips(clips):
+        bands = _window_bands(clips)
+        batch, count = bands.shape[1:3]
+        rows = network(bands.reshape(MELS, batch * count, -1))
+        return rows.reshape(batch, count, -1)
 
-    return spectral.by_clip(embed, audio, at_once, on_cpu=2)
+    return spectral.by_clip(embed_clips, audio, at_once, on_cpu=2)
 
 
 def embed(
@@ -669,15 +678,13 @@ def embed(
     Returns:
       `[batch, embedding]`: 192 numbers for mn04, 320 with mel averages.
     """
-    form, width = _form(form), width_of(variables)
-    folded = jax.tree.map(lambda leaf: leaf.astype(dtype), fold(variables))
+    network = _embed(variables, mel, form, dtype)
 
     def embed_clips(clips):
-        patches = _window_patches(clips)
-        shape = patches.shape
-        patches = patches.reshape(*shape[:2], -1)
-        rows = _embed(folded, patches, width, mel, form, dtype)
-        return rows.reshape(*shape[2:], -1).mean(axis=1)
+        bands = _window_bands(clips)
+        batch, count = bands.shape[1:3]
+        rows = network(bands.reshape(MELS, batch * count, -1))
+        return rows.reshape(batch, count, -1).mean(axis=1)
 
     return spectral.by_clip(embed_clips, audio, at_once, on_cpu=2)
 
@@ -696,11 +703,9 @@ def embed_scene(
     No substitute for `embed`, and not comparable with it: a space of its own.
     Arguments, errors and dimension are those of `embed`.
     """
-    form, width = _form(form), width_of(variables)
-    folded = jax.tree.map(lambda leaf: leaf.astype(dtype), fold(variables))
+    network = _embed(variables, mel, form, dtype)
 
     def embed_clips(clips):
-        patches = jnp.moveaxis(front_end(clips), 0, -1)
-        return _embed(folded, patches, width, mel, form, dtype)
+        return network(_clip_bands(clips))
 
     return spectral.by_clip(embed_clips, audio, at_once, on_cpu=4)

@@ -520,7 +520,10 @@ def _squeeze_excite(x, squeeze, excite, layout):
     z = jnp.dot(z, squeeze["kernel"], precision="highest") + squeeze["bias"]
     z = jax.nn.relu(z)
     z = jnp.dot(z, excite["kernel"], precision="highest") + excite["bias"]
-    z = jax.nn.sigmoid(z) if layout == "nhwc" else jax.nn.sigmoid(z).T
+    # Fused into the product with the map, the sigmoid would be computed anew
+    # for every position of it.
+    z = lax.optimization_barrier(jax.nn.sigmoid(z))
+    z = z if layout == "nhwc" else z.T
     return x * jnp.expand_dims(z, (layout.index("h"), layout.index("w")))
 
 
@@ -708,4 +711,4 @@ def embed_scene(
     def embed_clips(clips):
         return network(_clip_bands(clips))
 
-    return spectral.by_clip(embed_clips, audio, at_once, on_cpu=4)
+    return spectral.by_clip(embed_clips, audio, at_once, on_cpu=2)

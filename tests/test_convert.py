@@ -4,6 +4,7 @@ import pathlib
 import pickle
 import struct
 import zipfile
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ class Storage:
         self.kind, self.key, self.count = kind, key, count
 
 
-class Pickler(pickle._Pickler):
+class Pickler(pickle._Pickler):  # type: ignore
     """Writes what PyTorch writes, without it."""
 
     def persistent_id(self, obj):
@@ -48,7 +49,7 @@ class Pickler(pickle._Pickler):
             return ("storage", kind, obj.key, "cpu", obj.count)
         return None
 
-    def save(self, obj, save_persistent_id=True):
+    def save(self: Any, obj, save_persistent_id=True):
         if isinstance(obj, Global):
             self.write(f"c{obj.module}\n{obj.name}\n".encode())
         elif isinstance(obj, Made):
@@ -59,7 +60,7 @@ class Pickler(pickle._Pickler):
                 self.save(obj.state)
                 self.write(pickle.BUILD)
         else:
-            super().save(obj, save_persistent_id)
+            pickle._Pickler.save(self, obj, save_persistent_id)  # type: ignore
 
 
 class Writer:

@@ -1,5 +1,7 @@
 """One device against four: every encoder trains the same on both."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +43,7 @@ def setup(name, count, update, dtype):
         objective.train_step(encoder, SMALL, update, axis_name=devices.AXIS),
         mesh,
     )
-    state = objective.init_state(
+    state: Any = objective.init_state(
         encoder, update, jax.random.key(0), SMALL.width
     )
     # Tokens so small that normalisation drowns them make a poor comparison.

@@ -1,0 +1,50 @@
+"""The training benchmark: what it counts, and that nothing recompiles."""
+
+import jax
+import jax.numpy as jnp
+
+from launch import benchmark_train
+
+
+def flops(function, *args) -> int:
+    return benchmark_train.product_flops(jax.make_jaxpr(function)(*args))
+
+
+def test_product_flops() -> None:
+    a, b = jnp.ones((3, 4)), jnp.ones((4, 5))
+    assert flops(jnp.dot, a, b) == 2 * 3 * 4 * 5
+    assert flops(jax.jit(jnp.dot), a, b) == 2 * 3 * 4 * 5
+    batched = jnp.ones((7, 3, 4)), jnp.ones((7, 4, 5))
+    assert flops(jnp.matmul, *batched) == 7 * 2 * 3 * 4 * 5
+
+    def loop(a, b):
+        return jax.lax.fori_loop(0, 6, lambda i, x: (x @ b) @ b.T, a)
+
+    assert flops(loop, a, b) == 6 * 2 * (2 * 3 * 4 * 5)
+
+    def branch(a, b):
+        return jax.lax.cond(
+            a.sum() > 0, lambda: (a @ b) @ b.T, lambda: jnp.ones_like(a)
+        )
+
+    assert flops(branch, a, b) == 2 * (2 * 3 * 4 * 5)
+
+
+def test_rows_and_compilations() -> None:
+    (row,) = benchmark_train.run(["mlp_oh"], seconds=0.01, batch=8)
+    assert row["encoder"] == "mlp_oh"
+    assert row["batch"] == 8
+    assert row["recompiled"] == 0
+    assert row["compile s"] > 0
+    assert row["presets/s"] > 0
+    # Forward, input gradient of the second layer on, weight gradients.
+    layers = [141 * 2048, 2048 * 2048, 2048 * 192]
+    expected = 2 * 8 * (3 * sum(layers) - layers[0])
+    found = row["GFLOP/s"] * row["ms"] * 1e6
+    assert abs(found / expected - 1) < 0.1  # both are rounded
+
+
+def test_memory_is_kept_or_the_platform_says_no() -> None:
+    from launch import allocator
+
+    assert isinstance(allocator.keep_memory(), bool)

@@ -104,9 +104,11 @@ def test_embeddings_are_golden(name):
 def test_mel_averages_come_first():
     variables, clips = random("mn01"), wave(samples=8000)
     with_mel, without = (
-        jax.jit(functools.partial(efficientat.embed_scene, mel=mel))(
-            variables, clips
-        )
+        jax.jit(
+            functools.partial(
+                efficientat.embed_scene, mel=mel, form="convolution"
+            )
+        )(variables, clips)
         for mel in (True, False)
     )
     averages = efficientat.front_end(clips).mean(axis=-1)

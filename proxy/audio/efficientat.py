@@ -442,22 +442,22 @@ def _mean(x, layout):
     return means if layout == "nhwc" else means.T
 
 
-# Positions of an axis up to which the shifted form is written out.
+# Positions of a map up to which the shifted form is written out.
 _WRITTEN_OUT = 8
 
 
-def _taps(x, kernel, stride, axis):
+def _taps(x, kernel, stride, axis, limit):
     """What each tap of a kernel meets along one axis.
 
     Returns:
       A list of steps, each a list of (tap, slice of x) that sum to one part of
-      the output. On a short axis a step is one position, and taps that meet
-      padding are left out; on a long one all positions are one step, over zero
-      padding.
+      the output. Up to `limit` positions, a step is one of them, and taps that
+      meet padding are left out; otherwise all positions are one step, over
+      zero padding.
     """
     size, padding = x.shape[axis], kernel // 2
     outputs = -(-size // stride)
-    if outputs <= _WRITTEN_OUT:
+    if outputs <= limit:
         return [
             [
                 (tap, lax.slice_in_dim(x, at, at + 1, axis=axis))
@@ -482,8 +482,12 @@ def _shifted(x, kernel, stride, layout):
     """Depthwise convolution as a sum of shifted products."""
     size, (height, width) = kernel.shape[0], map(layout.index, "hw")
     rows = []
-    for row_taps in _taps(x, size, stride, height):
-        met = [(i, _taps(part, size, stride, width)) for i, part in row_taps]
+    across = -(-x.shape[width] // stride)
+    for row_taps in _taps(x, size, stride, height, _WRITTEN_OUT // across):
+        met = [
+            (i, _taps(part, size, stride, width, _WRITTEN_OUT))
+            for i, part in row_taps
+        ]
         columns = []
         for step in range(len(met[0][1])):
             terms = [

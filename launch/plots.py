@@ -54,7 +54,8 @@ def training_curves(run: pathlib.Path) -> pathlib.Path:
             ("l1", "validation", _COLORS[1]),
         ):
             left.plot(*series(name), color=color, label=label)
-        left.set(xlabel="step", ylabel="L1 per dimension", yscale="log")
+        left.set(xlabel="step", ylabel="L1 per dimension")
+        left.set_ylim(bottom=0)
         left.legend()
         right.plot(*series("mrr"), color=_COLORS[1])
         right.set(xlabel="step", ylabel="mean reciprocal rank", ylim=(0, 1))
@@ -81,7 +82,8 @@ def rank_histogram(
       The path.
     """
     top = int(np.ceil(np.log2(candidates)))
-    edges = np.concatenate([[0.75], 1.5 * 2.0 ** np.arange(top + 1)])
+    # Bins of ranks 1, 2, 3-4, 5-8, ...; tied ranks may be halves.
+    edges = np.concatenate([[0.75], 2.0 ** np.arange(top + 1) + 0.25])
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=(6, 3))
         width = 0.8 / len(ranks)
@@ -93,8 +95,7 @@ def rank_histogram(
             f"{2**k // 2 + 1}-{2**k}" if k > 1 else "2"
             for k in range(1, top + 1)
         ]
-        labels += ["more"] * (len(edges) - 1 - len(labels))
-        axes.set_xticks(range(len(edges) - 1), labels[: len(edges) - 1])
+        axes.set_xticks(range(len(labels)), labels)
         axes.tick_params(axis="x", rotation=45)
         axes.set(xlabel=f"rank among {candidates:,}", ylabel="share of presets")
         axes.grid(axis="x", visible=False)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from matching import decode
 from matching.schedules import Schedule
+from proxy.encoders.transformer import Transformer
 from proxy.objective import TrainState, embedding_loss
 from proxy.space import ParameterSpace
 
@@ -97,6 +98,8 @@ def perceptual_loss(
     proxy: Proxy,
     space: ParameterSpace,
     mode: str = "relaxed",
+    *,
+    at_once: int = 0,
     **options: Any,
 ) -> Float[Array, ""]:
     """L1 between the proxy's view of the decoded logits and the target's.
@@ -108,6 +111,9 @@ def perceptual_loss(
       space: the parameter space.
       mode: how logits are decoded; "hard" is the paper's, whose gradients
         reach numerical parameters only.
+      at_once: presets that go through the proxy together, forward and back,
+        before the next ones; 0 for the whole batch. The result is the same;
+        see `presets_at_once`.
       **options: of `decode.for_proxy`.
 
     Returns:
@@ -116,9 +122,49 @@ def perceptual_loss(
     Raises:
       ValueError: for logits that do not fit, or an unknown mode.
     """
-    return embedding_loss(
-        proxy(decode.for_proxy(logits, space, mode, **options)), embedding
-    )
+    relaxed = decode.for_proxy(logits, space, mode, **options)
+    batch = relaxed.shape[0]
+    if at_once == 0 or at_once >= batch:
+        return embedding_loss(proxy(relaxed), embedding)
+
+    def part(pair):
+        value, slope = jax.value_and_grad(
+            lambda relaxed: embedding_loss(proxy(relaxed), pair[1])
+        )(pair[0])
+        # Parts of the mean over the batch.
+        return value * len(pair[0]) / batch, slope * len(pair[0]) / batch
+
+    # The gradient of a part is found right after its value, while all that
+    # it needs is at hand, and is a constant from then on.
+    fixed = jax.lax.stop_gradient(relaxed)
+    whole = batch // at_once * at_once
+    parts = [
+        x[:whole].reshape(-1, at_once, x.shape[-1]) for x in (fixed, embedding)
+    ]
+    values, slopes = jax.lax.map(part, parts)
+    value, slope = values.sum(), slopes.reshape(whole, -1)
+    if whole < batch:
+        rest, last = part((fixed[whole:], embedding[whole:]))
+        value, slope = value + rest, jnp.concatenate([slope, last])
+    # Adds nothing but the gradient: the difference is exactly zero.
+    value, slope = jax.lax.stop_gradient((value, slope))
+    return value + (slope * (relaxed - fixed)).sum()
+
+
+def presets_at_once(proxy: nn.Module) -> int:
+    """How many presets to send through a proxy together, for speed.
+
+    What the tokens of a few presets leave behind in a transformer stays in a
+    CPU's cache; dense proxies and accelerators want the whole batch.
+
+    Args:
+      proxy: a preset encoder.
+
+    Returns:
+      For `perceptual_loss`; 0 for the whole batch.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    return 4 if on_cpu and isinstance(proxy, Transformer) else 0
 
 
 def frozen(encoder: nn.Module, variables: Any) -> Proxy:
@@ -234,6 +280,7 @@ def train_step(
                 frozen(proxy, proxy_variables),
                 space,
                 mode,
+                at_once=presets_at_once(proxy),
                 temperature=temperature(step),
                 key=noise,
             )

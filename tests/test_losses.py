@@ -114,6 +114,33 @@ def test_perceptual_gradient_matches_finite_differences(name):
         )
 
 
+@pytest.mark.parametrize("batch", [8, 7])
+def test_a_few_presets_at_a_time_give_the_same(batch):
+    space = spaces.get("dexed")
+    proxy = losses.frozen(*small_proxy(space))
+    logits = jax.random.normal(jax.random.key(1), (batch, space.width))
+    target = jax.random.normal(jax.random.key(2), (batch, 16))
+
+    def run(at_once):
+        return jax.jit(
+            jax.value_and_grad(
+                lambda z: losses.perceptual_loss(
+                    z, target, proxy, space, at_once=at_once
+                )
+            )
+        )(logits)
+
+    (whole, slope), (parts, slopes) = run(0), run(4)
+    np.testing.assert_allclose(parts, whole, rtol=1e-5)
+    np.testing.assert_allclose(slopes, slope, rtol=1e-4, atol=1e-8)
+
+
+def test_only_transformers_want_few_presets_at_once():
+    space = spaces.get("dexed")
+    assert losses.presets_at_once(encoders.build("hn_oh", space, 16)) == 0
+    assert losses.presets_at_once(encoders.build("tfm", space, 16)) == 4
+
+
 def test_perceptual_loss_is_zero_at_the_target():
     space = spaces.get("dexed")
     proxy = losses.frozen(*small_proxy(space))

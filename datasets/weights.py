@@ -39,8 +39,8 @@ class Published:
     Attributes:
       file: Its name in the release.
       sha256: Its checksum; None where we never had the file in hand. Then the
-        checksum of the first download is recorded beside it, and every later
-        load is held against that.
+        checksum on first use is recorded beside it, and every later load is
+        held against that.
     """
 
     file: str
@@ -145,8 +145,8 @@ def fetch(
     Args:
       url: Where the file is published.
       target: Where it is to be.
-      sha256: Its checksum. None: the checksum of the first download, recorded
-        in `<target>.sha256`.
+      sha256: Its checksum. None: its checksum on first use, recorded in
+        `<target>.sha256`.
 
     Returns:
       `target`.
@@ -160,6 +160,10 @@ def fetch(
     if target.is_file():
         if sha256 is None and record.is_file():
             sha256 = record.read_text().split()[0]
+        if sha256 is None:
+            # Put there by hand. The folder may be read-only, which is fine.
+            with contextlib.suppress(OSError):
+                _write(record, f"{checksum(target)}  {target.name}\n")
         _verify(target, sha256)
         return target
     try:

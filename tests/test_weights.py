@@ -291,8 +291,11 @@ def test_wrong_checksum_of_a_file_that_was_there(server, tmp_path):
     assert not server.requests
 
 
-def test_unknown_checksum_is_recorded_on_first_use(server, tmp_path):
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_unknown_checksum_is_recorded_on_first_use(server, tmp_path, by_hand):
     target = tmp_path / "file.pt"
+    if by_hand:
+        target.write_bytes(server.data)
     weights.fetch(server.url, target)
     assert digest(server.data) in (tmp_path / "file.pt.sha256").read_text()
     weights.fetch(server.url, target)

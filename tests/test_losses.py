@@ -196,6 +196,53 @@ def test_a_step_weighs_both_losses_and_trains(mode):
     assert int(state.step) == 60
 
 
+def test_a_step_on_four_devices_is_that_on_one():
+    space = spaces.get("dexed")
+    encoder, variables = small_proxy(space)
+    batch = batch_for(space, encoder, variables)
+    # A large epsilon, so that no rounding noise becomes a full step.
+    estimator, adamw = Tiny(space.width), optimizer.adamw(1e-2, eps=1e-3)
+    state = losses.init_state(
+        estimator, adamw, jax.random.key(0), mels=4, frames=5
+    )
+
+    def step_over(axis):
+        return losses.train_step(
+            estimator,
+            space,
+            adamw,
+            schedules.get("perceptual", 10),
+            encoder,
+            axis_name=axis,
+        )
+
+    mesh = jax.make_mesh(
+        (4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
+    )
+    whole, split = (
+        jax.sharding.PartitionSpec(),
+        jax.sharding.PartitionSpec("data"),
+    )
+    mapped = jax.shard_map(
+        step_over("data"),
+        mesh=mesh,
+        in_specs=(whole, split, whole, whole),
+        out_specs=whole,
+        check_vma=False,
+    )
+    arguments = (state, batch, jax.random.key(1), variables)
+    (one, metrics), (four, mapped_metrics) = (
+        jax.jit(step)(*arguments) for step in (step_over(None), mapped)
+    )
+    for name, value in metrics.items():
+        np.testing.assert_allclose(mapped_metrics[name], value, rtol=1e-4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        four.params,
+        one.params,
+    )
+
+
 def test_the_parameter_step_needs_no_proxy():
     space = spaces.get("talnm")
     estimator, adamw = Estimator(space.width), optimizer.adamw(3e-3)

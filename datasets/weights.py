@@ -10,26 +10,19 @@ loaded, which takes milliseconds. Torch is not needed.
 import collections
 import contextlib
 import dataclasses
-import fcntl
-import hashlib
-import http.client
 import os
 import pathlib
 import pickle
-import tempfile
-import urllib.error
-import urllib.request
 import zipfile
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from datasets import download
 from proxy import torch_weights
 from proxy.audio import efficientat
 
 _RELEASE = "https://github.com/fschmid56/EfficientAT/releases/download/v0.0.1/"
-_CHUNK = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,21 +60,6 @@ PUBLISHED = {
 }
 
 
-def cache_folder() -> pathlib.Path:
-    """`$XDG_CACHE_HOME/synth-proxy-jax/weights`, or below `~/.cache`."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification: relative paths are invalid and to be ignored.
-    if not os.path.isabs(base):
-        base = pathlib.Path.home() / ".cache"
-    return pathlib.Path(base) / "synth-proxy-jax" / "weights"
-
-
-def checksum(path: str | os.PathLike[str]) -> str:
-    """sha256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def load(
     name: str,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -92,7 +70,8 @@ def load(
 
     Args:
       name: One of `PUBLISHED`, as in `AudioModel.weights`.
-      cache_dir: Where downloads are kept; None for `cache_folder()`.
+      cache_dir: Where downloads are kept; None for `weights` in
+        `download.cache_folder()`.
       path: A file to read instead of downloading.
       sha256: The checksum to expect instead of the known one: for weights of
         your own, or to pin a width whose checksum is not known here.
@@ -102,7 +81,8 @@ def load(
 
     Raises:
       ValueError: For an unknown name, a wrong checksum (nothing is deleted),
-        or a file that is not what it should be.
+        a file that is not what it should be, or a cache folder that cannot
+        be written to.
       FileNotFoundError: When `path` does not exist, or the file is not cached
         and cannot be downloaded; says where to get and to put it.
     """
@@ -119,11 +99,19 @@ def load(
                 f"There are no weights at {file}: download {published.url}, "
                 "or leave the path out."
             )
-        _verify(file, sha256 or published.sha256)
+        expected = sha256 or published.sha256
+        if expected:
+            download.verify(file, expected)
     else:
-        folder = pathlib.Path(cache_dir) if cache_dir else cache_folder()
+        folder = (
+            pathlib.Path(cache_dir)
+            if cache_dir
+            else download.cache_folder() / "weights"
+        )
         file = folder / published.file
-        fetch(published.url, file, sha256 or published.sha256)
+        download.fetch(
+            published.url, path=file, sha256=sha256 or published.sha256
+        )
     state = read_state_dict(file)
     try:
         return torch_weights.efficientat_variables(
@@ -131,135 +119,6 @@ def load(
         )
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
-
-
-def fetch(
-    url: str, target: pathlib.Path, sha256: str | None = None
-) -> pathlib.Path:
-    """Makes sure that a published file is there and is the right one.
-
-    Downloads it unless it exists. What an interrupted download left is
-    resumed, or thrown away when the server cannot resume or the whole turns
-    out wrong. Processes that want the same file wait for each other.
-
-    Args:
-      url: Where the file is published.
-      target: Where it is to be.
-      sha256: Its checksum. None: its checksum on first use, recorded in
-        `<target>.sha256`.
-
-    Returns:
-      `target`.
-
-    Raises:
-      ValueError: When the checksum is wrong; no file that was there before is
-        deleted or changed.
-      FileNotFoundError: When it cannot be downloaded.
-    """
-    record = target.with_name(target.name + ".sha256")
-    if target.is_file():
-        if sha256 is None and record.is_file():
-            sha256 = record.read_text().split()[0]
-        if sha256 is None:
-            # Put there by hand. The folder may be read-only, which is fine.
-            with contextlib.suppress(OSError):
-                _write(record, f"{checksum(target)}  {target.name}\n")
-        _verify(target, sha256)
-        return target
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"The cache folder {target.parent} cannot be made ({error}): set "
-            "XDG_CACHE_HOME to a folder you may write to."
-        ) from error
-    with _locked(target):
-        if target.is_file():  # Another process was faster.
-            _verify(target, sha256)
-            return target
-        part = target.with_name(target.name + ".part")
-        resumed = _download(url, part, target)
-        if resumed and sha256 and checksum(part) != sha256:
-            # The beginning may stem from another file: once more, from zero.
-            part.unlink()
-            _download(url, part, target)
-        found = checksum(part)
-        if sha256 and found != sha256:
-            rejected = target.with_name(target.name + ".rejected")
-            part.replace(rejected)
-            raise ValueError(
-                f"{url} has sha256 {found}, not {sha256} as expected. The "
-                f"download is kept as {rejected} and not used: try again, and "
-                "if it stays so, ask its publisher before you trust it."
-            )
-        if sha256 is None:
-            _write(record, f"{found}  {target.name}\n")
-        part.replace(target)
-    return target
-
-
-def _verify(path: pathlib.Path, sha256: str | None) -> None:
-    if sha256 is None:
-        return
-    found = checksum(path)
-    if found != sha256.lower():
-        raise ValueError(
-            f"{path} has sha256 {found}, not {sha256} as expected. It was left "
-            "as it is: move it away to have it downloaded again, or, if these "
-            f"are the weights you want, pass sha256={found!r}."
-        )
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    """Writes a small file in one step."""
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=path.name, delete=False
-    ) as file:
-        file.write(text)
-    os.replace(file.name, path)
-
-
-@contextlib.contextmanager
-def _locked(target: pathlib.Path) -> Iterator[None]:
-    with open(target.with_name(target.name + ".lock"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _download(url: str, part: pathlib.Path, target: pathlib.Path) -> bool:
-    """Completes `part`; returns whether it began with what was there."""
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "Python"})
-    if have:
-        request.add_header("Range", f"bytes={have}-")
-    try:
-        with urllib.request.urlopen(request, timeout=30) as response:
-            resumed = have > 0 and response.status == 206
-            start = have if resumed else 0
-            length = response.headers.get("Content-Length")
-            with open(part, "ab" if resumed else "wb") as file:
-                while chunk := response.read(_CHUNK):
-                    file.write(chunk)
-                end = file.tell()
-        if length is not None and end != start + int(length):
-            raise http.client.IncompleteRead(b"", start + int(length) - end)
-        return resumed
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and have:
-            # Nothing is left to ask for, or the file is shorter than ours.
-            part.unlink()
-            _download(url, part, target)
-            return False
-        reason = f"HTTP {error.code} {error.reason}"
-    except urllib.error.URLError as error:
-        reason = str(error.reason)
-    except (OSError, http.client.HTTPException) as error:
-        reason = f"interrupted, {error!r}; the next try resumes"
-    raise FileNotFoundError(
-        f"{target.name} is not in the cache and cannot be downloaded "
-        f"({reason}). With a connection, try again; without, get {url} on "
-        f"another machine and put it at {target}"
-    )
 
 
 # Reading without torch.

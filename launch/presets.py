@@ -100,7 +100,7 @@ _NAMES = flags.DEFINE_list(
 
 
 def fetch(source: str, cache: str | None = None) -> pathlib.Path:
-    """Downloads a published bank into the cache and checks that it is one.
+    """Downloads a published bank into the cache and checks its checksum.
 
     Args:
       source: a name in `SOURCES`.
@@ -110,25 +110,32 @@ def fetch(source: str, cache: str | None = None) -> pathlib.Path:
       The file.
 
     Raises:
-      ConnectionError: the server cannot be reached.
-      ValueError: the file is not the expected one, or holds no voices.
+      FileNotFoundError: the file cannot be downloaded; says where to get and
+        to put it.
+      ValueError: the file is not the expected one, or the folder cannot be
+        written to.
     """
     bank = SOURCES[source]
-    folder = pathlib.Path(cache) if cache else download.cache_dir() / "presets"
+    folder = (
+        pathlib.Path(cache) if cache else download.cache_folder() / "presets"
+    )
     path = folder / bank.file
-    known = path.with_name(f"{path.name}.sha256").exists()
+    record = download.record_of(path)
+    known = record.is_file()
     print(f"{source}: {bank.note}")
     print(f"  from:    {' or '.join(bank.urls)}")
     print(f"  licence: {bank.licence}")
     digest = download.fetch(
-        *bank.urls, path=path, digest=bank.digest, progress=sys.stderr.isatty()
+        *bank.urls, path=path, sha256=bank.digest, progress=sys.stderr.isatty()
     )
     if bank.digest:
         how = "as published"
     elif known:
         how = "as recorded at the first download"
-    else:
+    elif record.is_file():
         how = "recorded now: no published one is known to compare it with"
+    else:
+        how = f"not known before, and not recorded: {record} cannot be written"
     print(f"  sha256:  {digest} ({how})")
     print(f"  file:    {path}")
     return path

@@ -1,13 +1,10 @@
 """The command that fetches, inspects and exports banks."""
 
-import functools
 import hashlib
-import http.server
 import os
 import pathlib
 import subprocess
 import sys
-import threading
 import zipfile
 
 import numpy as np
@@ -15,7 +12,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from datasets import download, handcrafted, sysex
+from datasets import handcrafted, sysex
 from datasets.engines import dexed
 from launch import presets
 from proxy import spaces
@@ -44,142 +41,6 @@ def _bank(seed=0):
     return handcrafted.to_syx(presets, names, SPACE)
 
 
-class _Server(http.server.ThreadingHTTPServer):
-    """What it serves, what it was asked for, and how it misbehaves."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self.files: dict[str, bytes] = {}
-        self.requests: list[tuple[str, str | None]] = []
-        self.ranges = True
-        self.cut_at: int | None = None
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    """Serves `server.files`; takes ranges unless told not to."""
-
-    server: _Server  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    def do_GET(self):
-        self.server.requests.append((self.path, self.headers.get("Range")))
-        data = self.server.files.get(self.path)
-        if data is None:
-            self.send_error(404)
-            return
-        start = 0
-        wanted = self.headers.get("Range")
-        if wanted and self.server.ranges:
-            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
-            if start >= len(data):
-                self.send_error(416)
-                return
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(data) - start))
-        self.end_headers()
-        self.wfile.write(data[start : self.server.cut_at])
-
-    def log_message(self, format, *args):
-        pass
-
-
-@pytest.fixture
-def server(monkeypatch):
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    with _Server() as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-# Downloads -------------------------------------------------------------------
-
-
-def test_downloads_are_kept_and_recorded(server, tmp_path):
-    data = server.files["/bank"] = _bank()
-    path = tmp_path / "deep" / "bank.syx"
-    digest = hashlib.sha256(data).hexdigest()
-    get = functools.partial(download.fetch, f"{server.url}/bank", path=path)
-    assert get() == digest
-    assert path.read_bytes() == data
-    record = path.with_name("bank.syx.sha256").read_text()
-    assert record == f"{digest}  bank.syx\n"
-    # The second time nothing is asked of the server.
-    assert get() == digest and len(server.requests) == 1
-    # Nor when the file is known by its digest.
-    assert get(digest=digest) == digest and len(server.requests) == 1
-
-
-def test_downloads_go_on_where_they_stopped(server, tmp_path):
-    data = server.files["/bank"] = _bank()
-    path = tmp_path / "bank.syx"
-    server.cut_at = 1000
-    with pytest.raises(ConnectionError, match="put it at"):
-        download.fetch(f"{server.url}/bank", path=path)
-    assert not path.exists()
-    partial = path.with_name("bank.syx.part")
-    assert partial.read_bytes() == data[:1000]
-    server.cut_at = None
-    download.fetch(f"{server.url}/bank", path=path)
-    assert server.requests[-1] == ("/bank", "bytes=1000-")
-    assert path.read_bytes() == data and not partial.exists()
-
-
-@pytest.mark.parametrize("ranges", [True, False])
-def test_stale_partial_downloads_start_again(server, tmp_path, ranges):
-    """Too long for the file, or a server that knows no ranges."""
-    data = server.files["/bank"] = _bank()
-    path = tmp_path / "bank.syx"
-    path.with_name("bank.syx.part").write_bytes(bytes(10_000))
-    server.ranges = ranges
-    download.fetch(f"{server.url}/bank", path=path)
-    assert path.read_bytes() == data
-
-
-def test_the_next_url_is_tried_when_a_file_is_gone(server, tmp_path):
-    server.files["/new"] = b"x" * 100
-    urls = [f"{server.url}/{name}" for name in ("old", "new")]
-    download.fetch(*urls, path=tmp_path / "a")
-    assert (tmp_path / "a").read_bytes() == b"x" * 100
-    with pytest.raises(ConnectionError, match=r"gone2 .*Not Found"):
-        download.fetch(
-            f"{server.url}/gone1",
-            f"{server.url}/gone2",
-            path=tmp_path / "b",
-        )
-    # Any other failure ends the search: the file may well be there.
-    with pytest.raises(ConnectionError, match=r"127\.0\.0\.1:1/"):
-        download.fetch("http://127.0.0.1:1/a", urls[1], path=tmp_path / "c")
-
-
-def test_other_contents_are_refused(server, tmp_path):
-    server.files["/bank"] = _bank(0)
-    path = tmp_path / "bank.syx"
-    with pytest.raises(ValueError, match="expected 0000"):
-        download.fetch(f"{server.url}/bank", path=path, digest="0" * 64)
-    assert list(tmp_path.iterdir()) == []
-    download.fetch(f"{server.url}/bank", path=path)
-    # The record of the first download holds later ones to it.
-    path.unlink()
-    server.files["/bank"] = _bank(1)
-    with pytest.raises(ValueError, match="published file changed"):
-        download.fetch(f"{server.url}/bank", path=path)
-    path.write_bytes(b"tampered")
-    with pytest.raises(ValueError, match=r"delete bank\.syx\.sha256"):
-        download.fetch(f"{server.url}/bank", path=path)
-
-
-def test_the_cache_is_where_the_user_wants_it(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert download.cache_dir() == tmp_path / "synth-proxy-jax"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert download.cache_dir() == tmp_path / ".cache" / "synth-proxy-jax"
-
-
 # Commands --------------------------------------------------------------------
 
 
@@ -196,7 +57,8 @@ def test_fetch_says_what_it_would_get_and_where_to_put_it(tmp_path):
     assert "licence: GPL-3.0" in done.stdout
     assert "Traceback" not in done.stderr
     (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("error: cannot download https://raw.github")
+    assert line.startswith("error: builtin_pgm.zip is not in the cache and")
+    assert "get https://raw.github" in line
     assert line.endswith(f"put it at {tmp_path / 'builtin_pgm.zip'}")
 
 
@@ -211,6 +73,18 @@ def test_fetch_takes_a_file_that_is_already_there(tmp_path):
     assert f"--config.presets={file}" in done.stdout
     done = _launch("fetch", f"--cache_dir={tmp_path}")
     assert "as recorded at the first download" in done.stdout
+
+
+def test_fetch_says_when_it_cannot_record(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    file = tmp_path / "synth-proxy-jax" / "presets" / "builtin_pgm.zip"
+    # A folder in its place: not even the superuser can write the record.
+    record = file.with_name("builtin_pgm.zip.sha256")
+    record.mkdir(parents=True)
+    file.write_bytes(_bank())
+    assert presets.fetch("dexed") == file
+    assert f"not recorded: {record}" in capsys.readouterr().out
+    assert set(file.parent.iterdir()) == {file, record}
 
 
 def test_inspect_reports_and_lists(tmp_path):

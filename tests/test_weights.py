@@ -1,10 +1,8 @@
 import collections
 import hashlib
-import http.server
 import io
 import pickle
 import struct
-import threading
 import zipfile
 from typing import Any
 
@@ -15,6 +13,7 @@ import pytest
 from datasets import weights
 from proxy import torch_weights
 from proxy.audio import efficientat
+from tests.server import FileServer
 from tests.shared import shared
 
 
@@ -188,153 +187,17 @@ def published():
     return variables, buffer.getvalue()
 
 
-class Server:
-    """A web server of one file, which may be cut short or changed."""
-
-    def __init__(self, data):
-        self.data, self.cut, self.ranges, self.status = data, None, True, 200
-        self.requests = []
-        outer = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                asked = self.headers.get("Range")
-                outer.requests.append(asked)
-                if outer.status != 200:
-                    self.send_error(outer.status)
-                    return
-                start = 0
-                if asked and outer.ranges:
-                    start = int(asked.removeprefix("bytes=").rstrip("-"))
-                    if start >= len(outer.data):
-                        self.send_error(416)
-                        return
-                    self.send_response(206)
-                else:
-                    self.send_response(200)
-                body = outer.data[start:]
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body[: outer.cut])
-
-            def log_message(self, *arguments):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/file.pt"
-        self.thread = threading.Thread(target=self.server.serve_forever)
-        self.thread.start()
-
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
-
-
 @pytest.fixture
 def server(published):
-    server = Server(published[1])
-    yield server
-    server.close()
-
-
-def digest(data):
-    return hashlib.sha256(data).hexdigest()
-
-
-def test_fetch_downloads_once(server, tmp_path):
-    target = tmp_path / "new" / "folder" / "file.pt"
-    for _ in range(2):
-        found = weights.fetch(server.url, target, digest(server.data))
-        assert found == target and target.read_bytes() == server.data
-    assert server.requests == [None]
-    assert not target.with_name("file.pt.part").exists()
-
-
-def test_interrupted_download_resumes(server, tmp_path):
-    target = tmp_path / "file.pt"
-    server.cut = 1000
-    with pytest.raises(FileNotFoundError, match="the next try resumes"):
-        weights.fetch(server.url, target, digest(server.data))
-    assert not target.exists()
-    server.cut = None
-    weights.fetch(server.url, target, digest(server.data))
-    assert target.read_bytes() == server.data
-    assert server.requests == [None, "bytes=1000-"]
-
-
-@pytest.mark.parametrize("left", [b"x" * 1000, b"x" * 10**7])
-@pytest.mark.parametrize("ranges", [True, False])
-def test_wrong_remains_restart_cleanly(server, tmp_path, left, ranges):
-    target = tmp_path / "file.pt"
-    server.ranges = ranges
-    target.with_name("file.pt.part").write_bytes(left)
-    weights.fetch(server.url, target, digest(server.data))
-    assert target.read_bytes() == server.data
-
-
-def test_wrong_checksum_of_a_download(server, tmp_path):
-    target = tmp_path / "file.pt"
-    with pytest.raises(ValueError, match=r"kept as .*rejected"):
-        weights.fetch(server.url, target, "0" * 64)
-    assert not target.exists()
-    kept = target.with_name("file.pt.rejected")
-    assert kept.read_bytes() == server.data
-
-
-def test_wrong_checksum_of_a_file_that_was_there(server, tmp_path):
-    target = tmp_path / "file.pt"
-    target.write_bytes(b"mine")
-    with pytest.raises(ValueError, match="left as it is: move it away"):
-        weights.fetch(server.url, target, digest(server.data))
-    assert target.read_bytes() == b"mine"
-    assert not server.requests
-
-
-@pytest.mark.parametrize("by_hand", [False, True])
-def test_unknown_checksum_is_recorded_on_first_use(server, tmp_path, by_hand):
-    target = tmp_path / "file.pt"
-    if by_hand:
-        target.write_bytes(server.data)
-    weights.fetch(server.url, target)
-    assert digest(server.data) in (tmp_path / "file.pt.sha256").read_text()
-    weights.fetch(server.url, target)
-    target.write_bytes(b"changed")
-    with pytest.raises(ValueError, match=digest(server.data)):
-        weights.fetch(server.url, target)
-
-
-def test_offline_says_where_from_and_where_to(server, tmp_path):
-    target = tmp_path / "file.pt"
-    server.status = 404
-    with pytest.raises(FileNotFoundError, match="404"):
-        weights.fetch(server.url, target)
-    gone = "http://127.0.0.1:9/file.pt"  # The discard port: nobody listens.
-    with pytest.raises(FileNotFoundError) as caught:
-        weights.fetch(gone, target)
-    assert gone in str(caught.value) and str(target) in str(caught.value)
-
-
-def test_several_processes_may_want_the_same_file(server, tmp_path):
-    target, failures = tmp_path / "file.pt", []
-
-    def fetch():
-        try:
-            weights.fetch(server.url, target, digest(server.data))
-        except Exception as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=fetch) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures and server.requests == [None]
+    with FileServer() as server:
+        server.files["/file.pt"] = published[1]
+        yield server
 
 
 def test_load_round_trip(server, published, tmp_path, monkeypatch):
     entry = weights.Published("mn01_as_mAP_298.pt")
-    monkeypatch.setattr(weights.Published, "url", server.url)
+    url = f"{server.url}/file.pt"
+    monkeypatch.setattr(weights.Published, "url", url)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for _ in range(2):
         loaded = weights.load("mn01")
@@ -342,23 +205,13 @@ def test_load_round_trip(server, published, tmp_path, monkeypatch):
     assert len(server.requests) == 1
     cached = tmp_path / "synth-proxy-jax" / "weights" / entry.file
     assert cached.is_file()
-    other = weights.load("mn01", path=cached, sha256=digest(server.data))
+    digest = hashlib.sha256(published[1]).hexdigest()
+    other = weights.load("mn01", path=cached, sha256=digest)
     jax.tree.map(np.testing.assert_array_equal, other, loaded)
     with pytest.raises(ValueError, match=f"{entry.file}.*width 0.2"):
         weights.load("mn02", path=cached)
     with pytest.raises(ValueError, match="pass sha256="):
         weights.load("mn04", path=cached)
-
-
-def test_cache_folder(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    expected = tmp_path / ".cache" / "synth-proxy-jax" / "weights"
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert weights.cache_folder() == expected
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert weights.cache_folder() == expected
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
-    assert weights.cache_folder().is_relative_to(tmp_path / "x")
 
 
 def test_load_refuses(tmp_path):

@@ -1,3 +1,5 @@
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -61,7 +63,9 @@ def test_perceptual_gradient_reaches_every_parameter(name, mode):
     proxy = losses.frozen(*small_proxy(space))
     logits = jax.random.normal(jax.random.key(1), (4, space.width))
     target = jax.random.normal(jax.random.key(2), (4, 16))
-    options = {"key": jax.random.key(3)} if mode == "gumbel" else {}
+    options: dict[str, Any] = {}
+    if mode == "gumbel":
+        options = {"key": jax.random.key(3)}
 
     @jax.jit
     @jax.grad

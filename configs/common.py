@@ -52,7 +52,15 @@ def proxy_config(synth: str, encoder: str) -> Any:
     config.embed_batch = 64
     config.keep_audio = False
     config.data_seed = 0
-    config.render = ml_collections.ConfigDict()  # overrides RenderSettings
+    config.render = ml_collections.ConfigDict(
+        {
+            "note": 60,
+            "velocity": 100,
+            "hold": 2.0,  # seconds
+            "duration": 5.0,
+            "fade_out": 0.1,
+        }
+    )
     config.presets = ""  # file or folder of hand-crafted banks
     config.weights = ""  # local file of the audio model's weights
     config.workers = 0  # rendering workers, 0: one per core

@@ -253,9 +253,16 @@ def _pool(
         executor.shutdown(wait=True, cancel_futures=True)
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def num_workers(workers: int = 0) -> int:
     """Number of workers: as asked, or one per usable core when 0."""
-    return workers if workers > 0 else len(os.sched_getaffinity(0))
+    return workers if workers > 0 else usable_cores()
 
 
 class _Shard:

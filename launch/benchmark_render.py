@@ -1,6 +1,5 @@
 """How fast presets become sound: the bare engine, and ours."""
 
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -8,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets import engines
+from datasets import engines, precompute
 from datasets.engines import dexed
 
 _PRESETS = 64
@@ -75,7 +74,7 @@ def run(seconds: float = 5.0) -> list[dict[str, Any]]:
     def screen(i: int) -> None:
         engines.surely_silent(renderer, values)
 
-    cores = len(os.sched_getaffinity(0))
+    cores = precompute.usable_cores()
     measurements = [
         ("bare dexed-py", render_bare, 1, 1),
         ("our Dexed engine", render_ours, 1, 1),

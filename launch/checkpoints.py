@@ -1,5 +1,6 @@
 """Run directories and their checkpoints: the best and the last."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -40,7 +41,8 @@ def prepare(config: Config) -> pathlib.Path:
     if path.exists():
         found = json.loads(path.read_text())
         _check_same(run, found, wanted)
-    elif jax.process_index() == 0:
+    if jax.process_index() == 0:
+        # Again on a resume: data or weights may have moved.
         _write(path, wanted)
         _write(run / "environment.json", environment())
     return run
@@ -71,26 +73,38 @@ def _write(path: pathlib.Path, content: dict) -> None:
 
 def environment() -> dict[str, Any]:
     """What a run ran on: versions, devices, command and git revision."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=pathlib.Path(__file__).parent,
-    )
+    revision = ""
+    with contextlib.suppress(OSError):  # a machine without git
+        revision = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=pathlib.Path(__file__).parent,
+        ).stdout.strip()
     devices = jax.devices()
     return {
         "python": sys.version.split()[0],
         "jax": jax.__version__,
         "devices": [d.device_kind for d in devices],
         "processes": jax.process_count(),
-        "git": git.stdout.strip() or None,
+        "git": revision or None,
         "command": sys.argv,
     }
 
 
-def manager(run: pathlib.Path) -> ocp.CheckpointManager:
-    """Opens the checkpoints of a run: keeps the best MRR and the last."""
+def manager(
+    run: pathlib.Path, *, read_only: bool = False
+) -> ocp.CheckpointManager:
+    """Opens the checkpoints of a run: keeps the best MRR and the last.
+
+    Args:
+      run: the run directory.
+      read_only: to look into a run that may still be going on.
+
+    Returns:
+      The manager; close it, or use it as a context.
+    """
     keep = policies.AnyPreservationPolicy(
         [
             policies.LatestN(1),
@@ -104,9 +118,18 @@ def manager(run: pathlib.Path) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
         preservation_policy=keep,
         best_fn=lambda m: m["mrr"],
-        cleanup_tmp_directories=True,
+        cleanup_tmp_directories=not read_only,
+        read_only=read_only,
     )
     return ocp.CheckpointManager((run / _FOLDER).absolute(), options=options)
+
+
+def best_step(checkpoints: ocp.CheckpointManager) -> int:
+    """Step of the best validation, or the last one before any validation."""
+    best, last = checkpoints.best_step(), checkpoints.latest_step()
+    if last is None:
+        raise FileNotFoundError(f"no checkpoint in {checkpoints.directory}")
+    return last if best is None else best
 
 
 def save(
@@ -194,7 +217,7 @@ def start_from(config: Config, state: TrainState) -> TrainState:
             f"({'; '.join(differing)})"
         )
     with saved:
-        found = restore(saved, experiment.empty_state(other), saved.best_step())
+        found = restore(saved, experiment.empty_state(other), best_step(saved))
     params = found.params if found.average is None else found.average
     average = None if state.average is None else params
     return dataclasses.replace(
@@ -224,7 +247,7 @@ def load(
             "python -m launch.train --config FILE"
         )
     config = ml_collections.ConfigDict(json.loads(path.read_text()))
-    checkpoints = manager(folder)
+    checkpoints = manager(folder, read_only=True)
     if checkpoints.latest_step() is None:
         raise FileNotFoundError(
             f"the run at {folder} has no checkpoint yet; let it train to its "

@@ -12,11 +12,31 @@ from launch import allocator
 
 # Errors that a user can mend: bad input, a missing file, a full disk. They
 # are told in one line; anything else is a defect and keeps its traceback.
-EXPECTED = (ValueError, OSError, RuntimeError, FloatingPointError)
+EXPECTED = (
+    ValueError,
+    OSError,
+    RuntimeError,
+    FloatingPointError,
+    OverflowError,
+    ImportError,
+)
 
 _TRACEBACK = flags.DEFINE_bool(
     "traceback", False, "Show the traceback of every error."
 )
+
+
+def flag_values(module: str) -> flags.FlagValues:
+    """Where a command's flags go.
+
+    Args:
+      module: its `__name__`.
+
+    Returns:
+      The program's flags when the command is run; flags of its own when it
+      is imported, so that two commands may use the same names.
+    """
+    return flags.FLAGS if module == "__main__" else flags.FlagValues()
 
 
 def define_config() -> flags.FlagHolder:

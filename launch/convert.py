@@ -23,19 +23,37 @@ from launch import Config, checkpoints, cli, experiment
 from proxy import audio, encoders, spaces
 from proxy.encoders import published
 
+_FLAGS = cli.flag_values(__name__)
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", "", "Lightning checkpoint of the paper's code."
+    "checkpoint",
+    "",
+    "Lightning checkpoint of the paper's code.",
+    flag_values=_FLAGS,
 )
-_SYNTH = flags.DEFINE_string("synth", "", "dexed, diva or talnm.")
-_ENCODER = flags.DEFINE_string("encoder", "", "Encoder, e.g. tfm.")
+_SYNTH = flags.DEFINE_string(
+    "synth", "", "dexed, diva or talnm.", flag_values=_FLAGS
+)
+_ENCODER = flags.DEFINE_string(
+    "encoder", "", "Encoder, e.g. tfm.", flag_values=_FLAGS
+)
 _AUDIO_MODEL = flags.DEFINE_string(
-    "audio_model", "mn04", "Audio model whose embeddings it predicts."
+    "audio_model",
+    "mn04",
+    "Audio model whose embeddings it predicts.",
+    flag_values=_FLAGS,
 )
 _HEADS = flags.DEFINE_integer(
-    "heads", None, "Attention heads, where not the paper's 8.", lower_bound=1
+    "heads",
+    None,
+    "Attention heads, where not the paper's 8.",
+    lower_bound=1,
+    flag_values=_FLAGS,
 )
 _RUN = flags.DEFINE_string(
-    "run", None, "Folder to write; runs/<synth>_<encoder>_published if left."
+    "run",
+    None,
+    "Folder to write; runs/<synth>_<encoder>_published if left.",
+    flag_values=_FLAGS,
 )
 
 

@@ -24,12 +24,22 @@ from datasets import loader
 from launch import Config, checkpoints, cli, data, devices, experiment, plots
 from proxy import baselines, retrieval, spaces
 
-_RUN = flags.DEFINE_string("run", None, "Run directory.", required=True)
+_FLAGS = cli.flag_values(__name__)
+_RUN = flags.DEFINE_string(
+    "run", None, "Run directory.", required=True, flag_values=_FLAGS
+)
 _CHECKPOINT = flags.DEFINE_enum(
-    "checkpoint", "best", ["best", "last"], "Which checkpoint to score."
+    "checkpoint",
+    "best",
+    ["best", "last"],
+    "Which checkpoint to score.",
+    flag_values=_FLAGS,
 )
 _PRESETS = flags.DEFINE_string(
-    "presets", None, "File or folder of banks, in place of config.presets."
+    "presets",
+    None,
+    "File or folder of banks, in place of config.presets.",
+    flag_values=_FLAGS,
 )
 
 Predict = Callable[[Float[np.ndarray, "samples parameters"]], np.ndarray]
@@ -58,6 +68,7 @@ def _score(predicted: jax.Array, audio: jax.Array) -> dict[str, Any]:
             for top in _TOP:
                 key = f"recall@{top}_{metric}/{name}"
                 scores[key] = retrieval.recall(ranks, top)
+    scores["l1"] = jax.numpy.abs(predicted - audio).mean()
     scores["centroid_distance"] = retrieval.centroid_distance(audio, predicted)
     scores["separability"] = retrieval.separability(audio, predicted)
     return {"scores": scores, "ranks": by_l1.preset_to_audio}
@@ -103,8 +114,6 @@ def score(
         }
         for name in kept[0]
     }
-    l1 = np.abs(predicted - audio).mean(1)
-    metrics["l1"] = {"mean": float(l1.mean()), "std": 0.0}
     return {
         "metrics": metrics,
         "ranks": first,
@@ -202,12 +211,13 @@ _TABLE = (
 )
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
+def table(results: dict[str, dict[str, Any]], bank: str) -> str:
     """The results as text.
 
     Args:
-      results: by data ("synthetic", "hand-crafted"), by model; a string in
-        place of the models says why there are none.
+      results: by data ("synthetic", "hand-crafted"), by model.
+      bank: where the hand-crafted presets came from, "" when there are none:
+        their row says so.
 
     Returns:
       A Markdown table.
@@ -223,13 +233,18 @@ def table(results: dict[str, dict[str, Any]]) -> str:
                     cell += f" ± {value['std']:.{digits}f}"
                 cells.append(cell)
             rows.append([f"{where}, {found['subset']:,}", name, *cells])
+    if "hand-crafted" not in results:
+        rows.append([data.NO_BANK])
     headers = ["presets", "model", *(title for title, _, _ in _TABLE)]
-    return tabulate.tabulate(
+    text = tabulate.tabulate(
         rows, headers, tablefmt="github", disable_numparse=True
     )
+    return f"{text}\nhand-crafted presets: {bank}" if bank else text
 
 
-def evaluate(run: str, which: str, presets: str | None) -> dict[str, Any]:
+def evaluate(
+    run: str, which: str, presets: str | None
+) -> tuple[dict[str, Any], str]:
     """Scores a run and writes what it found.
 
     Args:
@@ -238,13 +253,14 @@ def evaluate(run: str, which: str, presets: str | None) -> dict[str, Any]:
       presets: banks in place of the config's, or None.
 
     Returns:
-      The results by data and model.
+      The results by data and model, and the bank they used, "" for none.
     """
     config, saved = checkpoints.load(run)
     if presets is not None:
         config.presets = presets
     dataset = data.ensure(config)
-    step = saved.best_step() if which == "best" else saved.latest_step()
+    best = checkpoints.best_step(saved)
+    step = best if which == "best" else saved.latest_step()
     state = checkpoints.restore(saved, experiment.empty_state(config), step)
     print(f"{run}: {which} checkpoint, step {step:,}")
     predict = experiment.predictor(config)
@@ -279,17 +295,15 @@ def evaluate(run: str, which: str, presets: str | None) -> dict[str, Any]:
     content["bank"] = config.presets
     text = json.dumps(content, indent=1) + "\n"
     (folder / "evaluation.json").write_text(text)
-    return results
+    return results, config.presets
 
 
 def main() -> None:
     """Runs the command."""
     print(devices.describe(), flush=True)
-    results = evaluate(_RUN.value, _CHECKPOINT.value, _PRESETS.value)
+    results, bank = evaluate(_RUN.value, _CHECKPOINT.value, _PRESETS.value)
     print()
-    print(table(results))
-    if "hand-crafted" not in results:
-        print("hand-crafted: no bank (see launch.presets)")
+    print(table(results, bank))
     print(f"\nwrote evaluation.json and pictures to {_RUN.value}")
 
 

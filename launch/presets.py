@@ -9,14 +9,13 @@ Training and evaluation take the same paths as `--config.presets=PATH`.
 """
 
 import dataclasses
-import os
 import pathlib
 import sys
 
 import tabulate
 from absl import app, flags, logging
 
-from datasets import download, engines, handcrafted
+from datasets import download, engines, handcrafted, precompute
 from launch import cli
 from proxy import spaces
 
@@ -152,7 +151,7 @@ def _load(paths: list[str]) -> handcrafted.Bank:
     return handcrafted.gate(
         bank,
         engines.get(_SYNTH.value, settings),
-        workers=_WORKERS.value or len(os.sched_getaffinity(0)),
+        workers=_WORKERS.value or precompute.usable_cores(),
         progress=sys.stderr.isatty(),
     )
 

@@ -92,14 +92,19 @@ def train(config: Config) -> pathlib.Path:
     """
     mesh = devices.mesh(config.devices or None)
     devices.check_batch(config.batch, mesh, config.accumulate)
-    dataset = data.ensure(config)
+    # What can be wrong is found before hours of rendering.
+    encoder = experiment.encoder(config, devices.AXIS)
+    experiment.empty_state(config)
+    if config.init:
+        checkpoints.load(config.init)[1].close()
     run = checkpoints.prepare(config)
+    dataset = data.ensure(config)
     writes, alone = jax.process_index() == 0, jax.process_count() == 1
     say = tqdm.tqdm.write if writes else lambda _: None
 
     step_fn = devices.map_step(
         objective.train_step(
-            experiment.encoder(config, devices.AXIS),
+            encoder,
             spaces.get(config.synth),
             experiment.gradient_transformation(config),
             axis_name=devices.AXIS,

@@ -44,8 +44,8 @@ def moments(
         jnp.asarray(relaxed.shape[0], relaxed.dtype),
         relaxed.sum(0),
         embedding.sum(0),
-        relaxed.T @ relaxed,
-        relaxed.T @ embedding,
+        jnp.matmul(relaxed.T, relaxed, precision="highest"),
+        jnp.matmul(relaxed.T, embedding, precision="highest"),
     )
 
 
@@ -80,4 +80,4 @@ def apply(
     model: Linear, relaxed: Float[Array, "samples width"]
 ) -> Float[Array, "samples embedding"]:
     """Predicted embeddings."""
-    return relaxed @ model.weight + model.bias
+    return jnp.matmul(relaxed, model.weight, precision="highest") + model.bias

@@ -72,32 +72,6 @@ def _run(name, optimizer, steps, devices_used=None, **options):
     return jax.device_get(state), losses
 
 
-@pytest.mark.parametrize("name", encoders.names())
-def test_four_devices_take_the_step_of_one(name):
-    # Plain gradient descent at rate 1: the parameters' change is the
-    # gradient, which AdamW's normalisation would hide.
-    with jax.enable_x64(True):
-        (one, loss_one), (four, loss_four) = (
-            _run(name, optax.sgd(1.0), 1, used) for used in (None, 4)
-        )
-    assert loss_one == pytest.approx(loss_four, rel=1e-9)
-    jax.tree.map_with_path(
-        lambda path, a, b: np.testing.assert_allclose(
-            a, b, rtol=1e-9, atol=1e-12, err_msg=jax.tree_util.keystr(path)
-        ),
-        (one.params, one.batch_stats),
-        (four.params, four.batch_stats),
-    )
-
-
-@pytest.mark.parametrize("name", encoders.names())
-def test_loss_curves_agree_in_single_precision(name):
-    # eps well above rounding noise, which AdamW would turn into steps.
-    optimizer = optax.adamw(5e-4, eps=1e-5, weight_decay=0.0)
-    (_, one), (_, four) = (_run(name, optimizer, 50, n) for n in (None, 4))
-    np.testing.assert_allclose(one, four, rtol=1e-3)
-
-
 def test_accumulation_averages_gradients():
     # Without BatchNorm, micro-batches must add up to the whole batch.
     with jax.enable_x64(True):

@@ -81,6 +81,11 @@ def test_ties_share_their_mean_rank():
     # |2 - a| is 2, 1, 0, 1, 2: the outer and the inner pair tie.
     np.testing.assert_allclose(ranks.preset_to_audio, [4.5, 2.5, 1, 2.5, 4.5])
     np.testing.assert_allclose(ranks.audio_to_preset, [3] * 5)
+    sounds = jax.random.normal(jax.random.key(0), (40, 8))
+    collapsed = jnp.broadcast_to(sounds[3], (40, 8))
+    for metric in ("l1", "cosine"):
+        ranks = retrieval.one_vs_all(collapsed, sounds, metric, block=16)
+        np.testing.assert_allclose(ranks.audio_to_preset, 20.5)
     same = retrieval.ranking(jnp.zeros((1, 9, 3)), jnp.ones((1, 3)))
     np.testing.assert_allclose(same, [5])
 

@@ -129,6 +129,13 @@ def _column_path(
     return directory / ".cache" / folder / split / f"{feature}.npy"
 
 
+def _reserve(path: str) -> None:
+    """Gives a sparse file all of its blocks, where the system can."""
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+
+
 def _decode(
     directory: pathlib.Path,
     spec: shards.DataSpec,
@@ -153,6 +160,10 @@ def _decode(
                 )
                 for f in features
             }
+            for name in features:
+                # A full disk is an error now; later, in the mapping, it
+                # would be a crash.
+                _reserve(os.path.join(scratch, f"{name}.npy"))
             for shard in tqdm.trange(
                 spec.num_shards(split),
                 desc=f"{spec.name}: decoding {split}",

@@ -1,4 +1,4 @@
-"""The train step: on one device, on several, and when it goes wrong."""
+"""The train step: accumulation, averages, and when it goes wrong."""
 
 import jax
 import jax.numpy as jnp
@@ -6,26 +6,17 @@ import numpy as np
 import optax
 import pytest
 
-from launch import devices
 from proxy import encoders, objective, spaces
 
 SPACE = spaces.get("talnm")
 SIZES = {
-    "mlp_raw": {"hidden": 24},
-    "mlp_oh": {"hidden": 24},
-    "rn_oh": {"hidden": 24, "blocks": 2},
     "hn_oh": {"hidden": 16, "blocks": 3},
-    "hn_pt": {"hidden": 16, "blocks": 3, "token": 4},
-    "hn_ptgru": {"hidden": 16, "blocks": 3, "token": 8},
-    "gru_oh": {"hidden": 16},
-    "tfm": {"features": 16, "blocks": 2, "heads": 4},
+    "tfm": {"hidden": 16, "blocks": 2, "heads": 4},
 }
 
 
-def _encoder(name, axis_name=None):
-    return encoders.build(
-        name, SPACE, 12, axis_name=axis_name, **SIZES.get(name, {})
-    )
+def _encoder(name):
+    return encoders.build(name, SPACE, 12, **SIZES[name])
 
 
 def _batch(count=32, seed=0):
@@ -37,8 +28,8 @@ def _batch(count=32, seed=0):
     }
 
 
-def _run(name, optimizer, steps, devices_used=None, **options):
-    """Trains a few steps, on one device unmapped or on several mapped."""
+def _run(name, optimizer, steps, **options):
+    """Trains a few steps."""
     state = objective.init_state(
         _encoder(name), optimizer, jax.random.key(1), SPACE.width
     )
@@ -46,28 +37,12 @@ def _run(name, optimizer, steps, devices_used=None, **options):
     state = jax.tree.map(
         lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, state
     )
-    if devices_used is None:
-        sharding = None
-        step = jax.jit(
-            objective.train_step(_encoder(name), SPACE, optimizer, **options)
-        )
-    else:
-        mesh = devices.mesh(devices_used)
-        sharding = devices.split(mesh)
-        step = devices.map_step(
-            objective.train_step(
-                _encoder(name, devices.AXIS),
-                SPACE,
-                optimizer,
-                axis_name=devices.AXIS,
-                **options,
-            ),
-            mesh,
-        )
-        state = jax.device_put(state, devices.replicated(mesh))
+    step = jax.jit(
+        objective.train_step(_encoder(name), SPACE, optimizer, **options)
+    )
     losses = []
     for i in range(steps):
-        state, metrics = step(state, jax.device_put(_batch(seed=i), sharding))
+        state, metrics = step(state, _batch(seed=i))
         losses.append(float(metrics["loss"]))
     return jax.device_get(state), losses
 

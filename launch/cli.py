@@ -39,8 +39,11 @@ def flag_values(module: str) -> flags.FlagValues:
     return flags.FLAGS if module == "__main__" else flags.FlagValues()
 
 
-def define_config() -> flags.FlagHolder:
+def define_config(values: flags.FlagValues) -> flags.FlagHolder:
     """Defines `--config FILE` with `--config.field=value` overrides.
+
+    Args:
+      values: the command's flags, see `flag_values`.
 
     Returns:
       The holder of the flag; required.
@@ -50,8 +53,9 @@ def define_config() -> flags.FlagHolder:
         None,
         "Experiment file; override fields with --config.field=value.",
         lock_config=True,
+        flag_values=values,
     )
-    flags.mark_flag_as_required("config")
+    flags.mark_flag_as_required("config", flag_values=values)
     return holder
 
 

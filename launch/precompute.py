@@ -24,14 +24,27 @@ from absl import flags
 from datasets import precompute, shards
 from launch import cli, data
 
-_CONFIG = cli.define_config()
+_FLAGS = cli.flag_values(__name__)
+_CONFIG = cli.define_config(_FLAGS)
 _WORKERS = flags.DEFINE_integer(
-    "workers", None, "Rendering workers, 0 for one per core.", lower_bound=0
+    "workers",
+    None,
+    "Rendering workers, 0 for one per core.",
+    lower_bound=0,
+    flag_values=_FLAGS,
 )
-_SHARDS = flags.DEFINE_string("shards", None, "Only these, e.g. 3,5-9.")
-_TASK = flags.DEFINE_integer("task", 0, "Number of this task, from 0.")
-_NUM_TASKS = flags.DEFINE_integer("num_tasks", 1, "Number of tasks.")
-_VERIFY = flags.DEFINE_bool("verify", False, "Check what is there instead.")
+_SHARDS = flags.DEFINE_string(
+    "shards", None, "Only these, e.g. 3,5-9.", flag_values=_FLAGS
+)
+_TASK = flags.DEFINE_integer(
+    "task", 0, "Number of this task, from 0.", flag_values=_FLAGS
+)
+_NUM_TASKS = flags.DEFINE_integer(
+    "num_tasks", 1, "Number of tasks.", flag_values=_FLAGS
+)
+_VERIFY = flags.DEFINE_bool(
+    "verify", False, "Check what is there instead.", flag_values=_FLAGS
+)
 
 
 def verify(root: pathlib.Path) -> list[tuple[str, str, int, int]]:

@@ -31,7 +31,7 @@ from launch import (
 )
 from proxy import objective, spaces
 
-_CONFIG = cli.define_config()
+_CONFIG = cli.define_config(cli.flag_values(__name__))
 
 
 def check_finite(step: int, pending: list[Any]) -> dict[str, float]:

@@ -89,7 +89,7 @@ def run(main: Callable[..., None], *, arguments: bool = False) -> None:
         words = argv[1:]
         if words and not arguments:
             sys.exit(f"error: unexpected words {words}; see --help")
-        logging.set_verbosity(logging.WARNING)
+        logging.set_verbosity(logging.ERROR)
         allocator.keep_memory()
         try:
             main(*([words] if arguments else []))

@@ -1,5 +1,6 @@
 """From a config to the pure functions it names."""
 
+import types
 from typing import Any
 
 import jax
@@ -31,9 +32,17 @@ def encoder(config: Config, axis_name: str | None = None) -> Any:
     )
 
 
-def gradient_transformation(config: Config) -> Any:
-    """AdamW with the learning-rate schedule of a config."""
-    o = config.optimizer
+def gradient_transformation(config: Config, **changed: Any) -> Any:
+    """AdamW with the learning-rate schedule of a config.
+
+    Args:
+      config: an experiment.
+      **changed: fields of `config.optimizer` to replace, may be traced.
+
+    Returns:
+      The gradient transformation.
+    """
+    o = types.SimpleNamespace(**{**config.optimizer, **changed})
     schedule = optimizer.warmup_cosine_restart(
         o.learning_rate,
         o.minimum,

@@ -64,7 +64,7 @@ def check_finite(step: int, pending: list[Any]) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _catch_termination() -> Iterator[Callable[[], bool]]:
+def catch_termination() -> Iterator[Callable[[], bool]]:
     """Lets a step finish after SIGTERM or Ctrl-C; yields "was there one"."""
     caught: list[int] = []
     signals = (signal.SIGTERM, signal.SIGINT)
@@ -76,11 +76,16 @@ def _catch_termination() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def train(config: Config) -> pathlib.Path:
+def train(
+    config: Config,
+    report: Callable[[int, dict[str, float]], None] = lambda *_: None,
+) -> pathlib.Path:
     """Trains the encoder of a config to its end.
 
     Args:
       config: an experiment.
+      report: told epoch and scores of every validation once they are saved;
+        what it raises ends the training.
 
     Returns:
       The run directory.
@@ -130,7 +135,7 @@ def train(config: Config) -> pathlib.Path:
         if done:
             state = checkpoints.restore(saved, state)
             say(f"{run}: going on at step {done:,} of {total:,}")
-        stopped = stack.enter_context(_catch_termination())
+        stopped = stack.enter_context(catch_termination())
         writer = stack.enter_context(
             metrics.Writer(run, done, silent=not writes)
         )
@@ -186,6 +191,8 @@ def train(config: Config) -> pathlib.Path:
             if epoch_ends or stop or late:
                 checkpoints.save(saved, step, state, found)
                 last_save = time.monotonic()
+            if found is not None:
+                report(step // epoch_steps, found)
             if stop and step < total:
                 saved.wait_until_finished()
                 bar.close()

@@ -13,7 +13,7 @@ import pathlib
 import sys
 
 import tabulate
-from absl import app, flags, logging
+from absl import flags
 
 from datasets import download, engines, handcrafted, precompute
 from launch import cli
@@ -71,30 +71,61 @@ SOURCES = {
     ),
 }
 
+_FLAGS = cli.flag_values(__name__)
 _SOURCE = flags.DEFINE_enum(
-    "source", "dexed", list(SOURCES), "Which bank to fetch."
+    "source",
+    "dexed",
+    list(SOURCES),
+    "Which bank to fetch.",
+    flag_values=_FLAGS,
 )
 _CACHE = flags.DEFINE_string(
-    "cache_dir", None, "Where banks are kept (default: the user's cache)."
+    "cache_dir",
+    None,
+    "Where banks are kept (default: the user's cache).",
+    flag_values=_FLAGS,
 )
 _SYNTH = flags.DEFINE_enum(
-    "synth", "dexed", spaces.names(), "Synthesizer of the presets."
+    "synth",
+    "dexed",
+    spaces.names(),
+    "Synthesizer of the presets.",
+    flag_values=_FLAGS,
 )
 _GATE = flags.DEFINE_bool(
-    "gate", False, "Render the presets; drop silent and too loud ones."
+    "gate",
+    False,
+    "Render the presets; drop silent and too loud ones.",
+    flag_values=_FLAGS,
 )
 _SAMPLE_RATE = flags.DEFINE_integer(
-    "sample_rate", 44_100, "Sample rate to render at, in Hz."
+    "sample_rate",
+    44_100,
+    "Sample rate to render at, in Hz.",
+    flag_values=_FLAGS,
 )
 _WORKERS = flags.DEFINE_integer(
-    "workers", 0, "Rendering threads, 0: one per core.", lower_bound=0
+    "workers",
+    0,
+    "Rendering threads, 0: one per core.",
+    lower_bound=0,
+    flag_values=_FLAGS,
 )
 _LIST = flags.DEFINE_integer(
-    "list", 0, "How many presets to list.", lower_bound=0
+    "list",
+    0,
+    "How many presets to list.",
+    lower_bound=0,
+    flag_values=_FLAGS,
 )
-_OUTPUT = flags.DEFINE_string("output", None, "File to write, .syx or .json.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "File to write, .syx or .json.", flag_values=_FLAGS
+)
 _NAMES = flags.DEFINE_list(
-    "names", None, "Presets to export, by name (default: all)."
+    "names",
+    None,
+    "Presets to export, by name (default: all).",
+    flag_values=_FLAGS,
 )
 
 
@@ -197,16 +228,13 @@ def _export(paths: list[str]) -> None:
 _COMMANDS = {"fetch": _fetch, "inspect": _inspect, "export": _export}
 
 
-def _main(argv: list[str]) -> None:
-    if len(argv) < 2 or argv[1] not in _COMMANDS:
-        given = repr(argv[1]) if len(argv) > 1 else "nothing"
-        sys.exit(f"error: give fetch, inspect or export, not {given}")
-    logging.set_verbosity(logging.WARNING)
-    try:
-        _COMMANDS[argv[1]](argv[2:])
-    except cli.EXPECTED as error:
-        sys.exit(f"error: {error}")
+def main(words: list[str]) -> None:
+    """Runs the command."""
+    if not words or words[0] not in _COMMANDS:
+        given = repr(words[0]) if words else "nothing"
+        raise ValueError(f"give fetch, inspect or export, not {given}")
+    _COMMANDS[words[0]](words[1:])
 
 
 if __name__ == "__main__":
-    app.run(_main)
+    cli.run(main, arguments=True)

@@ -9,12 +9,11 @@ import zipfile
 
 import numpy as np
 import pytest
-from absl import flags
 from absl.testing import flagsaver
 
 from datasets import handcrafted, sysex
 from datasets.engines import dexed
-from launch import presets
+from launch import cli, presets
 from proxy import spaces
 from tests.shared import shared
 
@@ -133,13 +132,14 @@ def test_mistakes_are_told_in_one_line(tmp_path, arguments, message):
     file.write_bytes(_bank())
     words = [str(file) if a == "BANK" else a for a in arguments]
     options = [word for word in words if word.startswith("--")]
-    with flagsaver.flagsaver(), pytest.raises(SystemExit) as stop:
-        flags.FLAGS(["presets", *options])
-        presets._main(["presets", *(w for w in words if w not in options)])
-    # What sys.exit is given goes to stderr, with exit code 1.
-    line = str(stop.value)
-    assert line.startswith("error: ") and message in line
-    assert "\n" not in line
+    before = flagsaver.save_flag_values(presets._FLAGS)
+    try:
+        with pytest.raises(cli.EXPECTED) as caught:
+            presets._FLAGS(["presets", *options])
+            presets.main([word for word in words if word not in options])
+    finally:
+        flagsaver.restore_flag_values(before, presets._FLAGS)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_real_bank_goes_out_and_comes_back(tmp_path):

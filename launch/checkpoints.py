@@ -7,16 +7,18 @@ import os
 import pathlib
 import subprocess
 import sys
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import ml_collections
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from launch import Config, experiment
 from proxy.objective import TrainState
 
+_State = TypeVar("_State")
 _CONFIG = "config.json"
 _FOLDER = "checkpoints"
 
@@ -93,10 +95,18 @@ def environment() -> dict[str, Any]:
     }
 
 
+def _quality(metrics: dict[str, float]) -> float:
+    """What is best: an estimator's distance is least, a proxy's MRR most."""
+    return -metrics["a_mean"] if "a_mean" in metrics else metrics["mrr"]
+
+
 def manager(
     run: pathlib.Path, *, read_only: bool = False
 ) -> ocp.CheckpointManager:
-    """Opens the checkpoints of a run: keeps the best MRR and the last.
+    """Opens the checkpoints of a run: keeps the best and the last.
+
+    The best has the largest MRR on the validation split or, for an
+    estimator, the least `a_mean`.
 
     Args:
       run: the run directory.
@@ -109,7 +119,7 @@ def manager(
         [
             policies.LatestN(1),
             policies.BestN(
-                get_metric_fn=lambda m: m["mrr"],
+                get_metric_fn=_quality,
                 n=1,
                 keep_checkpoints_without_metrics=False,
             ),
@@ -117,7 +127,7 @@ def manager(
     )
     options = ocp.CheckpointManagerOptions(
         preservation_policy=keep,
-        best_fn=lambda m: m["mrr"],
+        best_fn=_quality,
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
     )
@@ -135,7 +145,7 @@ def best_step(checkpoints: ocp.CheckpointManager) -> int:
 def save(
     checkpoints: ocp.CheckpointManager,
     step: int,
-    state: TrainState,
+    state: Any,
     metrics: dict[str, float] | None,
 ) -> None:
     """Saves a state in the background.
@@ -157,9 +167,9 @@ def save(
 
 def restore(
     checkpoints: ocp.CheckpointManager,
-    template: TrainState,
+    template: _State,
     step: int | None = None,
-) -> TrainState:
+) -> _State:
     """Reads a state.
 
     Args:
@@ -184,6 +194,12 @@ def restore(
             f"config: {error}"
         ) from error
     return restored
+
+
+def restore_raw(checkpoints: ocp.CheckpointManager, step: int) -> Any:
+    """Reads a checkpoint as it was saved: dictionaries of NumPy arrays."""
+    tree: Any = checkpoints.restore(step, args=ocp.args.StandardRestore())
+    return jax.tree.map(np.asarray, tree)
 
 
 _SAME = ("synth", "audio_model", "encoder", "sizes")

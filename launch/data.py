@@ -4,11 +4,13 @@ A data folder, `config.data`, holds data sets in TFDS layout: `synthetic`,
 with the splits train, validation and test, and, when `config.presets` names
 banks of hand-crafted presets, `handcrafted-<digest of what is in them>`. They
 depend on the synthesizer, the audio model and the data fields of a config
-alone, so experiments may share a folder.
+alone, so experiments may share a folder. Sound matching without a bank makes
+do with `synthetic-audio`, synthetic presets that no proxy was trained on.
 """
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -68,12 +70,13 @@ class Dataset:
     """The data of an experiment.
 
     Attributes:
-      synthetic: sampled presets: train, validation, test.
+      synthetic: sampled presets: train, validation, test; None when only
+        hand-crafted presets are used and it was never built.
       handcrafted: presets of banks, in those splits of them that are not
         empty; None without a bank.
     """
 
-    synthetic: Source
+    synthetic: Source | None
     handcrafted: Source | None
 
 
@@ -216,20 +219,64 @@ def _handcrafted(
 # Building --------------------------------------------------------------------
 
 
+def audio_variables(config: Config) -> Any:
+    """Weights of the audio model of a config, empty for one without."""
+    model = audio.get(config.audio_model)
+    if model.weights is None:
+        return {}
+    from datasets import weights
+
+    return jax.device_put(
+        weights.load(model.weights, path=config.get("weights") or None)
+    )
+
+
 def embedder(
     config: Config,
 ) -> Callable[[np.ndarray], Float[Array, "batch embedding"]]:
     """The audio model of a config, compiled, its weights in place."""
-    model = audio.get(config.audio_model)
-    variables: Any = {}
-    if model.weights is not None:
-        from datasets import weights
-
-        variables = jax.device_put(
-            weights.load(model.weights, path=config.get("weights") or None)
-        )
-    compiled = jax.jit(model.embed)
+    variables = audio_variables(config)
+    compiled = jax.jit(audio.get(config.audio_model).embed)
     return lambda sounds: compiled(variables, sounds)
+
+
+def _build(
+    config: Config,
+    engine: engines.Renderer,
+    source: Source,
+    make_embed: Callable[[], Callable],
+    *,
+    numbers: Iterable[int] | None = None,
+    task: int = 0,
+    num_tasks: int = 1,
+    **given: Any,
+) -> None:
+    """Builds what is missing of one data set; see `ensure`."""
+    directory, spec = source.directory, source.spec
+    shards.open_directory(directory, spec)
+    pairs = precompute.share(
+        spec, numbers=numbers, task=task, num_tasks=num_tasks
+    )
+    absent = set(shards.missing(directory, spec)) & set(pairs)
+    quiet = jax.process_index() != 0
+    if absent and not quiet:
+        print(
+            f"{directory}: building {len(absent)} of {len(pairs)} shards "
+            f"({len(pairs) - len(absent)} already there)",
+            flush=True,
+        )
+    report = precompute.build(
+        spec,
+        directory,
+        engine,
+        make_embed() if absent else lambda sounds: sounds,
+        workers=config.workers,
+        only=pairs,
+        progress=not quiet,
+        **given,
+    )
+    if absent and not quiet:
+        print(f"{directory}: {report}", flush=True)
 
 
 def ensure(
@@ -240,6 +287,9 @@ def ensure(
     num_tasks: int = 1,
 ) -> Dataset:
     """Builds what is missing of a config's data, saying so.
+
+    A config that trains on hand-crafted presets needs no synthetic ones:
+    these are part of the result only where they are complete already.
 
     Args:
       config: an experiment.
@@ -257,40 +307,15 @@ def ensure(
     """
     engine = renderer(config)
     root = pathlib.Path(config.data).expanduser()
-    embed: Callable | None = None
-
-    def build(source: Source, only: Any, **given: Any) -> None:
-        nonlocal embed
-        directory, spec = source.directory, source.spec
-        shards.open_directory(directory, spec)
-        pairs = precompute.share(
-            spec, numbers=only, task=task, num_tasks=num_tasks
-        )
-        absent = set(shards.missing(directory, spec)) & set(pairs)
-        quiet = jax.process_index() != 0
-        if absent and not quiet:
-            print(
-                f"{directory}: building {len(absent)} of {len(pairs)} shards "
-                f"({len(pairs) - len(absent)} already there)",
-                flush=True,
-            )
-        if absent and embed is None:
-            embed = embedder(config)
-        report = precompute.build(
-            spec,
-            directory,
-            engine,
-            embed or (lambda sounds: sounds),
-            workers=config.workers,
-            only=pairs,
-            progress=not quiet,
-            **given,
-        )
-        if absent and not quiet:
-            print(f"{directory}: {report}", flush=True)
-
-    synthetic = Source(root / "synthetic", synthetic_spec(config, engine))
-    build(synthetic, numbers)
+    embed = functools.cache(functools.partial(embedder, config))
+    part = {"task": task, "num_tasks": num_tasks}
+    synthetic: Source | None = Source(
+        root / "synthetic", synthetic_spec(config, engine)
+    )
+    if config.source != "handcrafted" or numbers is not None:
+        _build(config, engine, synthetic, embed, numbers=numbers, **part)
+    elif not _complete(synthetic):
+        synthetic = None
     if not config.presets:
         if jax.process_index() == 0:
             print(NO_BANK, flush=True)
@@ -298,8 +323,61 @@ def ensure(
     if numbers is not None:
         return Dataset(synthetic, None)
     crafted, presets, names = _handcrafted(config, engine)
-    build(crafted, None, presets=presets, names=names)
+    given = {"presets": presets, "names": names}
+    _build(config, engine, crafted, embed, **part, **given)
     return Dataset(synthetic, crafted)
+
+
+def _complete(source: Source) -> bool:
+    """Whether a data set is there, whole, and the one that is wanted."""
+    try:
+        shards.check_directory(source.directory, source.spec)
+    except shards.ShardError:
+        return False
+    return not shards.missing(source.directory, source.spec)
+
+
+def matching_source(config: Config) -> Source:
+    """The presets with audio that sound matching learns from, built if missing.
+
+    Args:
+      config: a matching experiment. With `presets`, those banks; without,
+        synthetic presets: `stand_in` says how many in each split.
+
+    Returns:
+      Splits train, validation and test with the columns preset, embedding,
+      audio and audio_scale.
+
+    Raises:
+      ShardError: when the folder holds other data, is damaged or full.
+      ValueError: when a config field is out of range.
+    """
+    engine = renderer(config)
+    embed = functools.partial(embedder, config)
+    if config.presets:
+        crafted, presets, names = _handcrafted(config, engine)
+        given = {"presets": presets, "names": names}
+        _build(config, engine, crafted, embed, **given)
+        return crafted
+    if jax.process_index() == 0:
+        print(f"{NO_BANK}; synthetic presets stand in for them", flush=True)
+    spec = _spec(
+        config,
+        engine,
+        name=f"{config.synth}_{config.audio_model}_audio",
+        # Another seed than the proxy's training data.
+        seed=config.get("data_seed", config.seed) + 1,
+        splits=tuple(
+            (split, config.stand_in[split])
+            for split in ("train", "validation", "test")
+        ),
+        shard_size=min(config.shard_size, 512),
+        keep_audio=True,
+    )
+    root = pathlib.Path(config.data).expanduser()
+    source = Source(root / "synthetic-audio", spec)
+    _build(config, engine, source, embed)
+    return source
 
 
 # Loading ---------------------------------------------------------------------
@@ -341,7 +419,7 @@ def training_source(config: Config, dataset: Dataset) -> Source:
     Raises:
       ValueError: when there is no bank, or no such source.
     """
-    if config.source == "synthetic":
+    if config.source == "synthetic" and dataset.synthetic is not None:
         return dataset.synthetic
     if config.source != "handcrafted":
         raise ValueError(

@@ -133,12 +133,13 @@ def test_sets(
       dataset: its data.
 
     Returns:
-      "synthetic", the test split, and with a bank "hand-crafted": all of its
-      presets when none was trained on, else its test split.
+      "synthetic", the test split where there is one, and with a bank
+      "hand-crafted": all of its presets when none was trained on, else its
+      test split.
     """
-    sets: dict[str, loader.Columns] = {
-        "synthetic": dataset.synthetic.columns("test")
-    }
+    sets: dict[str, loader.Columns] = {}
+    if dataset.synthetic is not None:
+        sets["synthetic"] = dataset.synthetic.columns("test")
     if dataset.handcrafted is not None:
         crafted = dataset.handcrafted
         tuned = config.source == "handcrafted"
@@ -154,6 +155,8 @@ def test_sets(
 def fit_baselines(config: Config, dataset: data.Dataset) -> dict[str, Predict]:
     """Fits the baselines on the training split, block by block.
 
+    That of the synthetic presets, where there are any.
+
     Args:
       config: an experiment.
       dataset: its data.
@@ -167,7 +170,8 @@ def fit_baselines(config: Config, dataset: data.Dataset) -> dict[str, Predict]:
         lambda preset, y: baselines.moments(space.to_relaxed(preset), y)
     )
     total: Any = None
-    for _, block in loader.blocks(dataset.synthetic.columns("train"), 16_384):
+    source = dataset.synthetic or data.training_source(config, dataset)
+    for _, block in loader.blocks(source.columns("train"), 16_384):
         part = moments(block["preset"], block["embedding"])
         # Double precision: millions of rows would wear out single floats.
         part = jax.tree.map(lambda x: np.asarray(x, np.float64), part)
@@ -184,7 +188,7 @@ def fit_baselines(config: Config, dataset: data.Dataset) -> dict[str, Predict]:
         )
         return lambda presets: np.asarray(apply(np.asarray(presets)))
 
-    held_out = dataset.synthetic.columns("validation")
+    held_out = source.columns("validation")
     tried = [linear(fit(baselines.fit_ridge, p)) for p in _PENALTIES]
     errors = [
         np.abs(f(held_out["preset"]) - held_out["embedding"]).mean()

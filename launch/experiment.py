@@ -75,10 +75,6 @@ def initial_state(
     Returns:
       The state.
     """
-    bias = None
-    if config.center:
-        bias = np.mean(embeddings[:65_536], axis=0, dtype=np.float64)
-        bias = bias.astype(np.float32)
     return jax.jit(
         lambda key, bias: objective.init_state(
             encoder(config),
@@ -88,7 +84,17 @@ def initial_state(
             average=config.average > 0,
             bias=bias,
         )
-    )(jax.random.key(config.seed), bias)
+    )(jax.random.key(config.seed), initial_bias(config, embeddings))
+
+
+def initial_bias(
+    config: Config, embeddings: Float[np.ndarray, "samples embedding"]
+) -> Float[np.ndarray, " embedding"] | None:
+    """Where the output's bias starts, None for zero; see `initial_state`."""
+    if not config.center:
+        return None
+    mean = np.mean(embeddings[:65_536], axis=0, dtype=np.float64)
+    return mean.astype(np.float32)
 
 
 def empty_state(config: Config) -> objective.TrainState:

@@ -2,10 +2,11 @@
 
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 
 def warmup_cosine_restart(
-    base: float,
+    base: float | Float[Array, ""],
     minimum: float,
     *,
     warmup_steps: int,
@@ -23,7 +24,7 @@ def warmup_cosine_restart(
     a constant rate.)
 
     Args:
-      base: highest learning rate.
+      base: highest learning rate; may be traced.
       minimum: lowest learning rate.
       warmup_steps: length of the warm-up, may be 0.
       warmup_factor: share of `base` at step 0.

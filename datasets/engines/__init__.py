@@ -13,12 +13,13 @@ import collections
 import concurrent.futures
 import dataclasses
 import difflib
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+import proxy.spaces
 from proxy.space import ParameterSpace
 
 
@@ -123,6 +124,10 @@ class RenderSettings:
 
 class RenderError(RuntimeError):
     """An engine could not render a preset; the message says why."""
+
+
+class MissingPluginError(ValueError):
+    """A synthesizer's plug-in is not there; the message says what to do."""
 
 
 @runtime_checkable
@@ -281,28 +286,44 @@ def render_many(
 
 
 def names() -> tuple[str, ...]:
-    """Names of the engines that `get` knows."""
-    return ("dexed",)
+    """Names of the engines that `get` knows: those of all synthesizers."""
+    return proxy.spaces.names()
 
 
-def get(name: str, settings: RenderSettings | None = None) -> Renderer:
+def get(
+    name: str,
+    settings: RenderSettings | None = None,
+    *,
+    plugin: str = "",
+    host: Mapping[str, Any] | None = None,
+) -> Renderer:
     """Returns a renderer by name.
 
     Args:
       name: one of `names()`.
       settings: how presets are made to sound; the defaults when left out.
+      plugin: path of the synthesizer's VST3 plug-in. When empty, Dexed is
+        rendered by its embedded engine, and any other by the plug-in that
+        its environment variable names (`vst3.variable`).
+      host: fields of the plug-in's render contract, `vst3.Contract`, that
+        are to be other than usual.
 
     Raises:
-      ValueError: no engine has this name.
+      ValueError: no engine has this name, or `host` is out of range.
+      MissingPluginError: (a `ValueError`) the plug-in is not there.
       ImportError: the engine's library is not installed.
     """
     settings = settings or RenderSettings()
-    if name == "dexed":
+    if name == "dexed" and not plugin:
         from datasets.engines.dexed import DexedRenderer
 
         return DexedRenderer(settings)
-    near = difflib.get_close_matches(name, names(), n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise ValueError(
-        f"unknown engine {name!r}{hint}; known: {', '.join(names())}"
-    )
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(
+            f"unknown engine {name!r}{hint}; known: {', '.join(names())}"
+        )
+    from datasets.engines import vst3
+
+    return vst3.get(name, settings, plugin, host)

@@ -1,0 +1,167 @@
+"""Which parameter of a plug-in is which parameter of a space: by name.
+
+Never by position: a plug-in's next version inserts a parameter. Names are
+compared without case and punctuation; some were renamed by the plug-in's
+makers. Where a plug-in shows one name several times, the space tells them
+apart by a module before it ("env1:attack"), or by a number behind it
+("level#2"); the n-th of these is the n-th the plug-in shows.
+"""
+
+import collections
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+
+from proxy.space import ParameterSpace
+
+# By space: our name, and what other versions of the plug-in call it.
+RENAMED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "dexed": {"middle_c": ("transpose",)},
+}
+
+# What is no part of a preset: the host's own switches, and one parameter for
+# each MIDI controller, which many plug-ins add by the thousand.
+_SKIPPED = re.compile(
+    r"(midi_.*|(master_|plugin_|host_|soft_)?bypass|panic|all_notes_off"
+    r"|(current_|preset_|midi_)?program(_change|_number)?|p\d\d\d|reserved.*|)"
+)
+
+
+class BindingError(ValueError):
+    """Used parameters of a space that a plug-in does not have."""
+
+
+def plain(name: str) -> str:
+    """A name without case and punctuation: "Osc 1: FM" is "osc_1_fm"."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def skipped(name: str) -> bool:
+    """Whether a plug-in's parameter is no part of a preset."""
+    return _SKIPPED.fullmatch(plain(name)) is not None
+
+
+def _bare(name: str) -> str:
+    """A space's name without what qualifies it."""
+    return plain(re.sub(r"#\d+$", "", name).rpartition(":")[2])
+
+
+def qualified(names: Sequence[str]) -> list[str]:
+    """Names fit for a space: plain, and no two alike.
+
+    Args:
+      names: as the plug-in shows them.
+
+    Returns:
+      One for each: those that occur more than once are numbered "level#1",
+      "level#2" in the plug-in's order.
+    """
+    short = [plain(name) for name in names]
+    total, seen = collections.Counter(short), collections.Counter[str]()
+    out = []
+    for name in short:
+        seen[name] += 1
+        out.append(f"{name}#{seen[name]}" if total[name] > 1 else name)
+    return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Binding:
+    """Which plug-in parameter each parameter of a space is.
+
+    Attributes:
+      positions: place in the space's table -> place in the plug-in's list.
+      missing: parameters of the space without a match, used or not.
+      extra: places in the plug-in's list that nothing is bound to, without
+        those that are no part of a preset.
+      near: for each of `missing`, the plug-in's nearest unbound names.
+    """
+
+    positions: Mapping[int, int]
+    missing: tuple[str, ...]
+    extra: tuple[int, ...]
+    near: Mapping[str, tuple[str, ...]]
+
+    def check(self, space: ParameterSpace, plugin: str) -> None:
+        """Checks that every used parameter has a match.
+
+        Args:
+          space: that was bound.
+          plugin: the plug-in's name, for the message.
+
+        Raises:
+          BindingError: listing those that have none, with near names.
+        """
+        used = {p.name for p in space.used}
+        lost = [name for name in self.missing if name in used]
+        if not lost:
+            return
+        lines = []
+        for name in lost[:8]:
+            near = ", ".join(self.near[name]) or "nothing like it"
+            lines.append(f"{name} (near: {near})")
+        more = f" and {len(lost) - 8} more" if len(lost) > 8 else ""
+        raise BindingError(
+            f"{plugin} lacks {len(lost)} of the {space.num_used} parameters "
+            f"that presets of {space.name} vary: {'; '.join(lines)}{more}. "
+            "Is it the right plug-in and version? `python -m launch.plugin "
+            "inspect PATH` lists what it has"
+        )
+
+
+def bind(space: ParameterSpace, names: Sequence[str]) -> Binding:
+    """Finds the parameters of a space among those of a plug-in.
+
+    Args:
+      space: of the synthesizer.
+      names: every parameter of the plug-in, in its order.
+
+    Returns:
+      What was found, and what was not; `Binding.check` refuses the latter.
+    """
+    places: dict[str, list[int]] = collections.defaultdict(list)
+    for i, name in enumerate(names):
+        if not skipped(name):
+            places[plain(name)].append(i)
+    renamed = RENAMED.get(space.name, {})
+    bare = collections.defaultdict(list)
+    for row, parameter in enumerate(space.parameters):
+        bare[_bare(parameter.name)].append(row)
+
+    positions: dict[int, int] = {}
+    taken: set[int] = set()
+
+    def take(row: int, place: int) -> None:
+        if place not in taken:
+            positions[row] = place
+            taken.add(place)
+
+    for row, parameter in enumerate(space.parameters):
+        called = (parameter.name, *renamed.get(parameter.name, ()))
+        found = [p for name in called for p in places.get(plain(name), ())]
+        if len(found) == 1:
+            take(row, found[0])
+    # A name shown several times: only if the space knows it as often.
+    for name, rows in bare.items():
+        found = places.get(name, [])
+        open_rows = [row for row in rows if row not in positions]
+        if len(open_rows) == len(rows) == len(found):
+            for row, place in zip(rows, found, strict=True):
+                take(row, place)
+    free = [p for ps in places.values() for p in ps if p not in taken]
+    missing = [
+        p.name for i, p in enumerate(space.parameters) if i not in positions
+    ]
+    texts = {plain(names[p]): names[p] for p in sorted(free)}
+    near = {
+        name: tuple(
+            texts[match]
+            for match in dict.fromkeys(
+                difflib.get_close_matches(plain(name), texts, n=3)
+                + difflib.get_close_matches(_bare(name), texts, n=2)
+            )
+        )
+        for name in missing
+    }
+    return Binding(positions, tuple(missing), tuple(sorted(free)), near)

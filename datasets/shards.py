@@ -81,6 +81,8 @@ class DataSpec:
       source: "synthetic" (sampled) or "handcrafted" (given).
       presets: digest of the given presets, "" for sampled ones.
       format: version of this layout.
+      weights_sha256: of the audio model's weights; "" for a model without
+        weights, and for data sets made before this was recorded.
     """
 
     name: str
@@ -100,6 +102,7 @@ class DataSpec:
     source: Literal["synthetic", "handcrafted"] = "synthetic"
     presets: str = ""
     format: int = FORMAT
+    weights_sha256: str = ""
 
     def __post_init__(self) -> None:
         """Checks the fields.
@@ -169,6 +172,9 @@ class DataSpec:
         """Plain values, ready for JSON."""
         spec = dataclasses.asdict(self)
         spec["splits"] = dict(self.splits)
+        if not self.weights_sha256:
+            # As data sets were written before there was this field.
+            del spec["weights_sha256"]
         return spec
 
     @classmethod
@@ -764,6 +770,29 @@ def open_directory(directory: pathlib.Path, spec: DataSpec) -> None:
         return
     text = json.dumps({"spec": spec.to_dict()})
     write_atomically(path, text)
+
+
+def adopt_weights(directory: pathlib.Path, spec: DataSpec) -> DataSpec:
+    """A spec with the weights that a folder was made with, if one is unsure.
+
+    Weights need not be at hand to use a complete data set, and old data sets
+    do not say which ones they were made with. Two that are known and differ
+    are left as they are, for `open_directory` to find.
+
+    Args:
+      directory: of the data set.
+      spec: what it should be; `weights_sha256` is "" when not known.
+
+    Returns:
+      The spec, with `weights_sha256` as the folder has it unless both are
+      known.
+    """
+    if not (directory / "metadata.json").exists():
+        return spec
+    found = str(read_spec(directory).get("weights_sha256", ""))
+    if found and spec.weights_sha256:
+        return spec
+    return dataclasses.replace(spec, weights_sha256=found)
 
 
 def missing(directory: pathlib.Path, spec: DataSpec) -> list[tuple[str, int]]:

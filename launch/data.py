@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int64
 
 from datasets import engines, handcrafted, loader, precompute, shards
 from launch import Config, devices
@@ -431,6 +431,38 @@ def training_source(config: Config, dataset: Dataset) -> Source:
             "--config.presets=PATH (see launch.presets)"
         )
     return dataset.handcrafted
+
+
+def matching_rows(
+    config: Config, source: Source, split: str
+) -> Int64[np.ndarray, " rows"]:
+    """Which rows of a split a matching experiment uses.
+
+    Args:
+      config: a matching experiment: `num_train` and `validation_rows` limit
+        those splits, 0 for all of it.
+      source: see `matching_source`.
+      split: "train", "validation" or "test".
+
+    Returns:
+      Row numbers, ascending. Of a split with more rows than wanted, a random
+      part: the same in every run.
+
+    Raises:
+      ValueError: when the bank is so small that the split is empty.
+    """
+    if split not in source.splits:
+        raise ValueError(
+            f"{source.directory} has no {split} split: its bank has too few "
+            "presets; add some to config.presets"
+        )
+    rows = source.spec.rows(split)
+    wanted = {"train": "num_train", "validation": "validation_rows"}
+    most = config[wanted[split]] if split in wanted else 0
+    if not most or most >= rows:
+        return np.arange(rows)
+    drawn = loader.permutation(rows, config.data_seed, 0)[:most]
+    return np.sort(drawn).astype(np.int64)
 
 
 def steps_per_epoch(config: Config, dataset: Dataset) -> int:

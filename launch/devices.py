@@ -4,14 +4,13 @@ import glob
 import importlib.util
 import math
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-
-from proxy.objective import Step
 
 AXIS = "data"
 
@@ -105,7 +104,9 @@ def check_batch(batch: int, mesh: Mesh, accumulate: int = 1) -> None:
         )
 
 
-def map_step(step: Step, mesh: Mesh) -> Any:
+def map_step(
+    step: Callable[..., Any], mesh: Mesh, *, constants: int = 0
+) -> Any:
     """Maps a training step over the devices and compiles it.
 
     Every device sees its part of the batch and the whole state, and the step
@@ -114,8 +115,9 @@ def map_step(step: Step, mesh: Mesh) -> Any:
     memory is given to the new one.
 
     Args:
-      step: built with `axis_name=AXIS`.
+      step: built with `axis_name=AXIS`; takes the state and the batch.
       mesh: the devices.
+      constants: how many more arguments it takes, whole on every device.
 
     Returns:
       A compiled function with the signature of `step`.
@@ -123,7 +125,11 @@ def map_step(step: Step, mesh: Mesh) -> Any:
     mapped = jax.shard_map(
         step,
         mesh=mesh,
-        in_specs=(PartitionSpec(), PartitionSpec(AXIS)),
+        in_specs=(
+            PartitionSpec(),
+            PartitionSpec(AXIS),
+            *[PartitionSpec()] * constants,
+        ),
         out_specs=(PartitionSpec(), PartitionSpec()),
         check_vma=False,
     )

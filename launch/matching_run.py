@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from datasets.engines import RenderSettings
 from launch import Config, checkpoints, data, experiment
+from matching import decode as decoding
 from matching import estimator as estimators
 from proxy import audio, objective, spaces
 from proxy.space import ParameterSpace
@@ -195,6 +196,45 @@ def _logits(network, variables, sounds, minimum, maximum, *, sample_rate):
     return network.apply(variables, scaled, train=False)
 
 
+def logits(
+    network: estimators.Estimator,
+    variables: Any,
+    sounds: Float[np.ndarray, "batch samples"] | Float[Array, "batch samples"],
+    minimum: float,
+    maximum: float,
+    sample_rate: int,
+) -> Float[np.ndarray, "batch width"]:
+    """What an estimator says of sounds, a few at a time.
+
+    Args:
+      network: the estimator.
+      variables: its params and batch_stats.
+      sounds: clips in [-1, 1], more than 513 samples.
+      minimum: least value of the training spectrograms, in dB.
+      maximum: their greatest.
+      sample_rate: of the sounds, in Hz.
+
+    Returns:
+      Logits in table order.
+    """
+    found = []
+    for start in range(0, len(sounds), _BLOCK):
+        part = np.asarray(sounds[start : start + _BLOCK], np.float32)
+        # One shape for all blocks of many sounds, so one compilation.
+        missing = _BLOCK - len(part) if len(sounds) > _BLOCK else 0
+        padded = np.pad(part, [(0, missing), (0, 0)])
+        values = _logits(
+            network,
+            variables,
+            padded,
+            minimum,
+            maximum,
+            sample_rate=sample_rate,
+        )
+        found.append(np.asarray(values)[: len(part)])
+    return np.concatenate(found)
+
+
 def estimate(
     matching_run: MatchingRun,
     sounds: Float[np.ndarray, "batch samples"] | Float[Array, "batch samples"],
@@ -208,20 +248,25 @@ def estimate(
         of the length in the settings.
 
     Returns:
-      Logits, which `matching.decode` reads.
+      Logits, which `decode` reads.
     """
-    found = []
-    for start in range(0, len(sounds), _BLOCK):
-        part = np.asarray(sounds[start : start + _BLOCK], np.float32)
-        # One shape for all blocks of many sounds, so one compilation.
-        missing = _BLOCK - len(part) if len(sounds) > _BLOCK else 0
-        logits = _logits(
-            matching_run.estimator,
-            matching_run.estimator_variables,
-            np.pad(part, [(0, missing), (0, 0)]),
-            matching_run.minimum,
-            matching_run.maximum,
-            sample_rate=matching_run.settings.sample_rate,
-        )
-        found.append(np.asarray(logits)[: len(part)])
-    return np.concatenate(found)
+    return logits(
+        matching_run.estimator,
+        matching_run.estimator_variables,
+        sounds,
+        matching_run.minimum,
+        matching_run.maximum,
+        matching_run.settings.sample_rate,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _decode(logits, space):
+    return space.snap(decoding.hard(logits, space))
+
+
+def decode(
+    logits: Float[np.ndarray, "batch width"], space: ParameterSpace
+) -> Float[np.ndarray, "batch parameters"]:
+    """Logits to presets that can be rendered, each value on its grid."""
+    return np.asarray(_decode(logits, space), np.float32)

@@ -64,6 +64,32 @@ def training_curves(run: pathlib.Path) -> pathlib.Path:
         return _save(figure, run / "training.png")
 
 
+def matching_curves(run: pathlib.Path) -> pathlib.Path:
+    """Draws losses and validation of an estimator against steps.
+
+    Args:
+      run: the run directory.
+
+    Returns:
+      The picture, `training.png`.
+    """
+    records = list(metrics.read(run))
+    with plt.rc_context(_STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
+        for i, name in enumerate(("numerical", "binary", "perceptual")):
+            kept = [(r["step"], r[name]) for r in records if name in r]
+            if kept:
+                left.plot(*np.array(kept).T, color=_COLORS[i], label=name)
+        left.set(xlabel="step", title="training losses, unweighted")
+        left.set_ylim(bottom=0)
+        left.legend()
+        kept = [(r["step"], r["a_mean"]) for r in records if "a_mean" in r]
+        right.plot(*np.array(kept).reshape(-1, 2).T, "o-", color=_COLORS[1])
+        right.set(xlabel="step", ylabel="a_mean")
+        right.set_title("validation, rendered")
+        return _save(figure, run / "training.png")
+
+
 def rank_histogram(
     ranks: Mapping[str, Float[np.ndarray, " samples"]],
     candidates: int,

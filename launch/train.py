@@ -2,6 +2,11 @@
 
     python -m launch.train --config configs/quickstart.py
 
+An experiment of sound matching trains an estimator of presets from sounds
+instead, see `launch.train_estimator`:
+
+    python -m launch.train --config configs/dexed_match.py:mix_small
+
 Builds the shards that are missing, trains, validates after every epoch, keeps
 the best and the last checkpoint. Stopped at any point, by Ctrl-C, SIGTERM or
 a crash, the same command goes on and ends with the same parameters.
@@ -212,7 +217,12 @@ def main() -> None:
     config = _CONFIG.value
     data.initialize_distributed()
     print(devices.describe(), flush=True)
-    run = train(config)
+    if "proxy" in config:
+        from launch import train_estimator
+
+        run = train_estimator.train(config)
+    else:
+        run = train(config)
     if jax.process_index() == 0:
         print(f"next: python -m launch.evaluate --run {run}")
 

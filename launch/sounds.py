@@ -1,0 +1,95 @@
+"""Many presets to sounds, and many sounds to distances."""
+
+from collections.abc import Iterable
+
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from jaxtyping import Float
+
+from datasets import engines, precompute
+from matching import distances
+
+
+def render(
+    renderer: engines.Renderer,
+    presets: Float[np.ndarray, "batch parameters"],
+    *,
+    notes: Iterable[int] | None = None,
+    workers: int = 0,
+    label: str = "",
+) -> tuple[Float[np.ndarray, "batch samples"], int]:
+    """Renders presets with the real engine.
+
+    Args:
+      renderer: the engine.
+      presets: hard presets, snapped to their grids.
+      notes: MIDI note of each, that of the settings when left out.
+      workers: rendering workers, 0 for one per core.
+      label: of a progress bar, none when empty.
+
+    Returns:
+      Clips, silent where the engine failed or gave no finite sound, and how
+      many those are.
+    """
+    values = np.asarray(renderer.space.to_plugin(presets), np.float32)
+    clips = np.zeros((len(presets), renderer.settings.samples), np.float32)
+    failed = 0
+    found = engines.render_many(
+        renderer,
+        values,
+        workers=precompute.num_workers(workers),
+        notes=notes,
+    )
+    bar = tqdm.tqdm(
+        found, label, total=len(presets), disable=not label, leave=False
+    )
+    for clip, sound in zip(clips, bar, strict=True):
+        if (
+            isinstance(sound, engines.RenderError)
+            or not np.isfinite(sound).all()
+        ):
+            failed += 1
+        else:
+            clip[:] = sound
+    return clips, failed
+
+
+def measure(
+    predictions: Float[np.ndarray, "batch samples"],
+    targets: Float[np.ndarray, "batch samples"],
+    sample_rate: int,
+    chosen: tuple[str, ...] = ("a_mean",),
+    *,
+    at_once: int = 32,
+    label: str = "",
+) -> dict[str, Float[np.ndarray, " batch"]]:
+    """Distances of sounds from their targets, a few at a time.
+
+    Args:
+      predictions: clips in [-1, 1].
+      targets: as many, of the same length.
+      sample_rate: in Hz.
+      chosen: from `distances.names()`.
+      at_once: clips of a call, so that memory does not grow with their number.
+      label: of a progress bar, none when empty.
+
+    Returns:
+      `[batch]` by name.
+    """
+    parts = []
+    for start in tqdm.trange(
+        0, len(targets), at_once, desc=label, disable=not label, leave=False
+    ):
+        pair = [x[start : start + at_once] for x in (predictions, targets)]
+        count = len(pair[0])
+        # One shape, so that the distances are compiled once.
+        pair = [np.pad(x, [(0, at_once - count), (0, 0)]) for x in pair]
+        found = distances.measure(
+            jnp.asarray(pair[0]),
+            jnp.asarray(pair[1]),
+            sample_rate=sample_rate,
+            chosen=chosen,
+        )
+        parts.append({k: np.asarray(v)[:count] for k, v in found.items()})
+    return {name: np.concatenate([p[name] for p in parts]) for name in chosen}

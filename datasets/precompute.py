@@ -23,6 +23,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import json
 import multiprocessing
 import os
 import pathlib
@@ -39,6 +40,8 @@ from datasets import engines, shards
 from proxy.space import ParameterSpace
 
 MAX_ATTEMPTS = 1024
+# Beside the shards: which presets the engine failed to render, and why.
+SET_ASIDE = "set_aside.json"
 # Rows per call to a worker: large enough to make the hand-over cheap, small
 # enough to spread a block over all workers.
 _CHUNK = 16
@@ -58,6 +61,8 @@ class Report:
       rows: rows built by this call.
       redrawn: synthetic presets drawn again in this call, by reason.
       seconds: time this call took.
+      set_aside: of those, how many the engine failed to render, by reason;
+        the file `SET_ASIDE` names each.
     """
 
     built: int
@@ -66,6 +71,7 @@ class Report:
     rows: int
     redrawn: dict[str, int]
     seconds: float
+    set_aside: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         text = f"{self.built} shards built, {self.present} already there"
@@ -76,6 +82,9 @@ class Report:
         if self.redrawn:
             reasons = (f"{n:,} {why}" for why, n in self.redrawn.items())
             text += f"; drawn again: {', '.join(reasons)}"
+        if self.set_aside:
+            reasons = (f"{n:,} {why}" for why, n in self.set_aside.items())
+            text += f"; set aside, see {SET_ASIDE}: {', '.join(reasons)}"
         return text
 
 
@@ -122,18 +131,23 @@ class _Rows:
     presets: np.ndarray
     audio: list[np.ndarray]
     redrawn: dict[str, int]
+    # (row, attempt, reason) of presets that the engine failed to render.
+    aside: list[tuple[int, int, str]] = dataclasses.field(default_factory=list)
 
 
 def _sound(
     renderer: engines.Renderer, values: np.ndarray
-) -> tuple[np.ndarray | None, str]:
-    """The sound of plug-in values, or None and what is wrong with it."""
+) -> tuple[np.ndarray | None, str, bool]:
+    """The sound of plug-in values, or None, why, and is it the engine's fault.
+
+    A sound that fails the level gate is nobody's fault.
+    """
     try:
         audio = renderer.render(values)
     except engines.RenderError as error:
-        return None, str(error)
+        return None, str(error), True
     reason = engines.check_level(audio, renderer.settings)
-    return (None, reason) if reason else (audio, "")
+    return (None, reason, False) if reason else (audio, "", False)
 
 
 def render_rows(
@@ -148,7 +162,8 @@ def render_rows(
       rows: their numbers.
 
     Returns:
-      Their presets and sounds, and the reasons for drawing again.
+      Their presets and sounds, the reasons for drawing again, and which
+      presets the engine failed to render.
 
     Raises:
       ShardError: when a row fails the gate `MAX_ATTEMPTS` times.
@@ -157,6 +172,7 @@ def render_rows(
     presets: list[np.ndarray] = [np.zeros(0)] * len(rows)
     sounds: list[Any] = [None] * len(rows)  # np.ndarray when found
     redrawn = collections.Counter[str]()
+    aside: list[tuple[int, int, str]] = []
     reason = ""
     for first in range(0, MAX_ATTEMPTS, _ATTEMPTS):
         left = [i for i, sound in enumerate(sounds) if sound is None]
@@ -173,13 +189,15 @@ def render_rows(
             left, drawn, values, silent, strict=True
         ):
             for j in range(_ATTEMPTS):
-                audio, reason = None, "silent"
+                audio, reason, failed = None, "silent", False
                 if not row_silent[j]:
-                    audio, reason = _sound(renderer, row_values[j])
+                    audio, reason, failed = _sound(renderer, row_values[j])
                 if audio is not None:
                     presets[i], sounds[i] = row_presets[j], audio
                     break
                 redrawn[reason] += 1
+                if failed:
+                    aside.append((rows[i], attempts[j], reason))
     for row, sound in zip(rows, sounds, strict=True):
         if sound is None:
             raise shards.ShardError(
@@ -188,7 +206,7 @@ def render_rows(
                 f"(last: {reason}); check the space's sampling intervals, "
                 "and the render settings min_rms and max_rms"
             )
-    return _Rows(np.stack(presets), sounds, dict(redrawn))
+    return _Rows(np.stack(presets), sounds, dict(redrawn), aside)
 
 
 def render_given(
@@ -203,7 +221,7 @@ def render_given(
     """
     sounds = []
     for preset, name in zip(presets, names, strict=True):
-        audio, reason = _sound(renderer, renderer.space.to_plugin(preset))
+        audio, reason, _ = _sound(renderer, renderer.space.to_plugin(preset))
         if audio is None:
             raise shards.ShardError(
                 f"hand-crafted preset {name!r}: {reason}; filter the bank "
@@ -250,7 +268,12 @@ def _pool(
     try:
         yield submit
     finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+        executor.shutdown(wait=False, cancel_futures=True)
+        # Interrupted, nobody waits for a plug-in that takes seconds.
+        close = getattr(renderer, "close", None)
+        if close is not None and not processes:
+            close()
+        executor.shutdown(wait=True)
 
 
 def usable_cores() -> int:
@@ -272,6 +295,7 @@ class _Shard:
         self.split, self.number = split, number
         self.rows = spec.shard_rows(split, number)
         self.redrawn = collections.Counter[str]()
+        self.aside: list[tuple[int, int, str]] = []
         self.files = contextlib.ExitStack()
         self.writer: shards.Writer | None = None
 
@@ -388,6 +412,7 @@ def _embedded(
             fill += 1
         kept.append(rows.presets)
         shard.redrawn.update(rows.redrawn)
+        shard.aside.extend(rows.aside)
         if fill == len(block):
             waiting.append(
                 (shard, block, np.concatenate(kept), audio, embed(audio))
@@ -436,9 +461,56 @@ def _write(
         shard.writer.write(record)
     if rows.stop < shard.rows.stop:
         return False
+    notes: dict[str, Any] = {"redrawn": dict(sorted(shard.redrawn.items()))}
+    if shard.aside:
+        notes["set_aside"] = sorted(shard.aside)
     with shard.files:
-        shard.writer.finish(redrawn=dict(sorted(shard.redrawn.items())))
+        shard.writer.finish(**notes)
     return True
+
+
+def set_aside(
+    directory: pathlib.Path, spec: shards.DataSpec
+) -> list[dict[str, Any]]:
+    """Presets of finished shards that the engine failed to render.
+
+    Args:
+      directory: of the data set.
+      spec: of the data set.
+
+    Returns:
+      "split", "shard", "row", "attempt" and "reason" of each, in this order:
+      the preset is `draw(space, spec.seed, split, [row], [attempt])`.
+    """
+    absent = set(shards.missing(directory, spec))
+    found = []
+    for split, _ in spec.splits:
+        for shard in range(spec.num_shards(split)):
+            if (split, shard) in absent:
+                continue
+            path = directory / spec.filename(split, shard)
+            check = shards.read_check(path, spec, split, shard)
+            found += [
+                {
+                    "split": split,
+                    "shard": shard,
+                    "row": row,
+                    "attempt": attempt,
+                    "reason": reason,
+                }
+                for row, attempt, reason in check.get("set_aside", ())
+            ]
+    return found
+
+
+def _write_set_aside(directory: pathlib.Path, spec: shards.DataSpec) -> None:
+    """Writes `SET_ASIDE` when there is something to tell, or there was."""
+    found, path = set_aside(directory, spec), directory / SET_ASIDE
+    text = json.dumps({"set_aside": found}, indent=1) + "\n"
+    if (found or path.exists()) and not (
+        path.exists() and path.read_text() == text
+    ):
+        shards.write_atomically(path, text)
 
 
 def parse_shards(text: str) -> list[int]:
@@ -558,6 +630,7 @@ def build(
     # Enough for every worker while a block is collected and another embedded.
     ahead = 2 * workers + -(-spec.embed_batch // _CHUNK)
     redrawn = collections.Counter[str]()
+    aside = collections.Counter[str]()
     built = rows_built = 0
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(
@@ -588,6 +661,7 @@ def build(
                 if last:
                     built += 1
                     redrawn.update(shard.redrawn)
+                    aside.update(reason for *_, reason in shard.aside)
                     bar.set_description(
                         f"{spec.name}: {there + built}/{len(chosen)} shards",
                         refresh=False,
@@ -600,6 +674,7 @@ def build(
         run(todo, held)
         for pair in held:
             run([pair], None)
+    _write_set_aside(directory, spec)
     left = len(shards.missing(directory, spec))
     if shards.write_metadata(directory, spec):
         for path in directory.glob(".*.lock"):
@@ -611,6 +686,7 @@ def build(
         rows=rows_built,
         redrawn=dict(sorted(redrawn.items())),
         seconds=time.monotonic() - started,
+        set_aside=dict(sorted(aside.items())),
     )
 
 

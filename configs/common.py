@@ -61,6 +61,16 @@ def proxy_config(synth: str, encoder: str) -> Any:
             "fade_out": 0.1,
         }
     )
+    # The synthesizer's VST3 plug-in; "": what the environment variable
+    # SYNTH_VST3 names, e.g. DIVA_VST3. Dexed needs none.
+    config.plugin = ""
+    config.host = ml_collections.ConfigDict(
+        {
+            "isolation": "",  # "reset" or "process"; "": as it is known
+            "warm_up": 0.1,  # seconds, at most, until a first sound
+            "timeout": 60.0,  # seconds until a render has hung
+        }
+    )
     config.presets = ""  # file or folder of hand-crafted banks
     config.weights = ""  # local file of the audio model's weights
     config.workers = 0  # rendering workers, 0: one per core

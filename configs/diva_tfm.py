@@ -2,8 +2,8 @@
 
     python -m launch.train --config configs/diva_tfm.py
 
-Hardware: as for Dexed. The sound comes from the plug-in, Diva,
-through a VST3 host.
+Hardware: as for Dexed, and the VST3 plug-in Diva: set DIVA_VST3 or
+--config.plugin to it, or take data made elsewhere with --config.data=DIR.
 Time: not measured at this size here; see `python -m launch.benchmark train`.
 Figure to beat: validation MRR .9171, L1 .0432 (256 rankings of
 512), as published, with 10.24 M presets and 30 epochs.

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int64
 
 from datasets import engines, handcrafted, loader, precompute, shards
 from launch import Config, devices
-from proxy import audio
+from proxy import audio, spaces
 
 NO_BANK = "hand-crafted: no bank (see launch.presets)"
 
@@ -86,16 +86,69 @@ class Dataset:
 def renderer(config: Config) -> engines.Renderer:
     """The engine of a config, at the sample rate of its audio model.
 
+    Without the synthesizer's plug-in, but with data in `config.data` that was
+    made elsewhere, it is an engine that stands for the one they were made
+    with, and raises when it is to render.
+
     Raises:
-      ValueError: for an unknown synthesizer, audio model or render setting.
+      ValueError: for an unknown synthesizer, audio model or render setting,
+        or a plug-in that is missing (`MissingPluginError`).
       ImportError: when the engine is not installed.
+      RuntimeError: when a plug-in cannot be loaded.
     """
     model = audio.get(config.audio_model)
-    settings = {
-        **dict(config.get("render", {})),
-        "sample_rate": model.sample_rate,
-    }
-    return engines.get(config.synth, engines.RenderSettings.from_dict(settings))
+    settings = engines.RenderSettings.from_dict(
+        {**dict(config.get("render", {})), "sample_rate": model.sample_rate}
+    )
+    if absent := _absent_plugin(config):
+        version = _version_elsewhere(config)
+        if version is None:
+            raise absent
+        space = spaces.get(config.synth)
+        return engines.AbsentRenderer(version, space, settings, str(absent))
+    return engines.get(
+        config.synth,
+        settings,
+        plugin=config.get("plugin", ""),
+        host=dict(config.get("host", {})),
+    )
+
+
+def _absent_plugin(config: Config) -> engines.MissingPluginError | None:
+    """What is wrong when a config needs a plug-in that is not there."""
+    plugin = config.get("plugin", "")
+    if config.synth not in spaces.names() or engines.embedded(
+        config.synth, plugin
+    ):
+        return None
+    from datasets.engines import vst3
+
+    try:
+        vst3.find(config.synth, plugin)
+    except engines.MissingPluginError as error:
+        return error
+    return None
+
+
+def _version_elsewhere(config: Config) -> str | None:
+    """Version of the engine that the data in a config's folder came from."""
+    root = pathlib.Path(config.data).expanduser()
+    for path in sorted(root.glob("*/metadata.json")):
+        spec = shards.DataSpec.from_dict(shards.read_spec(path.parent))
+        if spec.synth == config.synth:
+            return spec.synth_version
+    return None
+
+
+def check_engine(config: Config) -> None:
+    """Checks, without loading it, that a config's plug-in or data are there.
+
+    Raises:
+      MissingPluginError: (a `ValueError`) neither is.
+    """
+    absent = _absent_plugin(config)
+    if absent is not None and _version_elsewhere(config) is None:
+        raise absent
 
 
 def _spec(
@@ -265,6 +318,8 @@ def _build(
             f"({len(pairs) - len(absent)} already there)",
             flush=True,
         )
+    if absent:
+        _note_noise(engine, directory, quiet)
     report = precompute.build(
         spec,
         directory,
@@ -277,6 +332,22 @@ def _build(
     )
     if absent and not quiet:
         print(f"{directory}: {report}", flush=True)
+
+
+def _note_noise(
+    engine: engines.Renderer, directory: pathlib.Path, quiet: bool
+) -> None:
+    """Keeps a plug-in's noise floor beside the data it is about to make."""
+    if isinstance(engine, engines.AbsentRenderer):
+        raise engines.MissingPluginError(f"{directory}: {engine.missing}")
+    if not hasattr(engine, "contract"):
+        return
+    from launch import noise
+
+    plugin: Any = engine
+    found = noise.keep(directory, lambda: noise.measure(plugin))
+    if not quiet:
+        print(noise.describe(found), flush=True)
 
 
 def ensure(

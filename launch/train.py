@@ -100,6 +100,7 @@ def train(
       ValueError: when config, data and run directory do not fit together.
       SystemExit: after SIGTERM or Ctrl-C, with a checkpoint saved.
     """
+    data.check_engine(config)
     mesh = devices.mesh(config.devices or None)
     devices.check_batch(config.batch, mesh, config.accumulate)
     # What can be wrong is found before hours of rendering.

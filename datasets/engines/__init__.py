@@ -167,6 +167,40 @@ class Renderer(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True)
+class AbsentRenderer:
+    """Stands for a plug-in that is not here, where its data are.
+
+    Attributes:
+      version: of the engine that the data were made with.
+      space: the parameter space.
+      settings: how presets are to sound.
+      missing: the error's message when something is to be rendered.
+    """
+
+    version: str
+    space: ParameterSpace
+    settings: RenderSettings
+    missing: str
+
+    @property
+    def name(self) -> str:
+        """The synthesizer's name."""
+        return self.space.name
+
+    def render(
+        self,
+        values: Float[np.ndarray, " parameters"],
+        note: int | None = None,
+    ) -> Float[np.ndarray, " samples"]:
+        """Renders nothing.
+
+        Raises:
+          MissingPluginError: always.
+        """
+        raise MissingPluginError(self.missing)
+
+
 def check_level(
     audio: Float[np.ndarray, " samples"], settings: RenderSettings
 ) -> str | None:
@@ -290,6 +324,11 @@ def names() -> tuple[str, ...]:
     return proxy.spaces.names()
 
 
+def embedded(name: str, plugin: str = "") -> bool:
+    """Whether a synthesizer is rendered without a plug-in; see `get`."""
+    return name == "dexed" and not plugin
+
+
 def get(
     name: str,
     settings: RenderSettings | None = None,
@@ -314,7 +353,7 @@ def get(
       ImportError: the engine's library is not installed.
     """
     settings = settings or RenderSettings()
-    if name == "dexed" and not plugin:
+    if embedded(name, plugin):
         from datasets.engines.dexed import DexedRenderer
 
         return DexedRenderer(settings)

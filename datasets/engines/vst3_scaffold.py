@@ -251,11 +251,7 @@ def _ranges(numbers: Sequence[int]) -> str:
         else:
             runs.append([number, number])
     parts = [
-        str(a)
-        if a == b
-        else f"*range({a}, {b + 1})"
-        if a
-        else f"*range({b + 1})"
+        str(a) if a == b else f"*range({f'{a}, ' if a else ''}{b + 1})"
         for a, b in runs
     ]
     return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"

@@ -1,23 +1,27 @@
-"""The synthesizers: one parameter table per module, found by name."""
+"""The synthesizers: one parameter table per module, found by name.
+
+A module NAME.py in this folder, with the table SPACE, is a synthesizer.
+"""
 
 import difflib
+import importlib
+import pkgutil
 
 from proxy.space import ParameterSpace
-from proxy.spaces import dexed, diva, talnm
 
-_SPACES = {m.SPACE.name: m.SPACE for m in (dexed, diva, talnm)}
+_NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 
 
 def names() -> tuple[str, ...]:
     """Names that `get` knows."""
-    return tuple(_SPACES)
+    return _NAMES
 
 
 def get(name: str) -> ParameterSpace:
     """The parameter space of a synthesizer.
 
     Args:
-      name: "dexed", "diva" or "talnm".
+      name: one of `names()`.
 
     Returns:
       Its space.
@@ -25,11 +29,11 @@ def get(name: str) -> ParameterSpace:
     Raises:
       ValueError: when the name is unknown; lists the known ones.
     """
-    if name not in _SPACES:
-        near = difflib.get_close_matches(name, _SPACES, n=1)
+    if name not in _NAMES:
+        near = difflib.get_close_matches(name, _NAMES, n=1)
         raise ValueError(
             f"unknown synthesizer {name!r}"
             + (f", did you mean {near[0]!r}?" if near else "")
-            + f" (known: {', '.join(_SPACES)})"
+            + f" (known: {', '.join(_NAMES)})"
         )
-    return _SPACES[name]
+    return importlib.import_module(f"{__name__}.{name}").SPACE

@@ -1,0 +1,161 @@
+"""The noise floor of a plug-in: how far its renders are from repeating.
+
+A plug-in that keeps state renders the same preset differently. No audio
+metric below that figure means anything, so it is measured when data is made,
+kept beside the shards, and printed with every audio metric.
+"""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from datasets import engines, precompute, shards
+from datasets.engines import vst3
+from matching import distances
+
+FILE = "noise.json"
+METRICS = ("stft", "mstft", "mel", "mfcc", "a_mean")
+# What the renders of presets, one after the other, are compared with.
+COMPARISONS = {
+    "order": "in the reverse order, in the same process",
+    "process": "each in a fresh process",
+}
+_TRIES = 16
+
+
+def _audible(
+    renderer: engines.Renderer, count: int, seed: int
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Plug-in values of random presets that are heard, and their sounds."""
+    space = renderer.space
+    rows = range(count * _TRIES)
+    presets = precompute.draw(space, seed, "noise", rows)[:, 0]
+    values, sounds = [], []
+    for row in np.asarray(space.to_plugin(presets)):
+        if len(sounds) == count:
+            break
+        try:
+            sound = renderer.render(row)
+        except engines.RenderError:
+            continue
+        if engines.check_level(sound, renderer.settings) is None:
+            values.append(row)
+            sounds.append(sound)
+    if not sounds:
+        raise ValueError(
+            f"{renderer.version}: none of {count * _TRIES} random presets "
+            "gave a sound; check that the plug-in plays, and its parameter "
+            "space"
+        )
+    return np.stack(values), sounds
+
+
+def _differences(
+    first: list[np.ndarray], again: list[np.ndarray], rate: int
+) -> dict[str, float]:
+    """Largest difference of two samples, and the mean of each distance."""
+    a, b = np.stack(first), np.stack(again)
+    found = distances.measure(
+        jnp.asarray(b), jnp.asarray(a), sample_rate=rate, chosen=METRICS
+    )
+    # Equal clips are at distance zero, whatever a distance's arithmetic says.
+    same = (a == b).all(axis=1)
+    return {
+        "max_difference": float(np.abs(a - b).max()),
+        **{
+            name: float(np.where(same, 0, np.asarray(found[name])).mean())
+            for name in METRICS
+        },
+    }
+
+
+def measure(
+    renderer: vst3.PluginRenderer, *, count: int = 8, seed: int = 0
+) -> dict[str, Any]:
+    """Renders the same presets twice, in two orders and in fresh processes.
+
+    Args:
+      renderer: of the plug-in; its workers are ended.
+      count: how many random presets that are heard.
+      seed: they are drawn with.
+
+    Returns:
+      "presets" (how many), "plugin" and "host" (versions), and for each of
+      `COMPARISONS` the largest difference of two samples and the mean
+      distance over presets, by `METRICS`.
+
+    Raises:
+      ValueError: no preset gives a sound.
+      RenderError: one that did no longer does.
+    """
+    values, first = _audible(renderer, count, seed)
+    backwards = [renderer.render(row) for row in values[::-1]][::-1]
+
+    def fresh(row: Float[np.ndarray, " parameters"]) -> np.ndarray:
+        renderer.close()
+        return renderer.render(row)
+
+    alone = [fresh(row) for row in values]
+    rate = renderer.settings.sample_rate
+    return {
+        "presets": len(first),
+        "plugin": renderer.version,
+        "host": renderer.info["host"],
+        "order": _differences(first, backwards, rate),
+        "process": _differences(first, alone, rate),
+    }
+
+
+def keep(
+    directory: pathlib.Path, make: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """The figures of a data set, measured when they are not there yet.
+
+    Args:
+      directory: of the data set.
+      make: measures them, see `measure`.
+
+    Returns:
+      What `measure` gave, now or then.
+    """
+    found = read(directory)
+    if found is None:
+        found = make()
+        text = json.dumps(found, indent=1) + "\n"
+        shards.write_atomically(directory / FILE, text)
+    return found
+
+
+def read(directory: pathlib.Path) -> dict[str, Any] | None:
+    """The figures of a data set; None when its engine has no noise."""
+    path = directory / FILE
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged: delete it, it is measured again with the "
+            "next shard"
+        ) from error
+
+
+def describe(found: dict[str, Any] | None) -> str:
+    """One line to print beside audio metrics; "" for no noise to speak of.
+
+    Args:
+      found: see `read`.
+    """
+    if found is None:
+        return ""
+    worst = max(COMPARISONS, key=lambda name: found[name]["a_mean"])
+    shown = " ".join(f"{name} {found[worst][name]:.3g}" for name in METRICS)
+    return (
+        f"noise floor of {found['plugin']}, the same preset rendered again: "
+        f"{shown}"
+    )

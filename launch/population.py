@@ -463,7 +463,19 @@ def table(results: Sequence[Result]) -> str:
     )
 
 
-def _numbers(flag: flags.FlagHolder, kind: Callable[[str], Any]) -> list[Any]:
+def numbers(flag: flags.FlagHolder, kind: Callable[[str], Any]) -> list[Any]:
+    """Parses the words of a list flag.
+
+    Args:
+      flag: its holder.
+      kind: `int` or `float`.
+
+    Returns:
+      The numbers.
+
+    Raises:
+      ValueError: naming the flag, when a word is none.
+    """
     try:
         return [kind(word) for word in flag.value]
     except ValueError as error:
@@ -476,7 +488,7 @@ def main() -> None:
     """Runs the command."""
     print(devices.describe(), flush=True)
     results = train_members(
-        _CONFIG.value, _numbers(_SEEDS, int), _numbers(_RATES, float)
+        _CONFIG.value, numbers(_SEEDS, int), numbers(_RATES, float)
     )
     print(f"\n{table(results)}")
     best = max(results, key=lambda r: np.nan_to_num(r.mrr, nan=-1))

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from proxy import objective
 from proxy.space import ParameterSpace
@@ -38,8 +38,8 @@ class Best:
       state: the state it had then.
     """
 
-    score: Float[Array, " members"]
-    step: Int[Array, " members"]
+    score: Any
+    step: Any
     state: PyTree
 
 

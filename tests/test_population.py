@@ -1,23 +1,30 @@
 """A population: each member is what it would be alone, wherever it runs."""
 
 import json
+import os
 import pathlib
 import signal
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch import devices, metrics, population
+from configs import quickstart
+from launch import (
+    checkpoints,
+    devices,
+    evaluate,
+    metrics,
+    population,
+    train,
+)
 from proxy import encoders, objective, optimizer, spaces
 from proxy import population as members_of
-from tests.test_train import SMALL, finish, parameters, start
+from tests.test_train import parameters
 
 SPACE = spaces.get("talnm")
 RATES = [3e-3, 1e-3, 3e-4, 1e-4]
-SIZES = {"mlp_oh": {"hidden": 16}, "hn_oh": {"hidden": 16, "blocks": 2}}
 
 
 def _update(learning_rate):
@@ -39,9 +46,9 @@ def _batch(seed):
     }
 
 
-def _together(name, steps, mesh=None):
+def _together(steps, mesh):
     """States and losses of four members after some steps."""
-    encoder = encoders.build(name, SPACE, 12, **SIZES[name])
+    encoder = encoders.build("hn_oh", SPACE, 12, hidden=16, blocks=2)
     rates = {"learning_rate": jnp.array(RATES)}
     states = members_of.init_states(
         encoder,
@@ -56,14 +63,13 @@ def _together(name, steps, mesh=None):
         lambda x: x.astype(float) if x.dtype == jnp.float32 else x, states
     )
     step = members_of.train_step(encoder, SPACE, _update, decay=0.5)
-    if mesh is not None:
-        spec = devices.split(mesh).spec
-        step = jax.shard_map(
-            step, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
-        )
-        rates, states = (
-            devices.place(x, devices.split(mesh)) for x in (rates, states)
-        )
+    spec = devices.split(mesh).spec
+    step = jax.shard_map(
+        step, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
+    )
+    rates, states = (
+        devices.place(x, devices.split(mesh)) for x in (rates, states)
+    )
     step, losses = jax.jit(step), []
     for i in range(steps):
         parts = [_batch(10 * member + i) for member in range(4)]
@@ -73,8 +79,8 @@ def _together(name, steps, mesh=None):
     return states, np.stack(losses, 1)
 
 
-def _alone(name, member, steps):
-    encoder = encoders.build(name, SPACE, 12, **SIZES[name])
+def _alone(member, steps):
+    encoder = encoders.build("hn_oh", SPACE, 12, hidden=16, blocks=2)
     update = _update(RATES[member])
     state = objective.init_state(
         encoder, update, jax.random.key(member), SPACE.width, average=True
@@ -90,26 +96,28 @@ def _alone(name, member, steps):
     return state, np.stack(losses)
 
 
-@pytest.mark.parametrize("name", SIZES)
-@pytest.mark.parametrize("count", [1, 4])
-def test_a_member_is_what_it_would_be_alone(name, count):
+@pytest.fixture(scope="module")
+def alone():
     with jax.enable_x64(True):
-        mesh = devices.mesh(count) if count > 1 else None
-        states, losses = _together(name, 6, mesh)
+        return {member: _alone(member, 4) for member in (0, 3)}
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_member_is_what_it_would_be_alone(alone, count):
+    with jax.enable_x64(True):
+        states, losses = _together(4, devices.mesh(count))
         assert not np.allclose(losses[0], losses[1])
-        if mesh is not None:
-            leaf = jax.tree.leaves(states.params)[0]
-            assert len(leaf.sharding.device_set) == 4
-            assert leaf.addressable_shards[0].data.shape[0] == 1
-        for member in range(4):
-            alone, wanted = _alone(name, member, 6)
+        leaf = jax.tree.leaves(states.params)[0]
+        assert len(leaf.sharding.device_set) == count
+        assert leaf.addressable_shards[0].data.shape[0] == 4 // count
+        for member, (wanted_state, wanted) in alone.items():
             np.testing.assert_allclose(losses[member], wanted, rtol=1e-9)
             jax.tree.map(
                 lambda x, y: np.testing.assert_allclose(
                     x, y, rtol=1e-9, atol=1e-11
                 ),
                 jax.device_get(members_of.select(states, member)),
-                jax.device_get(alone),
+                jax.device_get(wanted_state),
             )
 
 
@@ -128,120 +136,113 @@ def test_the_best_of_each_member_is_kept():
     np.testing.assert_array_equal(best.state.params["w"], [[1], [12]])
 
 
-def run(folder, data, *flags, **variables):
-    return start(
-        "population",
-        *SMALL,
-        f"--config.run={folder}",
-        f"--config.data={data}",
-        "--config.epochs=3",
-        *flags,
-        **variables,
-    )
+def config_for(folder, data):
+    """A tiny experiment on short sounds."""
+    config = quickstart.get_config()
+    config.run, config.data = str(folder), str(data)
+    config.render.hold, config.render.duration = 0.2, 0.3
+    config.render.fade_out = 0.05
+    config.num_train, config.validation = 256, (4, 16)
+    config.num_test, config.shard_size, config.batch = 64, 256, 32
+    config.epochs, config.log_every = 3, 5
+    config.optimizer.warmup_steps, config.optimizer.cosine_steps = 8, 40
+    config.sizes.hidden, config.sizes.blocks = 16, 2
+    config.evaluation.repeats = 1
+    return config
 
 
-FOUR = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-GRID = ("--seeds=0,1", "--learning_rates=6e-3,2e-3")
+SEEDS, GRID = (0, 1), (6e-3, 2e-3)
 NAMES = [f"seed{s}_rate{r}" for s in (0, 1) for r in ("0.006", "0.002")]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("population")
-    output = finish(run(folder / "all", folder / "data", *GRID, **FOUR))
-    return folder / "all", folder / "data", output
+    config = config_for(folder / "all", folder / "data")
+    return config, population.train_members(config, SEEDS, GRID)
 
 
 def test_every_member_is_an_ordinary_run(finished, tmp_path):
-    folder, data, output = finished
-    assert "4 members on 4 devices" in output
-    found = json.loads((folder / "population.json").read_text())
-    assert found == NAMES
-    best = {}
-    for name in NAMES:
-        assert f"{folder / name}" in output
-        records = list(metrics.read(folder / name))
+    config, results = finished
+    folder = pathlib.Path(config.run)
+    assert json.loads((folder / "population.json").read_text()) == NAMES
+    assert [r.run for r in results] == [folder / name for name in NAMES]
+    for result in results:
+        records = list(metrics.read(result.run))
         scores = {r["step"]: r["mrr"] for r in records if "mrr" in r}
-        assert list(scores) == [16, 32, 48]
-        best[name] = max(scores.values())
-        step, _ = parameters(folder / name, best=True)
-        assert scores[step] == best[name]
-        assert f"{best[name]:.4f}" in output
-    assert len(set(best.values())) == 4
-    # The same as launch.train makes of it, to single precision.
-    name = NAMES[3]
-    finish(
-        start(
-            "train",
-            *SMALL,
-            f"--config.run={tmp_path / 'alone'}",
-            f"--config.data={data}",
-            "--config.epochs=3",
-            "--config.seed=1",
-            "--config.optimizer.learning_rate=2e-3",
-        )
-    )
+        assert list(scores) == [8, 16, 24]
+        step, _ = parameters(result.run, best=True)
+        assert step == result.step and result.diverged is None
+        best = max(scores.values())
+        assert scores[step] == best == pytest.approx(result.mrr, rel=1e-6)
+        assert f"| {best:.4f} " in population.table(results)
+    # The same as launch.train makes of it alone, to single precision.
+    alone = config_for(tmp_path / "alone", config.data)
+    alone.seed, alone.optimizer.learning_rate = 1, 2e-3
+    alone.devices = 1
+    train.train(alone)
     (step, ours), (wanted_step, wanted) = (
-        parameters(folder / name),
-        parameters(tmp_path / "alone"),
+        parameters(results[3].run),
+        parameters(alone.run),
     )
-    assert step == wanted_step == 48 and ours.keys() == wanted.keys()
+    assert step == wanted_step == 24 and ours.keys() == wanted.keys()
     losses, wanted_losses = (
         [r["loss"] for r in metrics.read(place) if "loss" in r]
-        for place in (folder / name, tmp_path / "alone")
+        for place in (results[3].run, pathlib.Path(alone.run))
     )
     np.testing.assert_allclose(losses, wanted_losses, rtol=1e-3)
-    chosen = max(best, key=lambda n: best[n])
-    output = finish(start("evaluate", f"--run={folder / chosen}"))
-    assert "| hn_oh " in output
+    found, _ = evaluate.evaluate(str(results[3].run), "best", None)
+    assert found["synthetic"]["hn_oh"]["metrics"]["l1"]["mean"] > 0
+
+
+class _Killed(BaseException):
+    pass
 
 
 def test_a_stopped_population_ends_with_the_same_parameters(finished, tmp_path):
-    folder, data, _ = finished
-    killed = tmp_path / "all"
-    for number, goal in ((signal.SIGKILL, 5), (signal.SIGTERM, 20)):
-        process = run(killed, data, *GRID, **FOUR)
-        started, file = time.time(), killed / NAMES[-1] / metrics.FILE
-        while process.poll() is None and not (
-            file.exists()
-            and file.stat().st_mtime > started
-            and any(r["step"] >= goal for r in metrics.read(file.parent))
-        ):
-            time.sleep(0.01)
-        process.send_signal(number)
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode in (0, 143, -number), output
-    output = finish(run(killed, data, *GRID, **FOUR))
-    assert "going on at step" in output
-    for name in NAMES:
+    config, results = finished
+    killed = config_for(tmp_path / "all", config.data)
+
+    def die(epoch, _):
+        raise _Killed
+
+    def terminate(epoch, _):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(_Killed):
+        population.train_members(killed, SEEDS, GRID, die)
+    with pytest.raises(SystemExit):
+        population.train_members(killed, SEEDS, GRID, terminate)
+    with checkpoints.manager(tmp_path / "all") as saved:
+        assert saved.latest_step() == 17  # in the middle of an epoch
+    again = population.train_members(killed, SEEDS, GRID)
+    for mine, theirs in zip(again, results, strict=True):
+        assert (mine.mrr, mine.step) == (theirs.mrr, theirs.step)
         for best in (False, True):
-            step, ours = parameters(killed / name, best)
-            wanted_step, wanted = parameters(folder / name, best)
+            step, ours = parameters(mine.run, best)
+            wanted_step, wanted = parameters(theirs.run, best)
             assert step == wanted_step
             for path, value in ours.items():
                 np.testing.assert_array_equal(value, wanted[path])
-        epochs = [r["epoch"] for r in metrics.read(killed / name) if "mrr" in r]
+        epochs = [r["epoch"] for r in metrics.read(mine.run) if "mrr" in r]
         assert epochs == [1, 2, 3]
-    wrong = run(killed, data, "--seeds=7")
-    assert "another population" in finish(wrong, code=1)
+    with pytest.raises(ValueError, match="another population"):
+        population.train_members(killed, (7,))
 
 
 def test_a_diverging_member_leaves_the_others_alone(finished, tmp_path):
-    _, data, _ = finished
-    flags = ("--config.epochs=1", "--learning_rates=1e-3,1e38")
-    flags = (*flags, "--config.optimizer.warmup_steps=0")
-    output = finish(run(tmp_path / "all", data, *flags))
-    lines = [r for r in output.splitlines() if "seed0_rate1e+38 " in r]
-    assert len(lines) == 1 and "nan" in lines[0] and "step " in lines[0]
-    assert list(metrics.read(tmp_path / "all" / "seed0_rate0.001"))[-1]["mrr"]
-    flags = (*flags, "--learning_rates=1e38,2e38")
-    output = finish(run(tmp_path / "none", data, *flags), code=1)
-    assert "every member diverged" in output and "Traceback" not in output
+    config = config_for(tmp_path / "all", finished[0].data)
+    config.epochs, config.optimizer.warmup_steps = 1, 0
+    fine, gone = population.train_members(config, (), (1e-3, 1e38))
+    assert fine.diverged is None and fine.mrr > 0
+    assert 1 < gone.diverged <= 8 and np.isnan(gone.mrr)
+    assert "| nan " in population.table([fine, gone])
+    config.run = str(tmp_path / "none")
+    with pytest.raises(FloatingPointError, match="every member diverged"):
+        population.train_members(config, (), (1e38, 2e38))
 
 
 def test_bad_members_are_told():
-    from configs import quickstart
-
     config = quickstart.get_config()
     found = population.members(config, [], [])
     assert pathlib.Path(found[0].run).name == "seed0_rate0.006"

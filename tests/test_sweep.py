@@ -1,0 +1,243 @@
+"""Sweeps: exact numbers of trials, resumed trials, the best config."""
+
+import collections
+import math
+import multiprocessing
+import os
+import pathlib
+import subprocess
+import sys
+
+import optuna
+import pytest
+from optuna.distributions import (
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import TrialState
+
+from configs import quickstart
+from launch import data, sweep, train
+from tests.test_population import config_for
+
+ROOT = pathlib.Path(__file__).parents[1]
+SPACE = {
+    "optimizer.learning_rate": FloatDistribution(1e-4, 1e-1, log=True),
+    "sizes.hidden": IntDistribution(4, 12, step=4),
+}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    config = config_for(folder / "run", folder / "data")
+    config.epochs = 2
+    data.ensure(config)
+    return config
+
+
+def search(config, out, trials, *, seeds=(), pruner="none", storage=None):
+    study, kept = sweep.open_study(config, SPACE, out, storage, pruner)
+    numbers = sweep.run_trials(
+        study, kept, config, SPACE, out, trials=trials, seeds=seeds, start=2
+    )
+    return study, numbers
+
+
+def test_first_points_fill_the_space_and_do_not_depend_on_the_process():
+    space = {
+        "rate": FloatDistribution(1e-4, 1e-2, log=True),
+        "decay": FloatDistribution(0.0, 1.0, step=0.25),
+        "blocks": IntDistribution(1, 4),
+        "pooling": CategoricalDistribution(["cls", "mean"]),
+    }
+    points = [sweep.sobol_point(space, i, 7) for i in range(64)]
+    assert points[5] == sweep.sobol_point(space, 5, 7)
+    assert points[5] != sweep.sobol_point(space, 5, 8)
+    for name, wanted in (
+        ("blocks", {1: 16, 2: 16, 3: 16, 4: 16}),
+        ("pooling", {"cls": 32, "mean": 32}),
+        ("decay", {0.0: 8, 0.25: 16, 0.5: 16, 0.75: 16, 1.0: 8}),
+    ):
+        counts = collections.Counter(p[name] for p in points)
+        assert counts == pytest.approx(wanted, abs=1), name
+    below = sum(p["rate"] < 1e-3 for p in points)
+    assert below == 32  # half of them per decade
+    for point in points:
+        assert all(
+            space[n]._contains(space[n].to_internal_repr(v))
+            for n, v in point.items()
+        )
+
+
+def test_a_sweep_finds_the_best_and_writes_its_config(config, tmp_path):
+    study, numbers = search(config, tmp_path, 4)
+    assert numbers == [0, 1, 2, 3]
+    trials = study.get_trials()
+    assert [t.state for t in trials] == [TrialState.COMPLETE] * 4
+    for trial in trials[:2]:
+        assert trial.params == pytest.approx(
+            sweep.sobol_point(SPACE, trial.number, config.seed)
+        )
+    assert len({str(t.params) for t in trials}) == 4
+    for trial in trials:
+        found = sweep.scores(tmp_path / f"trial-{trial.number:05d}")
+        assert trial.intermediate_values == found and list(found) == [1, 2]
+        assert trial.value == max(found.values())
+    text = sweep.table(study, 4)
+    assert "4 complete" in text and f"| {study.best_value:.4f} |" in text
+    path = sweep.write_best(study, config, tmp_path)
+    space = {}
+    exec(pathlib.Path(path).read_text(), space)
+    best = space["get_config"]()
+    params = study.best_params
+    assert best.optimizer.learning_rate == params["optimizer.learning_rate"]
+    assert best.sizes.hidden == params["sizes.hidden"]
+    assert best.name == "quickstart_best" and best.data == config.data
+    assert set(best) == set(config)
+    assert best.validation == config.validation
+    # Asked again, nothing is left to do; asked for one more, it is done.
+    assert search(config, tmp_path, 4)[1] == []
+    assert search(config, tmp_path, 5)[1] == [4]
+    other = config.copy_and_resolve_references()
+    other.batch = 64
+    with pytest.raises(ValueError, match="batch: wanted 64, found 32"):
+        search(other, tmp_path, 4)
+
+
+def test_an_interrupted_trial_is_taken_up_again(config, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    whole = train.train
+
+    def killed(config, report):
+        def die(epoch, found):
+            report(epoch, found)
+            raise Killed
+
+        whole(config, die)
+
+    monkeypatch.setattr(train, "train", killed)
+    with pytest.raises(Killed):
+        search(config, tmp_path, 2)
+    monkeypatch.setattr(train, "train", whole)
+    study, numbers = search(config, tmp_path, 2)
+    assert numbers == [0, 1]
+    assert [t.state for t in study.get_trials()] == [TrialState.COMPLETE] * 2
+    reference, _ = search(config, tmp_path / "whole", 1)
+    assert study.get_trials()[0].value == reference.get_trials()[0].value
+    assert study.get_trials()[0].params == reference.get_trials()[0].params
+
+
+def test_a_trial_may_be_a_population_and_may_be_pruned_or_fail(
+    config, tmp_path
+):
+    url = f"sqlite:///{tmp_path}/study.db"
+    study, _ = search(config, tmp_path, 1, seeds=[0, 1, 2, 3], storage=url)
+    (trial,) = study.get_trials()
+    runs = sorted((tmp_path / "trial-00000").glob("seed*"))
+    assert [r.name.split("_")[0] for r in runs] == [
+        f"seed{s}" for s in range(4)
+    ]
+    assert math.isclose(trial.value, max(trial.intermediate_values.values()))
+    each = [sweep.scores(run)[2] for run in runs]
+    assert trial.intermediate_values[2] == pytest.approx(sum(each) / 4)
+
+    class Never(optuna.pruners.BasePruner):
+        def prune(self, study, trial):
+            return trial.last_step == 1
+
+    study, kept = sweep.open_study(
+        config, SPACE, tmp_path / "pruned", None, "median"
+    )
+    assert isinstance(study.pruner, optuna.pruners.MedianPruner)
+    study.pruner = Never()
+    run = {"trials": 1, "seeds": [], "start": 1}
+    sweep.run_trials(study, kept, config, SPACE, tmp_path / "pruned", **run)
+    (trial,) = study.get_trials()
+    assert trial.state == TrialState.PRUNED and list(
+        trial.intermediate_values
+    ) == [1]
+    assert "1 pruned" in sweep.table(study, 1)
+
+    rates = {"optimizer.learning_rate": FloatDistribution(1e37, 1e38)}
+    bad = config.copy_and_resolve_references()
+    bad.optimizer.warmup_steps = 0
+    study, kept = sweep.open_study(
+        bad, rates, tmp_path / "failed", None, "hyperband"
+    )
+    sweep.run_trials(study, kept, bad, rates, tmp_path / "failed", **run)
+    assert study.get_trials()[0].state == TrialState.FAIL
+
+
+def _work(config, out, barrier, results):
+    barrier.wait(120)
+    results.put(search(config, out, 5)[1])
+
+
+def test_two_processes_run_exactly_the_trials_asked_for(config, tmp_path):
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(2), context.Queue()
+    children = [
+        context.Process(target=_work, args=(config, tmp_path, barrier, results))
+        for _ in range(2)
+    ]
+    for child in children:
+        child.start()
+    shares = [results.get(timeout=280) for _ in children]
+    for child in children:
+        child.join(60)
+        assert child.exitcode == 0
+    assert sorted(shares[0] + shares[1]) == [0, 1, 2, 3, 4]
+    study, _ = sweep.open_study(config, SPACE, tmp_path, None, "none")
+    trials = [t for t in study.get_trials() if t.state.is_finished()]
+    assert [t.number for t in trials] == [0, 1, 2, 3, 4]
+    assert {t.state for t in trials} == {TrialState.COMPLETE}
+    assert len(list(tmp_path.glob("trial-*"))) == 5
+    assert len({str(t.params) for t in trials}) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "defines no get_space"),
+        ("def get_space(): return {}", "is empty"),
+        ("def get_space(): return {'no.such': 1}", "no field 'no.such'"),
+        ("def get_space(): return {'batch': 1}", "batch is no Optuna"),
+    ],
+)
+def test_mistakes_in_a_space_are_told(tmp_path, text, message):
+    path = tmp_path / "space.py"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        sweep.read_space(str(path), quickstart.get_config())
+    with pytest.raises(ValueError, match="no such Python file"):
+        sweep.read_space(str(tmp_path / "none.py"), quickstart.get_config())
+
+
+@pytest.mark.parametrize(("name", "base"), [("hn", "hn"), ("tfm", "tfm")])
+def test_the_spaces_name_fields_there_are(name, base):
+    from configs import common
+
+    config = common.proxy_config("dexed", {"hn": "hn_oh"}.get(base, base))
+    space = sweep.read_space(f"configs/sweeps/{name}.py", config)
+    assert "optimizer.learning_rate" in space
+
+
+def test_the_command_tells_what_it_did(config, tmp_path):
+    flags = [
+        "--config=configs/quickstart.py",
+        f"--config.data={tmp_path / 'data'}",
+        f"--space={tmp_path / 'none.py'}",
+        f"--out={tmp_path / 'out'}",
+    ]
+    command = [sys.executable, "-m", "launch.sweep", *flags]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    found = subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    assert found.returncode == 1
+    assert "none.py: no such Python file" in found.stderr
+    assert "Traceback" not in found.stderr

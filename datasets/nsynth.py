@@ -1,0 +1,198 @@
+"""Folders in NSynth's format: `examples.json` beside `audio/<note>.wav`.
+
+    notes = nsynth.find("nsynth-test", families=["bass"], pitches=range(36, 61))
+    clips = nsynth.load(notes, sample_rate=32_000, samples=160_000)
+
+Engel et al., "Neural Audio Synthesis of Musical Notes with WaveNet
+Autoencoders", https://arxiv.org/abs/1704.01279. Its notes are mono, 16 kHz,
+four seconds long and held for the first three.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import os
+import pathlib
+import warnings
+from collections.abc import Container, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+HOLD = 3.0  # seconds that every note is held
+
+
+@dataclasses.dataclass(frozen=True)
+class Note:
+    """A note of a folder.
+
+    Attributes:
+      name: its key in `examples.json`.
+      path: of its audio.
+      pitch: MIDI note.
+      velocity: MIDI velocity.
+      family: such as "bass".
+      source: "acoustic", "electronic" or "synthetic".
+    """
+
+    name: str
+    path: pathlib.Path
+    pitch: int
+    velocity: int
+    family: str
+    source: str
+
+
+def find(
+    folder: str | os.PathLike[str],
+    *,
+    families: Sequence[str] = (),
+    sources: Sequence[str] = (),
+    pitches: Container[int] | None = None,
+) -> list[Note]:
+    """Lists the notes of a folder.
+
+    Args:
+      folder: in NSynth's format.
+      families: only these, all when empty.
+      sources: only these, all when empty.
+      pitches: only these, all when None.
+
+    Returns:
+      Notes in the order of their names; at least one.
+
+    Raises:
+      FileNotFoundError: the folder, its table or a note's audio is missing.
+      ValueError: the table is not NSynth's, or no note passes the filter.
+    """
+    folder = pathlib.Path(folder).expanduser()
+    table = folder / "examples.json"
+    if not table.is_file():
+        raise FileNotFoundError(
+            f"{folder} is no folder in NSynth's format: {table.name} is "
+            "missing (it lies beside the folder audio)"
+        )
+    try:
+        examples = json.loads(table.read_text())
+        notes = [
+            Note(
+                name=name,
+                path=folder / "audio" / f"{name}.wav",
+                pitch=int(example["pitch"]),
+                velocity=int(example["velocity"]),
+                family=example["instrument_family_str"],
+                source=example["instrument_source_str"],
+            )
+            for name, example in sorted(examples.items())
+        ]
+    except KeyError as error:
+        raise ValueError(f"{table}: a note has no {error}") from None
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{table}: not NSynth's table ({error})") from None
+    for what, wanted in (("family", families), ("source", sources)):
+        _check_known(table, what, wanted, [getattr(n, what) for n in notes])
+    chosen = [
+        note
+        for note in notes
+        if (not families or note.family in families)
+        and (not sources or note.source in sources)
+        and (pitches is None or note.pitch in pitches)
+    ]
+    if not chosen:
+        raise ValueError(
+            f"{table}: none of its {len(notes)} notes passes the filter; "
+            "widen families, sources or pitches"
+        )
+    for note in chosen:
+        if not note.path.is_file():
+            raise FileNotFoundError(
+                f"{table} names {note.name}, but {note.path} is missing"
+            )
+    return chosen
+
+
+def _check_known(
+    table: pathlib.Path, what: str, wanted: Sequence[str], found: list[str]
+) -> None:
+    known = sorted(set(found))
+    for name in wanted:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(
+                f"{table}: no note has the {what} {name!r}{hint}; there are "
+                f"{', '.join(known)}"
+            )
+
+
+def load(
+    notes: Sequence[Note], sample_rate: int, samples: int
+) -> Float[np.ndarray, "notes samples"]:
+    """Reads notes at one rate and length.
+
+    Args:
+      notes: from `find`.
+      sample_rate: wanted, in Hz.
+      samples: wanted; longer notes are cut, shorter ones followed by silence.
+
+    Returns:
+      Clips in [-1, 1], float32, channels averaged.
+
+    Raises:
+      ValueError: a file is not audio or not finite; names it.
+    """
+    clips = np.zeros((len(notes), samples), np.float32)
+    for clip, note in zip(clips, notes, strict=True):
+        audio = resample(*_read(note.path), sample_rate)[:samples]
+        clip[: len(audio)] = audio
+    return clips
+
+
+def _read(path: pathlib.Path) -> tuple[np.ndarray, int]:
+    """Mono audio in [-1, 1], and its rate."""
+    from scipy.io import wavfile
+
+    try:
+        with warnings.catch_warnings():
+            # Of chunks that are no audio, such as comments.
+            warnings.simplefilter("ignore", wavfile.WavFileWarning)
+            rate, data = wavfile.read(path)
+    except (EOFError, OSError, ValueError) as error:
+        raise ValueError(f"{path}: not a WAV file ({error})") from None
+    if data.size == 0:
+        raise ValueError(f"{path}: holds no sample")
+    kind: Any = data.dtype
+    if kind == np.uint8:
+        audio = data / 128 - 1
+    elif np.issubdtype(kind, np.integer):
+        audio = data / -float(np.iinfo(kind).min)
+    else:
+        audio = data.astype(np.float64)
+    if audio.ndim > 1:
+        audio = audio.mean(1)
+    if not np.isfinite(audio).all():
+        raise ValueError(f"{path}: has samples that are NaN or infinite")
+    return audio, rate
+
+
+def resample(
+    audio: Float[np.ndarray, " samples"], rate: int, wanted: int
+) -> Float[np.ndarray, " resampled"]:
+    """Changes the sample rate with a linear-phase filter.
+
+    Args:
+      audio: one channel.
+      rate: its rate, in Hz.
+      wanted: the new rate, in Hz.
+
+    Returns:
+      The audio at the new rate, as long in seconds.
+    """
+    if rate == wanted:
+        return audio
+    from scipy import signal
+
+    common = math.gcd(rate, wanted)
+    return signal.resample_poly(audio, wanted // common, rate // common)

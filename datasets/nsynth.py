@@ -113,6 +113,24 @@ def find(
     return chosen
 
 
+def parse_pitches(text: str) -> list[int]:
+    """Parses MIDI notes such as "48,60-72".
+
+    Raises:
+      ValueError: when it is not such a list.
+    """
+    pitches: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ValueError(
+                f"pitches {text!r}: {part.strip()!r} is neither a MIDI note "
+                "nor a range such as 60-72"
+            )
+        pitches.extend(range(int(first), int(last or first) + 1))
+    return pitches
+
+
 def _check_known(
     table: pathlib.Path, what: str, wanted: Sequence[str], found: list[str]
 ) -> None:

@@ -241,6 +241,12 @@ def start_from(config: Config, state: TrainState) -> TrainState:
     )
 
 
+def is_matching(run: str | os.PathLike[str]) -> bool:
+    """Whether a run is one of an estimator rather than of a proxy."""
+    path = pathlib.Path(run) / _CONFIG
+    return path.exists() and "proxy" in json.loads(path.read_text())
+
+
 def load(
     run: str | os.PathLike[str],
 ) -> tuple[Config, ocp.CheckpointManager]:

@@ -6,6 +6,12 @@ Retrieval is one-versus-all among `config.evaluation.subset` presets, repeated
 over random subsets (mean and spread), in both directions. The baselines, the
 mean embedding and ridge regression on the one-hot preset, are fitted on the
 same training data. Writes evaluation.json and pictures into the run.
+
+An estimator is scored by the sound of its predictions instead, and several
+of them are compared, see `launch.evaluate_matching`:
+
+    python -m launch.evaluate --run runs/dexed_match_mix --nsynth FOLDER
+    python -m launch.evaluate --runs RUN,RUN --nsynth FOLDER --out DIR
 """
 
 import json
@@ -20,13 +26,14 @@ import tqdm
 from absl import flags
 from jaxtyping import Float
 
-from datasets import loader
+from datasets import loader, nsynth
 from launch import Config, checkpoints, cli, data, devices, experiment, plots
 from proxy import baselines, retrieval, spaces
 
 _FLAGS = cli.flag_values(__name__)
-_RUN = flags.DEFINE_string(
-    "run", None, "Run directory.", required=True, flag_values=_FLAGS
+_RUN = flags.DEFINE_string("run", None, "Run directory.", flag_values=_FLAGS)
+_RUNS = flags.DEFINE_list(
+    "runs", None, "Runs of estimators, to compare.", flag_values=_FLAGS
 )
 _CHECKPOINT = flags.DEFINE_enum(
     "checkpoint",
@@ -39,6 +46,45 @@ _PRESETS = flags.DEFINE_string(
     "presets",
     None,
     "File or folder of banks, in place of config.presets.",
+    flag_values=_FLAGS,
+)
+
+_NSYNTH = flags.DEFINE_string(
+    "nsynth",
+    "",
+    "Estimators: folder in NSynth's format, out of domain.",
+    flag_values=_FLAGS,
+)
+_FAMILIES = flags.DEFINE_list(
+    "families", [], "Of its notes, only these.", flag_values=_FLAGS
+)
+_SOURCES = flags.DEFINE_list(
+    "sources", [], "Of its notes, only these.", flag_values=_FLAGS
+)
+_PITCHES = flags.DEFINE_string(
+    "pitches",
+    None,
+    "Of its notes, only these MIDI notes, e.g. 48,60-72.",
+    flag_values=_FLAGS,
+)
+_LIMIT = flags.DEFINE_integer(
+    "limit",
+    0,
+    "Estimators: sounds of each set, a random part; 0 for all.",
+    lower_bound=0,
+    flag_values=_FLAGS,
+)
+_EXPORT = flags.DEFINE_integer(
+    "export",
+    16,
+    "Estimators: sounds of each set written as WAV files.",
+    lower_bound=0,
+    flag_values=_FLAGS,
+)
+_OUT = flags.DEFINE_string(
+    "out",
+    "runs/comparison",
+    "Where the comparison of --runs is written.",
     flag_values=_FLAGS,
 )
 
@@ -302,13 +348,34 @@ def evaluate(
     return results, config.presets
 
 
+def _evaluate_matching(runs: list[str]) -> None:
+    from launch import evaluate_matching
+
+    pitches = _PITCHES.value
+    options = evaluate_matching.Options(
+        nsynth=_NSYNTH.value,
+        families=_FAMILIES.value,
+        sources=_SOURCES.value,
+        pitches=nsynth.parse_pitches(pitches) if pitches else None,
+        limit=_LIMIT.value,
+        export=_EXPORT.value,
+    )
+    evaluate_matching.run_command(runs, options, _OUT.value)
+
+
 def main() -> None:
     """Runs the command."""
+    runs = _RUNS.value or ([_RUN.value] if _RUN.value else [])
+    if not runs:
+        raise ValueError("--run is missing; see --help")
     print(devices.describe(), flush=True)
-    results, bank = evaluate(_RUN.value, _CHECKPOINT.value, _PRESETS.value)
+    if _RUNS.value or checkpoints.is_matching(runs[0]):
+        _evaluate_matching(runs)
+        return
+    results, bank = evaluate(runs[0], _CHECKPOINT.value, _PRESETS.value)
     print()
     print(table(results, bank))
-    print(f"\nwrote evaluation.json and pictures to {_RUN.value}")
+    print(f"\nwrote evaluation.json and pictures to {runs[0]}")
 
 
 if __name__ == "__main__":

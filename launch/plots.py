@@ -90,6 +90,35 @@ def matching_curves(run: pathlib.Path) -> pathlib.Path:
         return _save(figure, run / "training.png")
 
 
+def distance_bars(
+    summaries: Mapping[str, Mapping[str, float]],
+    title: str,
+    path: pathlib.Path,
+) -> pathlib.Path:
+    """Draws mean distances with their intervals, least on top.
+
+    Args:
+      summaries: by method, "mean", "low" and "high".
+      title: what was matched.
+      path: where to save the picture.
+
+    Returns:
+      The path.
+    """
+    ordered = sorted(summaries.items(), key=lambda item: -item[1]["mean"])
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(6, 0.6 + 0.35 * len(ordered)))
+        for place, (_, s) in enumerate(ordered):
+            axes.plot([s["low"], s["high"]], [place] * 2, color=_COLORS[0])
+            axes.plot(s["mean"], place, "o", color=_COLORS[0])
+        axes.set_yticks(range(len(ordered)), [name for name, _ in ordered])
+        axes.set_ylim(-0.6, len(ordered) - 0.4)
+        axes.grid(axis="y", visible=False)
+        axes.set(xlabel="a_mean, with 95 % interval")
+        axes.set_title(title)
+        return _save(figure, path)
+
+
 def rank_histogram(
     ranks: Mapping[str, Float[np.ndarray, " samples"]],
     candidates: int,

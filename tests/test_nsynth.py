@@ -73,6 +73,12 @@ def test_long_notes_are_cut_and_channels_averaged(tmp_path):
     np.testing.assert_allclose(clip[0], ramp[:4_000] / 2, atol=1e-6)
 
 
+def test_pitches_are_read_from_text():
+    assert nsynth.parse_pitches("48, 60-62") == [48, 60, 61, 62]
+    with pytest.raises(ValueError, match="'c4' is neither a MIDI note"):
+        nsynth.parse_pitches("48,c4")
+
+
 def test_mistakes_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"examples\.json is missing"):
         nsynth.find(tmp_path)

@@ -387,11 +387,14 @@ def _embedded(
     spec: shards.DataSpec,
     rendered: Iterable[tuple[_Shard, _Rows]],
     embed: Embed,
+    in_flight: int,
+    embedding: concurrent.futures.Executor,
 ) -> Iterator[tuple[_Shard, range, np.ndarray, np.ndarray, np.ndarray]]:
     """Yields (shard, rows, presets, audio, embeddings), block by block.
 
-    Each block is handed to the device before the one before it is fetched,
-    so that the device always has work.
+    Each block is handed over before those before it are fetched, so that the
+    devices always have work, and from the thread of `embedding`, so that
+    collecting and writing go on where handing over means to wait.
     """
     waiting: collections.deque[tuple] = collections.deque()
     # A block's memory is used again once its embeddings are written: until
@@ -414,11 +417,10 @@ def _embedded(
         shard.redrawn.update(rows.redrawn)
         shard.aside.extend(rows.aside)
         if fill == len(block):
-            waiting.append(
-                (shard, block, np.concatenate(kept), audio, embed(audio))
-            )
+            handed = embedding.submit(embed, audio)
+            waiting.append((shard, block, np.concatenate(kept), audio, handed))
             fill = 0
-            if len(waiting) > 1:
+            if len(waiting) > in_flight:
                 done = _fetch(waiting.popleft())
                 yield done
                 free.append(done[3])
@@ -427,7 +429,7 @@ def _embedded(
 
 
 def _fetch(block: tuple) -> tuple:
-    return *block[:-1], np.asarray(block[-1], np.float32)
+    return *block[:-1], np.asarray(block[-1].result(), np.float32)
 
 
 def _write(
@@ -584,6 +586,7 @@ def build(
     workers: int = 0,
     processes: bool = False,
     only: Sequence[tuple[str, int]] | None = None,
+    in_flight: int = 1,
     progress: bool = True,
 ) -> Report:
     """Builds the shards of a data set that are missing.
@@ -596,13 +599,15 @@ def build(
       directory: its folder, made when missing.
       renderer: the engine; with threads, one that they can share.
       embed: `[embed_batch, samples]` float32 audio to embeddings
-        `[embed_batch, embedding]`, always of this one shape. A jitted
-        function is best: its result is fetched only when it is needed.
+        `[embed_batch, embedding]`, always of this one shape. It may return
+        before it is done, as a jitted function does: its result is fetched
+        only when it is needed.
       presets: of a hand-crafted data set, by split.
       names: their names, by split.
       workers: how many, 0 for one per core.
       processes: whether workers are spawned processes and not threads.
       only: the shards to build, None for all; see `share`.
+      in_flight: blocks to hand to `embed` before the first is fetched.
       progress: whether to show it on stderr.
 
     Returns:
@@ -648,13 +653,17 @@ def build(
         bar.set_description(
             f"{spec.name}: {there}/{len(chosen)} shards", refresh=False
         )
+        embedding = stack.enter_context(
+            concurrent.futures.ThreadPoolExecutor(1, "embed")
+        )
         submit = stack.enter_context(_pool(renderer, workers, processes))
 
         def run(pairs: list[tuple[str, int]], held: list | None) -> None:
             nonlocal built, rows_built
             work = _claimed(spec, directory, pairs, held, stack)
             rendered = _rendered(spec, work, submit, presets, names, ahead)
-            for shard, rows, *block in _embedded(spec, rendered, embed):
+            blocks = _embedded(spec, rendered, embed, in_flight, embedding)
+            for shard, rows, *block in blocks:
                 last = _write(spec, names, shard, rows, *block)
                 rows_built += len(rows)
                 bar.update(len(rows))

@@ -20,10 +20,10 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import Array, Float, Int64
+from jaxtyping import Int64
 
 from datasets import engines, handcrafted, loader, precompute, shards
-from launch import Config, devices
+from launch import Config, devices, embedding
 from proxy import audio, spaces
 
 NO_BANK = "hand-crafted: no bank (see launch.presets)"
@@ -284,13 +284,13 @@ def audio_variables(config: Config) -> Any:
     )
 
 
-def embedder(
-    config: Config,
-) -> Callable[[np.ndarray], Float[Array, "batch embedding"]]:
-    """The audio model of a config, compiled, its weights in place."""
-    variables = audio_variables(config)
-    compiled = jax.jit(audio.get(config.audio_model).embed)
-    return lambda sounds: compiled(variables, sounds)
+def embedder(config: Config) -> embedding.Embed:
+    """The audio model of a config, compiled, its weights in place.
+
+    See `embedding.embedder`.
+    """
+    model = audio.get(config.audio_model)
+    return embedding.embedder(model, audio_variables(config))
 
 
 def _build(
@@ -327,6 +327,7 @@ def _build(
         make_embed() if absent else lambda sounds: sounds,
         workers=config.workers,
         only=pairs,
+        in_flight=embedding.in_flight(),
         progress=not quiet,
         **given,
     )

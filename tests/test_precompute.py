@@ -119,7 +119,8 @@ def test_draws_are_independent():
 
 
 @pytest.mark.parametrize(
-    "options", [{"workers": 2}, {"workers": 5}, {"processes": True}]
+    "options",
+    [{"workers": 2}, {"workers": 5}, {"in_flight": 3}, {"processes": True}],
 )
 def test_workers_do_not_change_a_byte(reference, embed, tmp_path, options):
     build(make_spec(), tmp_path, embed, **options)

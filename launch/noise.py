@@ -12,6 +12,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import tabulate
 from jaxtyping import Float
 
 from datasets import engines, precompute, shards
@@ -24,8 +25,11 @@ METRICS = ("stft", "mstft", "mel", "mfcc", "a_mean")
 COMPARISONS = {
     "order": "in the reverse order, in the same process",
     "process": "each in a fresh process",
+    "fresh": "of two fresh processes each, one with the other",
 }
 _TRIES = 16
+# Samples that differ by less than this are the same sound.
+QUIET = 1e-6
 
 
 def _audible(
@@ -87,7 +91,8 @@ def measure(
     Returns:
       "presets" (how many), "plugin" and "host" (versions), and for each of
       `COMPARISONS` the largest difference of two samples and the mean
-      distance over presets, by `METRICS`.
+      distance over presets, by `METRICS`; "fresh" only where a fresh process
+      made a difference.
 
     Raises:
       ValueError: no preset gives a sound.
@@ -102,13 +107,17 @@ def measure(
 
     alone = [fresh(row) for row in values]
     rate = renderer.settings.sample_rate
-    return {
+    found = {
         "presets": len(first),
         "plugin": renderer.version,
         "host": renderer.info["host"],
         "order": _differences(first, backwards, rate),
         "process": _differences(first, alone, rate),
     }
+    if found["process"]["max_difference"] > QUIET:
+        again = [fresh(row) for row in values]
+        found["fresh"] = _differences(alone, again, rate)
+    return found
 
 
 def keep(
@@ -153,9 +162,48 @@ def describe(found: dict[str, Any] | None) -> str:
     """
     if found is None:
         return ""
-    worst = max(COMPARISONS, key=lambda name: found[name]["a_mean"])
+    worst = max(("order", "process"), key=lambda n: found[n]["a_mean"])
     shown = " ".join(f"{name} {found[worst][name]:.3g}" for name in METRICS)
     return (
         f"noise floor of {found['plugin']}, the same preset rendered again: "
         f"{shown}"
     )
+
+
+def table(found: dict[str, Any]) -> str:
+    """The figures as text, and what to do about them.
+
+    Args:
+      found: see `measure`.
+
+    Returns:
+      A Markdown table and a sentence.
+    """
+    head = ["rendered again", "largest difference", *METRICS]
+    rows = [
+        [
+            what,
+            *(f"{found[name][k]:.3g}" for k in ("max_difference", *METRICS)),
+        ]
+        for name, what in COMPARISONS.items()
+        if name in found
+    ]
+    lines = [
+        f"{found['plugin']}, {found['presets']} presets one after the other, "
+        "compared with the same",
+        tabulate.tabulate(rows, head, "github", disable_numparse=True),
+    ]
+    largest = {k: found[k]["max_difference"] for k in COMPARISONS if k in found}
+    if max(largest.values()) <= QUIET:
+        lines.append("A render depends on its preset alone.")
+    elif largest.get("fresh", 0.0) <= QUIET:
+        lines.append(
+            "A render depends on those before it: set --config.host.isolation"
+            "=process, or try --config.host.warm_up=0."
+        )
+    else:
+        lines.append(
+            "Renders do not repeat: look for a parameter that draws random "
+            "numbers, and hold it; else read audio metrics with this in mind."
+        )
+    return "\n".join(lines)

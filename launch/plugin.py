@@ -1,0 +1,219 @@
+"""VST3 plug-ins: look into one, start a synthesizer from it, measure it.
+
+    python -m launch.plugin inspect PATH [--synth=NAME]
+    python -m launch.plugin scaffold PATH --name=NAME [--hold=Volume,Voices]
+    python -m launch.plugin noise PATH [--synth=NAME]
+
+`inspect` lists a plug-in's parameters and says which of them are those of a
+known synthesizer. `scaffold` writes a first table of a new one's parameters,
+to be edited by hand; docs/adding_a_synthesizer.md goes on from there. `noise`
+says how far renders of the same preset differ.
+"""
+
+import pathlib
+from typing import Any
+
+import tabulate
+from absl import flags
+
+import proxy.spaces
+from datasets import engines
+from datasets.engines import vst3, vst3_binding, vst3_scaffold
+from launch import cli, noise
+
+_FLAGS = cli.flag_values(__name__)
+_SYNTH = flags.DEFINE_string(
+    "synth",
+    None,
+    "Synthesizer whose parameters to look for (default: the most alike).",
+    flag_values=_FLAGS,
+)
+_NAME = flags.DEFINE_string(
+    "name", None, "Name of the new synthesizer.", flag_values=_FLAGS
+)
+_HOLD = flags.DEFINE_list(
+    "hold", [], "Parameters that presets do not vary.", flag_values=_FLAGS
+)
+_FOLDER = flags.DEFINE_string(
+    "folder",
+    str(pathlib.Path(proxy.spaces.__file__).parent),
+    "Where to write the table.",
+    flag_values=_FLAGS,
+)
+_PRESETS = flags.DEFINE_integer(
+    "presets", 8, "Presets to render.", lower_bound=2, flag_values=_FLAGS
+)
+_SAMPLE_RATE = flags.DEFINE_integer(
+    "sample_rate", 32_000, "To render at, in Hz.", flag_values=_FLAGS
+)
+_ISOLATION = flags.DEFINE_enum(
+    "isolation",
+    None,
+    ["reset", "process"],
+    "Render contract (default: the synthesizer's).",
+    flag_values=_FLAGS,
+)
+_WARM_UP = flags.DEFINE_float(
+    "warm_up",
+    None,
+    "Seconds, at most, until a first sound (default: the synthesizer's).",
+    flag_values=_FLAGS,
+)
+
+
+def closest(names: list[str]) -> str | None:
+    """The known synthesizer that a plug-in looks like.
+
+    Args:
+      names: of the plug-in's parameters.
+
+    Returns:
+      The one most of whose varied parameters are there; None when it is less
+      than half of them.
+    """
+
+    def share(synth: str) -> float:
+        space = proxy.spaces.get(synth)
+        missing = set(vst3_binding.bind(space, names).missing)
+        return sum(name not in missing for name in space.names) / space.num_used
+
+    best = max(proxy.spaces.names(), key=share)
+    return best if share(best) >= 0.5 else None
+
+
+def _shape(found: vst3_scaffold.Guess) -> str:
+    """What a parameter seems to be, in a few words."""
+    if found.values is None:
+        return "continuous" if found.texts[0] != found.texts[1] else "one text"
+    kind = "steps" if found.kind == "numerical" else "choices"
+    texts = ", ".join(found.texts[:4])
+    more = ", ..." if len(found.texts) > 4 else ""
+    return f"{len(found.values)} {kind}: {texts}{more}"[:60]
+
+
+def describe(info: dict[str, Any], synth: str | None) -> str:
+    """What was found in a plug-in, what matched and what did not.
+
+    Args:
+      info: see `vst3.examine`.
+      synth: whose parameters to look for, None for the most alike.
+
+    Returns:
+      Text, several lines.
+
+    Raises:
+      ValueError: there is no such synthesizer.
+    """
+    parameters = info["parameters"]
+    guesses = dict(vst3_scaffold.guess_all(parameters))
+    names = [p["name"] for p in parameters]
+    synth = synth or closest(names)
+    lines = [
+        f"{info['name']} {info['version']} by {info['maker']}: "
+        f"{len(guesses)} parameters, and {len(names) - len(guesses)} that are "
+        "no part of a preset (bypass, program, panic, MIDI controllers)"
+    ]
+    space = proxy.spaces.get(synth) if synth else None
+    binding = vst3_binding.bind(space, names) if space else None
+    mine: dict[int, str] = {}
+    if space and binding:
+        mine = {
+            place: space.parameters[row].name
+            for row, place in binding.positions.items()
+        }
+    rows = [
+        (i, names[i], f"{parameters[i]['value']:.3f}", _shape(g), mine.get(i))
+        for i, g in guesses.items()
+    ]
+    head = ["index", "plug-in's name", "initial", "looks like"]
+    if synth:
+        head.append(f"in {synth}")
+    rows = [row[: len(head)] for row in rows]
+    lines.append(tabulate.tabulate(rows, head, disable_numparse=True))
+    if space is None or binding is None:
+        lines.append(
+            "looks like no known synthesizer: start a table of it with "
+            "scaffold PATH --name=NAME"
+        )
+        return "\n".join(lines)
+    used = {p.name for p in space.used}
+    lost = [name for name in binding.missing if name in used]
+    lines.append(
+        f"{synth}: {space.num_used - len(lost)} of {space.num_used} varied "
+        f"parameters matched, {space.num_parameters - len(binding.missing)} "
+        f"of {space.num_parameters} in all"
+    )
+    for name in binding.missing:
+        near = ", ".join(binding.near[name]) or "nothing like it"
+        held = "" if name in used else ", held at its default"
+        lines.append(f"  not matched: {name}{held} (near: {near})")
+    lines += [f"  not in {synth}: {names[place]}" for place in binding.extra]
+    return "\n".join(lines)
+
+
+def scaffold(path: str, name: str | None) -> pathlib.Path:
+    """Writes the parameter table of a new synthesizer.
+
+    Raises:
+      ValueError: there is no name, or it is taken.
+    """
+    if not name:
+        raise ValueError("scaffold needs --name=NAME for the new synthesizer")
+    target = pathlib.Path(_FOLDER.value) / f"{name}.py"
+    if target.exists():
+        raise ValueError(f"{target} is there already; choose another --name")
+    source = vst3_scaffold.source(name, vst3.examine(path), _HOLD.value)
+    target.write_text(source)
+    return target
+
+
+def measure(path: str, synth: str | None) -> dict[str, Any]:
+    """Measures a plug-in's noise floor; see `noise.measure`.
+
+    Raises:
+      ValueError: it looks like no known synthesizer.
+    """
+    if synth is None:
+        worker = vst3.Worker(path, vst3.Contract())
+        synth = closest([p["name"] for p in worker.info["parameters"]])
+        worker.close()
+    if synth is None:
+        raise ValueError(
+            f"{path} looks like no known synthesizer: name it with --synth, "
+            "or write its parameter table with scaffold first"
+        )
+    renderer = vst3.get(
+        synth,
+        engines.RenderSettings(sample_rate=_SAMPLE_RATE.value),
+        path,
+        {"isolation": _ISOLATION.value, "warm_up": _WARM_UP.value},
+    )
+    try:
+        return noise.measure(renderer, count=_PRESETS.value)
+    finally:
+        renderer.close()
+
+
+def main(words: list[str]) -> None:
+    """Runs the command."""
+    commands = ("inspect", "scaffold", "noise")
+    if len(words) != 2 or words[0] not in commands:
+        raise ValueError(f"say {' or '.join(commands)}, and the plug-in's path")
+    command, path = words[0], str(pathlib.Path(words[1]).expanduser())
+    if not pathlib.Path(path).exists():
+        raise FileNotFoundError(f"there is no plug-in at {path}")
+    if command == "inspect":
+        print(describe(vst3.examine(path), _SYNTH.value))
+    elif command == "scaffold":
+        target = scaffold(path, _NAME.value)
+        print(
+            f"wrote {target}: edit it, then build data with --config.synth="
+            f"{_NAME.value} --config.plugin={path}"
+        )
+    else:
+        found = measure(path, _SYNTH.value)
+        print(noise.table(found))
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments=True)

@@ -11,18 +11,26 @@ say which part each does, e.g. in a Slurm array job:
     python -m launch.precompute --config configs/dexed_hn.py \
         --num_tasks=$SLURM_ARRAY_TASK_COUNT --task=$SLURM_ARRAY_TASK_ID
 
+`--mirror=gs://BUCKET/FOLDER` (or s3://, or another folder) copies finished
+shards there, and takes from there what is there already: for machines that
+share no folder, and for training on another machine than the one that
+rendered. `--runner=DirectRunner` builds the synthetic shards on Apache Beam,
+`--runner=DataflowRunner`, FlinkRunner or SparkRunner on a cluster of it;
+docs/clusters.md has working command lines.
+
 `--shards=3,5-9` names shards of the synthetic data set, which are numbered
 through its splits train, validation, test. `--verify` reads every shard
 again and compares it with its checksum; it builds nothing.
 """
 
+import contextlib
 import pathlib
 
 import tabulate
 from absl import flags
 
-from datasets import precompute, shards
-from launch import cli, data
+from datasets import mirror, precompute, shards
+from launch import cli, data, spread
 
 _FLAGS = cli.flag_values(__name__)
 _CONFIG = cli.define_config(_FLAGS)
@@ -44,6 +52,18 @@ _NUM_TASKS = flags.DEFINE_integer(
 )
 _VERIFY = flags.DEFINE_bool(
     "verify", False, "Check what is there instead.", flag_values=_FLAGS
+)
+_MIRROR = flags.DEFINE_string(
+    "mirror", None, "Bucket or folder to copy to and from.", flag_values=_FLAGS
+)
+_RUNNER = flags.DEFINE_string(
+    "runner", None, "Apache Beam runner for the shards.", flag_values=_FLAGS
+)
+_OPTIONS = flags.DEFINE_list(
+    "pipeline_options",
+    [],
+    "Beam's options, e.g. direct_num_workers=2,project=NAME.",
+    flag_values=_FLAGS,
 )
 
 
@@ -86,10 +106,24 @@ def main() -> None:
     if _WORKERS.value is not None:
         config.workers = _WORKERS.value
     text = _SHARDS.value
-    numbers = precompute.parse_shards(text) if text else None
-    dataset = data.ensure(
-        config, numbers=numbers, task=_TASK.value, num_tasks=_NUM_TASKS.value
-    )
+    part = {
+        "numbers": precompute.parse_shards(text) if text else None,
+        "task": _TASK.value,
+        "num_tasks": _NUM_TASKS.value,
+    }
+    with contextlib.ExitStack() as stack:
+        if _MIRROR.value or _RUNNER.value:
+            spread.prepare(
+                config,
+                stack,
+                _MIRROR.value,
+                _RUNNER.value,
+                _OPTIONS.value,
+                part,
+            )
+        if _RUNNER.value and mirror.is_remote(_MIRROR.value or ""):
+            return
+        dataset = data.ensure(config, **part)
     for source in (dataset.synthetic, dataset.handcrafted):
         if source is None:
             continue

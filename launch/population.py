@@ -406,8 +406,10 @@ def train_members(
                 )
                 log.write_scores(step, step // epoch_steps, scores)
                 mrr = np.array([s["mrr"] for s in scores], np.float32)
+                gone = [d is not None for d in log.diverged]
+                ranked = np.where(gone, np.nan, mrr).astype(np.float32)
                 tree["best"] = keep_best(
-                    tree["best"], tree["states"], devices.place(mrr, each)
+                    tree["best"], tree["states"], devices.place(ranked, each)
                 )
                 tqdm.tqdm.write(
                     f"epoch {step // epoch_steps:3d}  loss {loss:.4f}  "

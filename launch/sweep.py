@@ -155,7 +155,8 @@ def sobol_point(space: Space, number: int, seed: int) -> dict[str, Any]:
       A value for every name.
     """
     sequence = qmc.Sobol(len(space), rng=np.random.default_rng(seed))
-    sequence.fast_forward(number)
+    if number:  # it cannot go forward by none
+        sequence.fast_forward(number)
     values = {}
     for share, (name, kind) in zip(
         sequence.random(1)[0], space.items(), strict=True

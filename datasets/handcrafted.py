@@ -7,7 +7,9 @@
     handcrafted.save("match.syx", bank.presets[:1], ["MATCH"], bank.space)
 
 For Dexed, `load` reads DX7 voices (`datasets.sysex` lists the formats) from
-files, folders and zip archives; for every space, JSON files.
+files, folders and zip archives; for every space, JSON files. A plug-in's own
+states (.vstpreset, u-he's .h2p, and .state for what pedalboard's `raw_state`
+gives) are read by the plug-in.
 """
 
 import collections
@@ -20,7 +22,7 @@ import os
 import pathlib
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +38,8 @@ SPLITS = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
 # What a folder or an archive is searched for. A file named on its own may
 # have any name.
-_SUFFIXES = (".syx", ".bin", ".dx7", ".vmem", ".json", ".zip")
+_STATES = (".vstpreset", ".h2p", ".state")
+_SUFFIXES = (".syx", ".bin", ".dx7", ".vmem", ".json", ".zip", *_STATES)
 # No archive of voices is larger; a larger one is a mistake, or a trap.
 _MOST_BYTES = 256 * 2**20
 # A raw file in which more voices than this are out of the DX7's range is
@@ -46,6 +49,8 @@ _MOST_GARBAGE = 0.5
 _AT_DEFAULT = 0.005
 
 Counts = Mapping[str, int]
+# A state's bytes and kind (its suffix without the dot) to plug-in values.
+ReadState = Callable[[bytes, str], Float[np.ndarray, " parameters"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +161,7 @@ class _Found:
     """Plug-in values collected from files."""
 
     space: ParameterSpace
+    read_state: ReadState | None = None
     values: list[np.ndarray] = dataclasses.field(default_factory=list)
     names: list[str] = dataclasses.field(default_factory=list)
     sources: list[str] = dataclasses.field(default_factory=list)
@@ -181,6 +187,7 @@ class _Found:
 def load(
     paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     space: ParameterSpace,
+    read_state: ReadState | None = None,
 ) -> Bank:
     """Reads hand-crafted presets; nothing is rendered.
 
@@ -192,8 +199,10 @@ def load(
     Args:
       paths: files, folders (searched recursively) and zip archives. DX7
         voices in any format of `datasets.sysex` (space "dexed" only), or
-        JSON as `save` writes it.
+        JSON as `save` writes it, or a table of a plug-in's values; states of
+        the plug-in.
       space: the space of the presets.
+      read_state: reads states, as `read_state` of a plug-in's renderer does.
 
     Returns:
       The presets, in the order of the paths and, in folders, of the names.
@@ -207,7 +216,7 @@ def load(
     if isinstance(paths, (str, os.PathLike)):
         paths = [paths]
     paths = [pathlib.Path(path).expanduser() for path in paths]
-    found = _Found(space)
+    found = _Found(space, read_state)
     for path in paths:
         if path.is_dir():
             for file in sorted(path.rglob("*")):
@@ -236,9 +245,19 @@ def _read(file: str, data: bytes, found: _Found, *, named: bool) -> None:
         elif suffix == ".json":
             values, names = _parse_json(data, found.space)
             found.add(file, values, names)
+        elif suffix in _STATES:
+            if found.read_state is None:
+                raise ValueError(
+                    f"{suffix} files are read by the plug-in, and there is "
+                    f"none for {found.space.name}: set --config.plugin, or "
+                    f"the environment variable {found.space.name.upper()}_VST3"
+                )
+            values = found.read_state(data, suffix[1:])
+            found.add(file, values[None], [pathlib.PurePath(file).stem])
         elif found.space.name != "dexed":
             raise ValueError(
-                f"only JSON presets can be read for {found.space.name}"
+                f"only JSON presets and states of the plug-in can be read for "
+                f"{found.space.name}"
             )
         else:
             _read_voices(file, data, found)
@@ -478,6 +497,7 @@ def gate(
         )
     kept: list[int] = []
     dropped = collections.Counter(bank.report.dropped)
+    failed: list[str] = []
     values = np.asarray(bank.space.to_plugin(bank.presets), np.float32)
     sounds = engines.render_many(renderer, values, workers=workers)
     for row, sound in enumerate(
@@ -490,6 +510,7 @@ def gate(
     ):
         if isinstance(sound, engines.RenderError):
             reason = str(sound)
+            failed.append(f"preset {bank.names[row]!r} set aside: {reason}")
         else:
             reason = engines.check_level(sound, renderer.settings)
         if reason is None:
@@ -497,7 +518,10 @@ def gate(
         else:
             dropped[reason] += 1
     report = dataclasses.replace(
-        bank.report, kept=len(kept), dropped=dict(dropped)
+        bank.report,
+        kept=len(kept),
+        dropped=dict(dropped),
+        warnings=(*bank.report.warnings, *failed),
     )
     return dataclasses.replace(bank.take(kept), report=report)
 

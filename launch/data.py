@@ -105,7 +105,9 @@ def renderer(config: Config) -> engines.Renderer:
         if version is None:
             raise absent
         space = spaces.get(config.synth)
-        return engines.AbsentRenderer(version, space, settings, str(absent))
+        return engines.AbsentRenderer(
+            config.synth, version, space, settings, str(absent)
+        )
     return engines.get(
         config.synth,
         settings,
@@ -239,7 +241,11 @@ def _handcrafted(
     config: Config, engine: engines.Renderer
 ) -> tuple[Source, dict[str, np.ndarray], dict[str, list[str]]]:
     """Place, presets and names of the hand-crafted data set, by split."""
-    found = handcrafted.load(config.presets.split(","), engine.space)
+    found = handcrafted.load(
+        config.presets.split(","),
+        engine.space,
+        getattr(engine, "read_state", None),
+    )
     bank = _passing(config, engine, found)
     if not len(bank):
         raise ValueError(

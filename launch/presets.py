@@ -4,13 +4,16 @@
     python -m launch.presets inspect PATH... [--gate] [--list=20]
     python -m launch.presets export PATH... --output=FILE.syx|FILE.json
 
-A PATH is a file, a folder or a zip archive of DX7 voices, or JSON presets.
+A PATH is a file, a folder or a zip archive of DX7 voices, or JSON presets; with
+--synth, of another synthesizer: JSON presets, or states of its plug-in.
 Training and evaluation take the same paths as `--config.presets=PATH`.
 """
 
 import dataclasses
+import functools
 import pathlib
 import sys
+from typing import Any
 
 import tabulate
 from absl import flags
@@ -175,7 +178,17 @@ def _load(paths: list[str]) -> handcrafted.Bank:
     """The bank at the paths, gated when the flags ask for it."""
     if not paths:
         raise ValueError("give at least one file or folder of presets")
-    bank = handcrafted.load(paths, spaces.get(_SYNTH.value))
+    synth = _SYNTH.value
+
+    # Loaded only when there is a file that the plug-in has to read.
+    plugin: Any = functools.cache(lambda: engines.get(synth))
+    bank = handcrafted.load(
+        paths,
+        spaces.get(synth),
+        None
+        if engines.embedded(synth)
+        else lambda data, kind: plugin().read_state(data, kind),
+    )
     if not _GATE.value:
         return bank
     settings = engines.RenderSettings(sample_rate=_SAMPLE_RATE.value)

@@ -167,26 +167,23 @@ class Renderer(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class AbsentRenderer:
     """Stands for a plug-in that is not here, where its data are.
 
     Attributes:
+      name: the synthesizer's name.
       version: of the engine that the data were made with.
       space: the parameter space.
       settings: how presets are to sound.
       missing: the error's message when something is to be rendered.
     """
 
+    name: str
     version: str
     space: ParameterSpace
     settings: RenderSettings
     missing: str
-
-    @property
-    def name(self) -> str:
-        """The synthesizer's name."""
-        return self.space.name
 
     def render(
         self,

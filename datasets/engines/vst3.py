@@ -36,6 +36,7 @@ from datasets.engines import (
     RenderSettings,
     fade,
     vst3_binding,
+    vst3_state,
 )
 from proxy.space import ParameterSpace
 
@@ -299,6 +300,8 @@ class PluginRenderer:
         self._idle: list[Worker] = []
         self._busy: set[Worker] = set()
         self._lock = threading.Lock()
+        self._reader: Worker | None = None
+        self._reading = threading.Lock()
         self._closings = self._faults = self._silent = 0
         self.started = 0
         with self._worker() as worker:
@@ -328,6 +331,9 @@ class PluginRenderer:
             self._closings += 1
             workers = [*self._idle, *self._busy]
             self._idle.clear()
+            if self._reader is not None:
+                workers.append(self._reader)
+                self._reader = None
         for worker in workers:
             worker.close()
 
@@ -476,31 +482,41 @@ class PluginRenderer:
 
         Args:
           data: of a file.
-          kind: "vstpreset", or "raw" for what `raw_state` of pedalboard gives.
+          kind: "vstpreset", "h2p" (u-he's), or "state" for what `raw_state`
+            of pedalboard gives.
+
+        Returns:
+          Raw values in [0, 1]; those of parameters that the plug-in lacks are
+          at their defaults.
 
         Raises:
-          ValueError: the plug-in does not take it.
+          ValueError: it is damaged, or the plug-in does not take it.
         """
-        try:
-            with self._worker(fresh=True) as worker:
-                found = worker.ask(
-                    "read_state", data, kind, timeout=_LOAD_SECONDS
-                )
-                # It holds a preset now, so it is not kept.
-                worker.growth = sys.maxsize
-        except (_DeadError, RenderError) as error:
-            raise ValueError(
-                f"{self.info['name']} does not take this state: {error}"
-            ) from None
+        with self._reading:
+            if self._reader is None:
+                self._reader = Worker(self.path, self.contract)
+                self._initial = self._ask_reader("state")
+            if kind == "h2p":
+                data, kind = vst3_state.with_h2p(self._initial, data), ""
+            if kind != "state":
+                vst3_state.read(data)
+            found = self._ask_reader("read_state", data, kind)
         values = np.array([p.default for p in self.space.parameters])
         for row, place in self._positions.items():
             values[row] = found[place]
         return values
 
-    def initial_state(self) -> bytes:
-        """The plug-in's initial state, as a .vstpreset file."""
-        with self._worker(fresh=True) as worker:
-            return worker.ask("state", timeout=_LOAD_SECONDS)
+    def _ask_reader(self, method: str, *arguments: Any) -> Any:
+        """Asks the worker that reads states, which never renders."""
+        assert self._reader is not None
+        try:
+            return self._reader.ask(method, *arguments, timeout=_LOAD_SECONDS)
+        except (_DeadError, RenderError) as error:
+            self._reader.close()
+            self._reader = None
+            raise ValueError(
+                f"{self.info['name']} does not take this state: {error}"
+            ) from None
 
 
 def get(

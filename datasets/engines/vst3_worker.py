@@ -144,7 +144,7 @@ class Host:
 
     def read_state(self, data: bytes, kind: str) -> list[float]:
         """Raw values of all parameters after loading a state."""
-        name = "preset_data" if kind == "vstpreset" else "raw_state"
+        name = "raw_state" if kind == "state" else "preset_data"
         getattr(self._class, name).fset(self.plugin, data)
         return [p.raw_value for p in self.plugin._parameters]
 

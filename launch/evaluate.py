@@ -90,6 +90,7 @@ _OUT = flags.DEFINE_string(
 
 Predict = Callable[[Float[np.ndarray, "samples parameters"]], np.ndarray]
 _TOP = (1, 5, 10)
+_KEPT = 1024
 _PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
@@ -247,7 +248,7 @@ def fit_baselines(config: Config, dataset: data.Dataset) -> dict[str, Predict]:
 
 
 # Columns of the printed table: title, metric, number of decimals.
-_TABLE = (
+COLUMNS = (
     ("MRR p>a", "mrr/preset_to_audio", 4),
     ("MRR a>p", "mrr/audio_to_preset", 4),
     ("MRR@5", "mrr@5/preset_to_audio", 4),
@@ -276,7 +277,7 @@ def table(results: dict[str, dict[str, Any]], bank: str) -> str:
     for where, models in results.items():
         for name, found in models.items():
             cells = []
-            for _, metric, digits in _TABLE:
+            for _, metric, digits in COLUMNS:
                 value = found["metrics"][metric]
                 cell = f"{value['mean']:.{digits}f}"
                 if metric.startswith("mrr/") and found["repeats"] > 1:
@@ -285,7 +286,7 @@ def table(results: dict[str, dict[str, Any]], bank: str) -> str:
             rows.append([f"{where}, {found['subset']:,}", name, *cells])
     if "hand-crafted" not in results:
         rows.append([data.NO_BANK])
-    headers = ["presets", "model", *(title for title, _, _ in _TABLE)]
+    headers = ["presets", "model", *(title for title, _, _ in COLUMNS)]
     text = tabulate.tabulate(
         rows, headers, tablefmt="github", disable_numparse=True
     )
@@ -338,6 +339,12 @@ def evaluate(
             predicted,
             f"{config.name}: {where}",
             folder / f"embeddings_{slug}.png",
+        )
+        # For the page: some of them, not the ten thousands there may be.
+        np.savez_compressed(
+            folder / f"embeddings_{slug}.npz",
+            audio=audio[:_KEPT],
+            predicted=predicted[:_KEPT],
         )
     for found in (f for models in results.values() for f in models.values()):
         del found["ranks"]

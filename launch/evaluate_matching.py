@@ -48,7 +48,7 @@ from scipy import stats
 from scipy.io import wavfile
 
 from datasets import engines, handcrafted, loader, nsynth, shards
-from launch import data, matching_run, plots, sounds
+from launch import data, matching_run, plots, sounds, table_notes
 from matching import distances
 from proxy.space import ParameterSpace
 
@@ -88,7 +88,8 @@ class Options:
       sources: likewise.
       pitches: likewise, None for all.
       limit: of the sounds of each set, a random part of so many; 0 for all.
-      export: how many sounds of each set are written as WAV files.
+      export: how many sounds of each set are written as WAV files, beside
+        those that the page shows.
     """
 
     nsynth: str = ""
@@ -261,19 +262,23 @@ def _score(
     return entry, clips
 
 
+def _exported(names: Sequence[str], count: int) -> list[int]:
+    """Positions of the sounds to keep: evenly spaced, and those of the page."""
+    spaced = np.linspace(0, len(names) - 1, min(count, len(names)))
+    of_page = [i for i in table_notes.pick(names) if i is not None]
+    return sorted({*spaced.round().astype(int).tolist(), *of_page})
+
+
 def _export(
     folder: pathlib.Path,
     clips: Float[np.ndarray, "sounds samples"],
     rate: int,
-    count: int,
+    chosen: Sequence[int],
 ) -> dict[str, str]:
-    """Writes evenly spaced clips; returns files, relative, by position."""
+    """Writes some clips; returns files, relative, by position."""
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = np.unique(
-        np.linspace(0, len(clips) - 1, min(count, len(clips))).round()
-    )
     files = {}
-    for i in chosen.astype(int):
+    for i in chosen:
         path = folder / f"{i:03}.wav"
         data, _ = shards.quantise(clips[i])
         wavfile.write(path, rate, data)
@@ -360,12 +365,11 @@ def _evaluate(
         predicted = matching_run.decode(logits, opened.space)
         ours = _score(opened, renderer, goal, predicted, ESTIMATOR)
         inside = folder / _slug(where)
+        chosen = _exported(goal.names, options.export)
         entry: dict[str, Any] = {
             "names": list(goal.names),
             "notes": [int(note) for note in goal.notes],
-            "audio": _export(
-                inside / "target", goal.clips, rate, options.export
-            ),
+            "audio": _export(inside / "target", goal.clips, rate, chosen),
             "methods": {},
         }
         for name, (presets, found, clips) in (
@@ -373,7 +377,7 @@ def _evaluate(
             *scored.items(),
         ):
             slug = _slug(name)
-            files = _export(inside / slug, clips, rate, options.export)
+            files = _export(inside / slug, clips, rate, chosen)
             file = inside / f"{slug}.json"
             file.write_text(
                 handcrafted.to_json(presets, goal.names, opened.space)

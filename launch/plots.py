@@ -13,7 +13,7 @@ from launch import metrics
 
 matplotlib.use("Agg")
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "figure.dpi": 120,
     "font.size": 9,
     "axes.spines.top": False,
@@ -47,7 +47,7 @@ def training_curves(run: pathlib.Path) -> pathlib.Path:
         kept = [(r["step"], r[name]) for r in records if name in r]
         return np.array(kept).reshape(-1, 2).T
 
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
         for name, label, color in (
             ("loss", "training", _COLORS[0]),
@@ -74,7 +74,7 @@ def matching_curves(run: pathlib.Path) -> pathlib.Path:
       The picture, `training.png`.
     """
     records = list(metrics.read(run))
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
         for i, name in enumerate(("numerical", "binary", "perceptual")):
             kept = [(r["step"], r[name]) for r in records if name in r]
@@ -106,7 +106,7 @@ def distance_bars(
       The path.
     """
     ordered = sorted(summaries.items(), key=lambda item: -item[1]["mean"])
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6, 0.6 + 0.35 * len(ordered)))
         for place, (_, s) in enumerate(ordered):
             axes.plot([s["low"], s["high"]], [place] * 2, color=_COLORS[0])
@@ -139,7 +139,7 @@ def rank_histogram(
     top = int(np.ceil(np.log2(candidates)))
     # Bins of ranks 1, 2, 3-4, 5-8, ...; tied ranks may be halves.
     edges = np.concatenate([[0.75], 2.0 ** np.arange(top + 1) + 0.25])
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6, 3))
         width = 0.8 / len(ranks)
         for i, (name, found) in enumerate(ranks.items()):
@@ -185,7 +185,7 @@ def embedding_map(
     _, spread, axes_of = np.linalg.svd(audio - mean, full_matrices=False)
     share = (spread**2 / max((spread**2).sum(), 1e-30))[:2]
     a, p = ((x[:shown] - mean) @ axes_of[:2].T for x in (audio, predicted))
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5, 5))
         axes.plot([a[:, 0], p[:, 0]], [a[:, 1], p[:, 1]], color="0.75", lw=0.5)
         axes.scatter(*a.T, s=8, color=_COLORS[0], label="sound, g(s(x))")

@@ -1,10 +1,13 @@
 """Frozen audio models, by name.
 
 `mel128`, `mfcc40`, `mstft`: averaged spectral features at 44.1 kHz, without
-weights. `mn01` to `mn40`: EfficientAT at 32 kHz as the paper embeds with it
-(averages over windows of 160 ms); `_mel` puts 128 mel averages first;
-`_scene` and `_scene_mel` are the cheaper embeddings of the whole clip at once,
-which are spaces of their own.
+weights. `transport640`: cumulative distributions of a mel spectrogram at
+32 kHz, without weights, made so that distances grow with every attribute.
+
+`mn01` to `mn40`: EfficientAT at 32 kHz as the paper embeds with it (averages
+over windows of 160 ms); `_mel` puts 128 mel averages first; `_scene` and
+`_scene_mel` are the cheaper embeddings of the whole clip at once, which are
+spaces of their own.
 
 The other models of the paper's study: `openl3_{linear,mel128,mel256}_{music,
 env}_{512,6144}` at 48 kHz; `passt_s` and `passt_l` at 32 kHz, and their cheaper
@@ -22,7 +25,14 @@ from typing import Any
 
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from proxy.audio import audiomae, baselines, efficientat, openl3, passt
+from proxy.audio import (
+    audiomae,
+    baselines,
+    efficientat,
+    openl3,
+    passt,
+    transport,
+)
 
 Variables = Mapping[str, Any]
 
@@ -62,14 +72,19 @@ class AudioModel:
         return self.host is None
 
 
-def _baseline(name: str, dimension: int, function: Callable) -> AudioModel:
+def _baseline(
+    name: str,
+    dimension: int,
+    function: Callable,
+    sample_rate: int = baselines.SAMPLE_RATE,
+) -> AudioModel:
     def embed(
         variables: Variables, audio: Float[Array, "batch samples"]
     ) -> Float[Array, "batch embedding"]:
         del variables
         return function(audio)
 
-    return AudioModel(name, baselines.SAMPLE_RATE, dimension, embed)
+    return AudioModel(name, sample_rate, dimension, embed)
 
 
 def _efficientat(weights: str, *, scene: bool, mel: bool) -> AudioModel:
@@ -141,6 +156,12 @@ _MODELS = {
         _baseline("mel128", 128, baselines.mel128),
         _baseline("mfcc40", 40, baselines.mfcc40),
         _baseline("mstft", 1795, baselines.mstft),
+        _baseline(
+            "transport640",
+            transport.DIMENSION,
+            transport.transport640,
+            transport.SAMPLE_RATE,
+        ),
         *(
             _efficientat(weights, scene=scene, mel=mel)
             for weights in efficientat.WIDTHS

@@ -1,0 +1,1 @@
+"""Tables of sweeps for `launch.rank`, one file per synthesizer."""

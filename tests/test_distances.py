@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -167,3 +169,40 @@ def test_parameter_metrics_count_each_kind():
     )
     with pytest.raises(ValueError, match="diva has 173 values"):
         distances.parameter_metrics(target[:, :9], target, space)
+
+
+def test_a_mean_of_some_frames_is_near_that_of_all():
+    rng = np.random.default_rng(0)
+    time = np.arange(32_000) / RATE
+    clips = np.stack(
+        [
+            np.exp(-rng.uniform(1, 8) * time)
+            * np.sin(2 * np.pi * rng.uniform(100, 2_000) * time)
+            for _ in range(8)
+        ]
+    ).astype(np.float32)
+    exact, thin = (
+        np.asarray(
+            jax.jit(
+                functools.partial(
+                    distances.quick_a_mean, sample_rate=RATE, every=every
+                )
+            )(
+                clips[1:],
+                distances.features(clips[:1], RATE, ("a_mean",), every=every),
+            )
+        )
+        for every in (1, 8)
+    )
+    measured = distances.measure(
+        clips[1:], clips[:1], sample_rate=RATE, chosen=("a_mean",)
+    )
+    np.testing.assert_allclose(exact, measured["a_mean"], rtol=1e-5)
+    np.testing.assert_allclose(thin, exact, rtol=0.15)
+    assert np.corrcoef(thin, exact)[0, 1] > 0.97
+
+
+@pytest.mark.parametrize(("name", "every"), [("sot", 2), ("stft", 0)])
+def test_not_every_distance_has_fewer_frames(name, every):
+    with pytest.raises(ValueError, match="each n-th frame"):
+        distances.features(NOISE, RATE, (name,), every=every)

@@ -1,0 +1,355 @@
+"""Sounds to be matched: audio files, what note they hold and for how long.
+
+    for item in sounds.find(["kick.wav", "nsynth-test/"]):
+        sound = sounds.read(item.path, 32_000)
+        note = item.note or sounds.pitch(sound.audio, sound.sample_rate)
+
+pedalboard (GPL-3.0) is imported when a file is read, not before.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+SUFFIXES = (".wav", ".flac", ".mp3", ".aif", ".aiff", ".ogg")
+# NSynth's notes are four seconds long, held for three.
+NSYNTH_HOLD = 3.0
+
+# Below this peak, -80 dB of full scale, there is nothing to match.
+_SILENCE = 1e-4
+# The sound starts where it first comes within 60 dB of its peak, and keeps
+# this many seconds before that.
+_ONSET = 1e-3
+_LEAD = 0.01
+# Seconds read at once.
+_BLOCK = 5.0
+# MIDI notes that are told apart: C1 to C8.
+_LOWEST, _HIGHEST = 24, 108
+# YIN's absolute threshold: the aperiodic share of a voiced frame's power.
+_APERIODIC = 0.15
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """A file to be matched.
+
+    Attributes:
+      path: the file.
+      name: unique among the items of a call.
+      note: its MIDI note, None where nothing says so.
+      hold: seconds that the note was held, None likewise.
+    """
+
+    path: pathlib.Path
+    name: str
+    note: int | None = None
+    hold: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Sound:
+    """What was read of a file.
+
+    Attributes:
+      audio: mono, float32, from just before the sound starts.
+      sample_rate: in Hz.
+      remarks: what the user should know about it, in words.
+    """
+
+    audio: Float[np.ndarray, " samples"]
+    sample_rate: int
+    remarks: tuple[str, ...]
+
+
+def find(paths: Iterable[str]) -> list[Item]:
+    """Lists the audio files under paths.
+
+    Args:
+      paths: files, folders, or folders in NSynth's format (`examples.json`
+        beside `audio/`), whose notes are known.
+
+    Returns:
+      Items, those of a folder in the order of their names.
+
+    Raises:
+      FileNotFoundError: a path does not exist.
+      ValueError: a folder holds no audio file, or two files have one name.
+    """
+    found: list[Item] = []
+    for path in map(pathlib.Path, paths):
+        if path.is_dir():
+            inside = list(_folder(path))
+            if not inside:
+                raise ValueError(
+                    f"{path} holds no audio file ({', '.join(SUFFIXES)})"
+                )
+            found += inside
+        elif path.exists():
+            found.append(Item(path, path.stem))
+        else:
+            raise FileNotFoundError(f"there is no file {path}")
+    seen: dict[str, pathlib.Path] = {}
+    for item in found:
+        if item.name in seen:
+            raise ValueError(
+                f"{seen[item.name]} and {item.path} would be written to the "
+                "same folder: match them with two --out folders"
+            )
+        seen[item.name] = item.path
+    return found
+
+
+def _folder(folder: pathlib.Path) -> Iterator[Item]:
+    table = folder / "examples.json"
+    if table.exists():
+        for name, example in sorted(json.loads(table.read_text()).items()):
+            path = folder / "audio" / f"{name}.wav"
+            if not path.exists():
+                raise FileNotFoundError(f"{table} names {path}: it is missing")
+            yield Item(path, name, int(example["pitch"]), NSYNTH_HOLD)
+        return
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            parts = path.relative_to(folder).with_suffix("").parts
+            yield Item(path, "-".join(parts))
+
+
+# Reading ---------------------------------------------------------------------
+
+
+def read(
+    path: pathlib.Path,
+    sample_rate: int,
+    *,
+    least: float = 1.0,
+    most: float = 5.0,
+) -> Sound:
+    """Reads an audio file from where its sound starts.
+
+    Channels are averaged, the rate is converted, silence at the start is
+    skipped. The file is read in blocks, so a long one costs no memory.
+
+    Args:
+      path: WAV, FLAC, MP3 and what else pedalboard reads.
+      sample_rate: wanted, in Hz.
+      least: seconds that a shorter sound is padded to with silence.
+      most: seconds after which a longer sound is cut.
+
+    Returns:
+      The sound, `least` to `most` seconds long.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is not audio, holds NaN or infinite samples, or
+        is silent.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    audio, total, peak = _read_blocks(path, sample_rate, most)
+    if peak < _SILENCE:
+        raise ValueError(
+            f"{path} is silent (its peak is {peak:.1g} of full scale): there "
+            "is nothing to match"
+        )
+    remarks = []
+    start = int(np.argmax(np.abs(audio) > _ONSET * peak))
+    start = max(start - round(_LEAD * sample_rate), 0)
+    if start > 0.1 * sample_rate:
+        remarks.append(f"{start / sample_rate:.2f} s of silence skipped")
+    audio = audio[start:]
+    longest, shortest = round(most * sample_rate), round(least * sample_rate)
+    if total - start / sample_rate > most:
+        remarks.append(f"{total:.1f} s long: only {most:g} s are matched")
+    audio = audio[:longest]
+    clipped = _clipped(audio)
+    if clipped > 10:
+        remarks.append(
+            f"clipped: {clipped:,} samples at full scale, matched as they are"
+        )
+    if len(audio) < shortest:
+        remarks.append(
+            f"{len(audio) / sample_rate:.3g} s short: followed by silence up "
+            f"to {least:g} s"
+        )
+        audio = np.pad(audio, (0, shortest - len(audio)))
+    return Sound(
+        np.ascontiguousarray(audio, np.float32), sample_rate, tuple(remarks)
+    )
+
+
+def _read_blocks(
+    path: pathlib.Path, sample_rate: int, most: float
+) -> tuple[np.ndarray, float, float]:
+    """Mono audio from the file's first sounding block on.
+
+    Returns:
+      The audio, up to `most` seconds and two blocks; the seconds in the
+      file from where it starts; its peak.
+    """
+    import pedalboard.io
+
+    try:
+        file: Any = pedalboard.io.AudioFile(str(path))
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} is not an audio file that can be read ({error}); give a "
+            "WAV, FLAC or MP3"
+        ) from None
+    kept: list[np.ndarray] = []
+    with file:
+        if not file.frames:
+            raise ValueError(f"{path} holds no sample")
+        total = file.frames / file.samplerate
+        skipped = 0.0
+        source = file
+        if round(file.samplerate) != sample_rate:
+            source = file.resampled_to(float(sample_rate))
+        block = round(_BLOCK * sample_rate)
+        while sum(map(len, kept)) < round(most * sample_rate) + block:
+            try:
+                samples = source.read(block)
+            except (ValueError, RuntimeError) as error:
+                raise ValueError(f"{path} is damaged: {error}") from None
+            if not samples.shape[-1]:
+                break
+            mono = samples.mean(0)
+            if not np.isfinite(mono).all():
+                raise ValueError(
+                    f"{path} has samples that are NaN or infinite: export it "
+                    "again"
+                )
+            # Silence before the sound is not kept, however long it is.
+            if not kept and np.abs(mono).max() < _SILENCE:
+                skipped += len(mono) / sample_rate
+                continue
+            kept.append(mono)
+    audio = np.concatenate(kept) if kept else np.zeros(1, np.float32)
+    return audio, total - skipped, float(np.abs(audio).max())
+
+
+def _clipped(audio: Float[np.ndarray, " samples"]) -> int:
+    """Samples at the peak, near full scale, whose neighbour is there too."""
+    peak = np.abs(audio).max()
+    if peak < 0.99:
+        return 0
+    flat = np.abs(audio) >= 0.9999 * min(peak, 1.0)
+    return int((flat[1:] & flat[:-1]).sum())
+
+
+# Note and length -------------------------------------------------------------
+
+
+def pitch(audio: Float[np.ndarray, " samples"], sample_rate: int) -> int | None:
+    """The MIDI note that a sound holds.
+
+    The median of YIN's estimates (de Cheveigné and Kawahara, 2002, "YIN, a
+    fundamental frequency estimator for speech and music", JASA 111(4)) over
+    the frames that are periodic and loud. Steps 1 to 5 of the paper.
+
+    Args:
+      audio: one note.
+      sample_rate: in Hz.
+
+    Returns:
+      The note, 24 to 108; None where too few frames are periodic, as in
+      noise and clicks.
+    """
+    longest = int(sample_rate / _hertz(_LOWEST)) + 2
+    shortest = int(sample_rate / _hertz(_HIGHEST + 1))
+    frames = _frames(audio, 2 * longest, max(sample_rate // 20, 1))
+    loud = np.square(frames).mean(1)
+    frames = frames[loud > 0.01 * loud.max()]
+    aperiodic = _normalised_difference(frames, longest)
+    found = []
+    for row in aperiodic:
+        below = np.flatnonzero(row[shortest:] < _APERIODIC)
+        if not len(below):
+            continue
+        # Down from the first crossing to its local minimum.
+        lag = shortest + int(below[0])
+        while lag + 1 < longest and row[lag + 1] < row[lag]:
+            lag += 1
+        if lag + 1 < longest:
+            found.append(sample_rate / (lag + _vertex(*row[lag - 1 : lag + 2])))
+    if len(found) < max(0.2 * len(frames), 3):
+        return None
+    note = 69 + 12 * np.log2(np.median(found) / 440)
+    return int(np.clip(np.rint(note), _LOWEST, _HIGHEST))
+
+
+def _hertz(note: float) -> float:
+    return 440 * 2 ** ((note - 69) / 12)
+
+
+def _frames(audio: np.ndarray, size: int, hop: int) -> np.ndarray:
+    audio = np.pad(audio.astype(np.float64), (0, max(size - len(audio), 0)))
+    return np.lib.stride_tricks.sliding_window_view(audio, size)[::hop]
+
+
+def _normalised_difference(frames: np.ndarray, longest: int) -> np.ndarray:
+    """YIN's cumulative mean normalised difference, lags 0 to `longest`."""
+    window = frames.shape[1] - longest
+    size = 1 << (frames.shape[1] + window - 1).bit_length()
+    spectrum = np.fft.rfft(frames, size)
+    head = np.fft.rfft(frames[:, :window], size)
+    product = np.fft.irfft(spectrum * head.conj(), size)[:, :longest]
+    energy = np.cumsum(np.pad(np.square(frames), ((0, 0), (1, 0))), axis=1)
+    moved = energy[:, window : window + longest] - energy[:, :longest]
+    difference = np.maximum(moved + moved[:, :1] - 2 * product, 0)
+    lags = np.arange(1, longest)
+    mean = np.cumsum(difference[:, 1:], axis=1) / lags
+    ratio = difference[:, 1:] / np.maximum(mean, 1e-20)
+    return np.concatenate([np.ones((len(frames), 1)), ratio], axis=1)
+
+
+def _vertex(left: float, middle: float, right: float) -> float:
+    """Where the parabola through three neighbours has its minimum."""
+    curvature = left - 2 * middle + right
+    return 0.0 if curvature <= 0 else 0.5 * (left - right) / curvature
+
+
+def hold(audio: Float[np.ndarray, " samples"], sample_rate: int) -> float:
+    """When the note was let go, as far as the sound tells.
+
+    The level in dB after its peak is taken for two straight lines; where
+    they meet, the note was released, if the second falls by at least 20 dB/s
+    more than the first.
+
+    Args:
+      audio: one note, from its start.
+      sample_rate: in Hz.
+
+    Returns:
+      Seconds; the length of the audible sound where nothing like a release
+      is heard.
+    """
+    step = max(sample_rate // 50, 1)
+    count = len(audio) // step
+    power = np.square(audio[: count * step], dtype=np.float64)
+    level = power.reshape(count, step).mean(1)
+    level = 10 * np.log10(np.maximum(level, 1e-12))
+    end = int(np.flatnonzero(level > level.max() - 60)[-1]) + 1
+    first = int(np.argmax(level))
+    seconds = step / sample_rate
+    best, release = np.inf, end
+    for middle in range(first + 5, end - 2):
+        before = _line(level[first:middle])
+        after = _line(level[middle:end])
+        if before[1] + after[1] < best:
+            best = before[1] + after[1]
+            steeper = (before[0] - after[0]) / seconds
+            release = middle if steeper > 20 else end
+    return max(release, 1) * seconds
+
+
+def _line(values: np.ndarray) -> tuple[float, float]:
+    """Slope and squared error of the line of least squares."""
+    place = np.arange(len(values)) - (len(values) - 1) / 2
+    slope = float(place @ values / max(place @ place, 1e-9))
+    error = values - values.mean() - slope * place
+    return slope, float(error @ error)

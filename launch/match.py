@@ -1,0 +1,217 @@
+"""Finds presets that sound like a recording.
+
+    python -m launch.match SOUND.wav --run RUN --out DIR
+    python -m launch.match nsynth-test/ --run RUN --out DIR --seconds 60
+
+Takes WAV, FLAC and MP3 files, folders of them, and folders in NSynth's format.
+RUN is the run of an estimator, or, with --noestimator, of a proxy. For each
+sound a folder in DIR holds the ranked presets (.syx for Dexed, .json), their
+sounds, their distances and a picture. Ctrl-C keeps the best so far; the same
+command goes on with the sounds that are not finished.
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+from typing import Any
+
+from absl import flags
+
+from datasets import sounds
+from launch import cli, devices, match_output, match_search, match_setup
+
+_FLAGS = cli.flag_values(__name__)
+
+
+def _flag(define: Any, name: str, default: Any, text: str, **more: Any) -> Any:
+    return define(name, default, text, flag_values=_FLAGS, **more)
+
+
+_DEFAULT = match_search.Options()
+_RUN = _flag(flags.DEFINE_string, "run", None, "Run directory.", required=True)
+_OUT = _flag(
+    flags.DEFINE_string, "out", None, "Folder for results.", required=True
+)
+_PRESETS = _flag(
+    flags.DEFINE_string,
+    "presets",
+    None,
+    "File or folder of banks, in place of the run's.",
+)
+_WEIGHTS = _flag(
+    flags.DEFINE_string,
+    "weights",
+    None,
+    "Local file of the audio model's weights, in place of the run's.",
+)
+_NOTE = _flag(
+    flags.DEFINE_integer,
+    "note",
+    None,
+    "MIDI note of the sounds; detected when left out.",
+    lower_bound=0,
+    upper_bound=127,
+)
+_HOLD = _flag(
+    flags.DEFINE_float,
+    "hold",
+    None,
+    "Seconds that the note is held; detected when left out.",
+    lower_bound=0.01,
+)
+_STAGES = {
+    name: _flag(flags.DEFINE_bool, name, True, f"Whether to do this: {name}.")
+    for name in match_search.STAGES
+}
+_NUMBERS = {
+    name: _flag(
+        flags.DEFINE_float if name == "seconds" else flags.DEFINE_integer,
+        name,
+        getattr(_DEFAULT, name),
+        text,
+    )
+    for name, text in (
+        ("seconds", "Time for a sound."),
+        ("evaluations", "Renders for a sound, in place of seconds; 0: none."),
+        ("candidates", "Presets to keep of each sound."),
+        ("nearest", "Presets of the bank to render."),
+        ("starts", "Starts of gradient descent."),
+        ("workers", "Rendering workers, 0: one per core."),
+        ("seed", "Of all random choices."),
+    )
+}
+
+
+def options() -> match_search.Options:
+    """The options that the flags ask for."""
+    numbers = {name: flag.value for name, flag in _NUMBERS.items()}
+    stages = tuple(name for name, flag in _STAGES.items() if flag.value)
+    return match_search.Options(stages=stages, **numbers)
+
+
+def match_file(
+    setup: match_setup.Setup,
+    item: sounds.Item,
+    how: match_search.Options,
+    folder: pathlib.Path,
+    asked: dict[str, Any],
+) -> dict[str, Any]:
+    """Matches one file and writes what was found; see `match_output.write`."""
+    rate = setup.settings.sample_rate
+    sound = sounds.read(item.path, rate, most=setup.settings.duration)
+    remarks = list(sound.remarks)
+    note = item.note if _NOTE.value is None else _NOTE.value
+    if note is None:
+        note = sounds.pitch(sound.audio, rate)
+        if note is None:
+            note = setup.settings.note
+            remarks.append(f"no clear pitch: rendered at note {note} (--note)")
+    hold = item.hold if _HOLD.value is None else _HOLD.value
+    if hold is None:
+        hold = sounds.hold(sound.audio, rate)
+    for remark in remarks:
+        print(f"{item.name}: {remark}", flush=True)
+    found = match_search.search(
+        setup, sound.audio, note, hold, how, label=item.name
+    )
+    about = {
+        "file": str(item.path),
+        "note": note,
+        "hold": round(hold, 3),
+        "length": round(len(sound.audio) / rate, 3),
+        "sample_rate": rate,
+        "bank": f"{len(setup.bank.presets)} {setup.bank.source} presets",
+        "remarks": remarks,
+        "asked": asked,
+    }
+    return match_output.write(
+        folder, item.name, found, sound.audio, setup.space, rate, about
+    )
+
+
+def _finished(folder: pathlib.Path, asked: dict[str, Any]) -> Any:
+    """The result of a sound that was matched in the same way, or None."""
+    path = folder / match_output.RESULT
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text())
+    same = result["asked"] == asked and not result["interrupted"]
+    return result if same else None
+
+
+def match(paths: list[str]) -> tuple[list[dict[str, Any]], int]:
+    """Matches files and folders.
+
+    Args:
+      paths: of audio files and folders.
+
+    Returns:
+      What is in the result.json of each, and how many files failed. After
+      Ctrl-C, the list ends with the sound at hand.
+
+    Raises:
+      ValueError: for mistakes that concern all sounds, or the only one.
+    """
+    if not paths:
+        raise ValueError("no sound given: name audio files or folders of them")
+    items, how, out = sounds.find(paths), options(), pathlib.Path(_OUT.value)
+    asked = {
+        "run": _RUN.value,
+        "presets": _PRESETS.value,
+        "note": _NOTE.value,
+        "hold": _HOLD.value,
+        **dataclasses.asdict(how),
+        "stages": list(how.stages),
+    }
+    results: list[dict[str, Any]] = []
+    failed = 0
+    setup: match_setup.Setup | None = None
+    for item in items:
+        folder = out / item.name
+        result = _finished(folder, asked)
+        if result is None:
+            try:
+                # Before anything is loaded, so that its mistakes come first.
+                if setup is None:
+                    sounds.read(item.path, 32_000)
+                    setup = match_setup.open_run(
+                        _RUN.value, _PRESETS.value, _WEIGHTS.value
+                    )
+                result = match_file(setup, item, how, folder, asked)
+            except cli.EXPECTED as error:
+                if len(items) == 1 or setup is None:
+                    raise
+                failed += 1
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                continue
+            score = result["candidates"][0]["distances"]["a_mean"]
+            print(
+                f"{item.name}: note {result['note']}, a_mean {score:.3f}, "
+                f"{result['renders']:,} renders, {result['seconds']:.1f} s",
+                flush=True,
+            )
+        results.append(result)
+        if result["interrupted"]:
+            break
+    return results, failed
+
+
+def main(words: list[str]) -> None:
+    """Runs the command."""
+    print(devices.describe(), flush=True)
+    results, failed = match(words)
+    out = pathlib.Path(_OUT.value)
+    if len(results) == 1:
+        print(f"\n{match_output.candidates(results[0])}")
+    summary = match_output.summarise(results)
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    print(f"\n{match_output.summary_table(summary)}\nwrote {out}")
+    if results and results[-1]["interrupted"]:
+        raise KeyboardInterrupt
+    if failed:
+        raise ValueError(f"{failed} of the sounds could not be matched")
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments=True)

@@ -166,10 +166,12 @@ class _DeadError(Exception):
     """A worker is gone; the message is "crash" or "hang"."""
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], *files: Any) -> None:
     with contextlib.suppress(OSError):
         process.kill()
     process.wait()
+    for file in files:
+        file.close()
 
 
 class Worker:
@@ -201,7 +203,10 @@ class Worker:
                 stderr=subprocess.STDOUT,
             )
         self._pipe = multiprocessing.connection.Connection(ours.detach())
-        self.close = weakref.finalize(self, _end, self._process)
+        # Ends the worker; only by whoever uses it. Others may `kill` it.
+        self.close = weakref.finalize(
+            self, _end, self._process, self._pipe, self._said
+        )
         self.renders = 0
         self._first: int | None = None
         self.growth = 0
@@ -215,11 +220,15 @@ class Worker:
                 timeout=_LOAD_SECONDS,
             )
         except (_DeadError, RenderError) as error:
+            words = self._last_words()
             self.close()
             raise PluginError(
-                f"{path} cannot be loaded as a VST3 plug-in: {error}"
-                f"{self._last_words()}"
+                f"{path} cannot be loaded as a VST3 plug-in: {error}{words}"
             ) from None
+
+    def kill(self) -> None:
+        """Ends the process; whoever waits for its reply sees it crash."""
+        _end(self._process)
 
     def _last_words(self) -> str:
         self._said.seek(0, os.SEEK_END)
@@ -329,13 +338,15 @@ class PluginRenderer:
         """Ends all workers at once; renders under way raise `PluginError`."""
         with self._lock:
             self._closings += 1
-            workers = [*self._idle, *self._busy]
-            self._idle.clear()
+            idle, self._idle = self._idle, []
+            busy = list(self._busy)
             if self._reader is not None:
-                workers.append(self._reader)
+                idle.append(self._reader)
                 self._reader = None
-        for worker in workers:
+        for worker in idle:
             worker.close()
+        for worker in busy:
+            worker.kill()
 
     @contextlib.contextmanager
     def _worker(self, fresh: bool = False) -> Any:

@@ -1,0 +1,635 @@
+"""The VST3 host on a real plug-in: repeatable, and safe from what it does."""
+
+import dataclasses
+import os
+import pathlib
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from datasets import engines, handcrafted, precompute, shards
+from datasets.engines import vst3, vst3_scaffold, vst3_state
+from launch import noise
+from proxy import space as sp
+from proxy import spaces
+from tests.plugins import plugin
+from tests.shared import shared
+
+RATE = 32_000
+# Short clips: a render takes a few hundredths of a second.
+SHORT = engines.RenderSettings(sample_rate=RATE, hold=0.3, duration=0.5)
+QUICK = vst3.Contract(timeout=1.0)
+
+
+@pytest.fixture(scope="module")
+def path():
+    return str(plugin())
+
+
+@pytest.fixture(scope="module")
+def space(path):
+    """The fixture's space as scaffolding gives it, its hazards held."""
+    scope = {}
+    info = vst3.examine(path)
+    exec(vst3_scaffold.source("fixture", info, ["Hazard", "Fault"]), scope)
+    return scope["SPACE"]
+
+
+def change(space, **fields):
+    """A space with another default for some parameters."""
+    return dataclasses.replace(
+        space,
+        parameters=tuple(
+            dataclasses.replace(p, default=fields.get(p.name, p.default))
+            for p in space.parameters
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def renderer(path, space):
+    renderer = vst3.PluginRenderer(path, space, SHORT, QUICK)
+    yield renderer
+    renderer.close()
+
+
+def draw(space, count, seed=0):
+    uniform = np.random.default_rng(seed).random((count, space.num_used))
+    return space.to_plugin(space.from_uniform(uniform.astype(np.float32)))
+
+
+def at(space, values, **fields):
+    """Plug-in values, some of them changed."""
+    values = np.array(values)
+    for name, value in fields.items():
+        names = [p.name for p in space.parameters]
+        values[..., names.index(name)] = value
+    return values
+
+
+@pytest.fixture(scope="module")
+def values(space):
+    return draw(space, 6)
+
+
+@pytest.fixture(scope="module")
+def sounds(renderer, values):
+    return [renderer.render(row) for row in values]
+
+
+# What a plug-in says of itself ----------------------------------------------
+
+
+def test_scaffold_of_the_plugin_is_its_table(space):
+    kinds = {p.name: (p.kind, p.values and len(p.values)) for p in space.used}
+    assert kinds["waveform"] == ("categorical", 4)
+    assert kinds["octave"] == ("numerical", 4)
+    assert kinds["ring_mod"] == ("binary", 2)
+    assert kinds["filter_cutoff"] == ("numerical", None)
+    assert {"level#1", "level#2"} <= kinds.keys()
+    held = {p.name for p in space.parameters if not p.used}
+    assert held == {"master_volume", "hazard", "fault"}
+    defaults = {p.name: p.default for p in space.parameters}
+    assert defaults["level#2"] == pytest.approx(0.3, abs=1e-6)
+    assert "panic" not in defaults and "bypass" not in defaults
+
+
+def test_version_is_recorded(renderer):
+    assert renderer.name == "fixture"
+    assert renderer.version == "Proxy Fixture 1.2.3 (VST3, reset)"
+    assert isinstance(renderer, engines.Renderer)
+
+
+# Sound ----------------------------------------------------------------------
+
+
+def pitch(audio):
+    spectrum = np.abs(np.fft.rfft(audio * np.hanning(len(audio))))
+    return np.argmax(spectrum) * RATE / len(audio)
+
+
+def test_clips_have_length_pitch_and_fade(path, space):
+    settings = engines.RenderSettings(sample_rate=RATE, hold=1.0, duration=1.0)
+    # Without the note that wakes plug-ins up: it rings on in this one.
+    silent = vst3.Contract(warm_up=0.0)
+    renderer = vst3.PluginRenderer(path, space, settings, silent)
+    start = {p.name: p.default for p in space.parameters}
+    values = np.array(list(start.values()))
+    plain = at(space, values, waveform=0, lfo_depth=0, noise=0, echo=0)
+    for note, wanted in ((None, 261.6), (69, 440.0)):
+        audio = renderer.render(plain, note)
+        assert audio.shape == (RATE,) and audio.dtype == np.float32
+        assert pitch(audio[RATE // 4 :]) == pytest.approx(wanted, abs=2)
+        assert not audio[: RATE // 100].any()
+        fading = audio[-3200:]
+        assert audio[-1] == 0
+        before = np.sqrt(np.mean(audio[-6400:-3200] ** 2))
+        assert np.sqrt(np.mean(fading**2)) == pytest.approx(
+            before / 3**0.5, rel=0.05
+        )
+    renderer.close()
+
+
+def test_settings_reach_the_plugin(path, space, values):
+    def render(**fields):
+        settings = dataclasses.replace(SHORT, **fields)
+        silent = vst3.Contract(warm_up=0.0)
+        renderer = vst3.PluginRenderer(path, space, settings, silent)
+        audio = renderer.render(at(space, values[1], noise=0, echo=0))
+        renderer.close()
+        return audio
+
+    loud, soft = render(), render(velocity=50)
+    np.testing.assert_allclose(soft, loud / 2, atol=1e-5)
+    # Halfway through a held note, and after it was let go.
+    late = slice(int(0.25 * RATE), int(0.3 * RATE))
+    assert np.abs(render(hold=0.1)[late]).max() < np.abs(loud[late]).max()
+
+
+# Repeatability --------------------------------------------------------------
+
+
+def test_order_and_worker_change_nothing(path, space, values, sounds):
+    """To the bit, though the instrument remembers what it played."""
+    assert all(np.abs(sound).max() > 1e-3 for sound in sounds)
+    other = vst3.PluginRenderer(path, space, SHORT, QUICK)
+    for row, sound in reversed(list(zip(values, sounds, strict=True))):
+        np.testing.assert_array_equal(other.render(row), sound)
+    other.close()
+    again = list(engines.render_many(other, values[::-1], workers=3))
+    for ours, sound in zip(again[::-1], sounds, strict=True):
+        np.testing.assert_array_equal(ours, sound)
+    assert other.started >= 4
+    other.close()
+
+
+def test_the_plugin_does_leak(path, values, renderer):
+    """Without the contract its renders depend on those before: the test
+    above would be empty otherwise.
+    """
+    code = f"""
+        import numpy as np, re, pedalboard
+        from pedalboard import _pedalboard
+        _pedalboard.PARAMETER_NAME_REGEXES_TO_IGNORE.add(re.compile(""))
+        plugin = pedalboard.VST3Plugin({path!r}, initialization_timeout=0.1)
+        notes = [(bytes([144, 60, 100]), 0.01), (bytes([128, 60, 0]), 0.3)]
+        def render(reset):
+            return plugin.process(notes, 0.5, {RATE}, 2, 8192, reset)
+        a, b = render(False), render(False)
+        print(np.abs(a - b).max())
+        import ctypes
+        ctypes.CDLL(None).srand(0); a = render(True)
+        ctypes.CDLL(None).srand(2); b = render(True)
+        print(np.abs(a - b).max())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    without_reset, without_seed = map(float, done.stdout.split())
+    assert without_reset > 0.01 and without_seed > 0.001
+
+
+def test_pickled_renderers_render_the_same(renderer, values, sounds):
+    copy = pickle.loads(pickle.dumps(renderer))
+    np.testing.assert_array_equal(copy.render(values[0]), sounds[0])
+    copy.close()
+
+
+def test_state_of_the_process_needs_fresh_processes():
+    """As Diva: repeatable only in a fresh process."""
+    path, space = str(plugin("diva")), spaces.get("diva")
+    values = draw(space, 3)
+    assert vst3.CONTRACTS["diva"].isolation == "process"
+    diva = vst3.PluginRenderer(path, space, SHORT)
+    first = [diva.render(row) for row in values]
+    back = [diva.render(row) for row in values[::-1]][::-1]
+    np.testing.assert_array_equal(first, back)
+    # One to be looked into, one for each render; the first served both.
+    assert diva.started == 6
+    leaking = vst3.PluginRenderer(path, space, SHORT, vst3.Contract())
+    first = [leaking.render(row) for row in values]
+    back = [leaking.render(row) for row in values[::-1]][::-1]
+    assert np.abs(np.subtract(first, back)).max() > 0.01
+    leaking.close()
+
+
+def test_noise_floor_is_measured(path, space, renderer):
+    found = noise.measure(renderer, count=2)
+    assert found["presets"] == 2 and "fresh" not in found
+    for name in ("order", "process"):
+        assert found[name] == dict.fromkeys(
+            ("max_difference", *noise.METRICS), 0.0
+        )
+    assert "depends on its preset alone" in noise.table(found)
+    # An instrument that draws its phase anew each time.
+    unsteady = vst3.PluginRenderer(path, change(space, fault=1.0), SHORT, QUICK)
+    found = noise.measure(unsteady, count=2)
+    for name in noise.COMPARISONS:
+        assert found[name]["max_difference"] > noise.QUIET
+        assert found[name]["a_mean"] > 0
+    assert "do not repeat" in noise.table(found)
+    assert "a_mean" in noise.describe(found)
+    unsteady.close()
+
+
+# Faults ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"hazard": 0.975}, "crash"),
+        ({"hazard": 0.985}, "hang"),
+        ({"hazard": 0.995}, "nan"),
+        ({"fault": 1 / 3}, "silent"),
+    ],
+)
+def test_a_fault_costs_one_preset(
+    renderer, space, values, sounds, fields, reason
+):
+    before = renderer.started
+    with pytest.raises(engines.RenderError) as error:
+        renderer.render(at(space, values[0], **fields))
+    assert str(error.value) == reason
+    # Tried again in a fresh process, which is not used any more either.
+    assert renderer.started >= before + 1
+    np.testing.assert_array_equal(renderer.render(values[0]), sounds[0])
+
+
+def test_a_worker_that_dies_is_replaced(renderer, values, sounds):
+    """The preset is tried again, and nobody notices."""
+    renderer.render(values[0])
+    (worker,) = renderer._idle
+    os.kill(worker._process.pid, signal.SIGKILL)
+    np.testing.assert_array_equal(renderer.render(values[0]), sounds[0])
+
+
+def test_wrong_length_is_a_fault(path, space, values, monkeypatch):
+    renderer = vst3.PluginRenderer(path, space, SHORT, QUICK)
+    ask = vst3.Worker.ask
+
+    def cut(self, method, *arguments, timeout):
+        reply = ask(self, method, *arguments, timeout=timeout)
+        return (reply[0][:-1], reply[1]) if method == "render" else reply
+
+    monkeypatch.setattr(vst3.Worker, "ask", cut)
+    with pytest.raises(engines.RenderError, match=r"^wrong length$"):
+        renderer.render(values[0])
+    renderer.close()
+
+
+def test_too_many_faults_in_a_row_end_the_run(path, space, monkeypatch):
+    monkeypatch.setattr(vst3, "_MAX_FAULTS", 3)
+    broken = vst3.PluginRenderer(path, space, SHORT)
+    values = at(space, draw(space, 3), hazard=1.0)
+    for row in values[:2]:
+        with pytest.raises(engines.RenderError, match=r"^nan$"):
+            broken.render(row)
+    with pytest.raises(vst3.PluginError, match=r"3 presets in a row .* nan"):
+        broken.render(values[2])
+    broken.close()
+
+
+def test_a_sound_in_between_starts_the_count_anew(
+    path, space, values, monkeypatch
+):
+    monkeypatch.setattr(vst3, "_MAX_FAULTS", 2)
+    renderer = vst3.PluginRenderer(path, space, SHORT)
+    for _ in range(3):
+        with pytest.raises(engines.RenderError):
+            renderer.render(at(space, values[0], hazard=1.0))
+        renderer.render(values[0])
+    renderer.close()
+
+
+def test_growing_workers_are_recycled(path, space, values):
+    """Each note leaks 16 MiB."""
+    leaking = at(space, values, fault=2 / 3)
+    patient = vst3.PluginRenderer(path, space, SHORT)
+    wanted = [patient.render(row) for row in leaking]
+    assert patient.started == 1
+    patient.close()
+    strict = vst3.PluginRenderer(path, space, SHORT, max_growth=24 * 2**20)
+    for row, sound in zip(leaking, wanted, strict=True):
+        np.testing.assert_array_equal(strict.render(row), sound)
+    assert strict.started > 1
+    strict.close()
+
+
+def test_closing_ends_renders_under_way(path, space, values):
+    renderer = vst3.PluginRenderer(path, space, SHORT)
+    hanging = at(space, values[0], hazard=0.985)
+    raised = []
+
+    def render():
+        try:
+            renderer.render(hanging)
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=render)
+    thread.start()
+    while not renderer._busy:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    renderer.close()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert isinstance(raised[0], vst3.PluginError)
+    assert "closed" in str(raised[0])
+    # It can be used again.
+    assert renderer.render(values[1]).any()
+    renderer.close()
+
+
+def test_workers_end_with_their_parent(path):
+    """Killed at once, it can tidy up nothing."""
+    code = f"""
+        import os, signal
+        from datasets.engines import vst3
+        worker = vst3.Worker({path!r}, vst3.Contract())
+        print(worker._process.pid, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=pathlib.Path(__file__).parents[1],
+    )
+    child = int(done.stdout)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            state = pathlib.Path(f"/proc/{child}/stat").read_text()
+        except FileNotFoundError:
+            return
+        if state.rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    pytest.fail(f"worker {child} is still there")
+
+
+def test_values_are_checked(renderer, space, values):
+    for name, value in (("noise", np.nan), ("echo", 1.5)):
+        with pytest.raises(engines.RenderError, match=f"'{name}' is"):
+            renderer.render(at(space, values[0], **{name: value}))
+    with pytest.raises(engines.RenderError, match="5 plug-in values"):
+        renderer.render(np.zeros(5))
+    with pytest.raises(engines.RenderError, match="note 128"):
+        renderer.render(values[0], 128)
+
+
+# Plug-ins that cannot be used ------------------------------------------------
+
+
+def test_no_plugin_is_one_message(monkeypatch, tmp_path):
+    monkeypatch.delenv("DIVA_VST3", raising=False)
+    with pytest.raises(engines.MissingPluginError) as error:
+        engines.get("diva")
+    for way in ("DIVA_VST3", "--config.plugin", "--config.data=DIR"):
+        assert way in str(error.value)
+    gone = str(tmp_path / "Diva.vst3")
+    with pytest.raises(engines.MissingPluginError, match=r"config\.plugin"):
+        engines.get("diva", plugin=gone)
+    monkeypatch.setenv("DIVA_VST3", gone)
+    with pytest.raises(engines.MissingPluginError, match=r"\(DIVA_VST3\)"):
+        engines.get("diva")
+
+
+def test_environment_variable_names_the_plugin(monkeypatch):
+    monkeypatch.setenv("TALNM_VST3", str(plugin("talnm")))
+    renderer = engines.get("talnm", SHORT, host={"isolation": "process"})
+    assert renderer.version == "TAL-NoiseMaker 1.2.3 (VST3, process)"
+    assert renderer.name == "talnm"
+
+
+def test_what_is_no_plugin_is_told(tmp_path, space):
+    bad = tmp_path / "Bad.vst3"
+    bad.write_bytes(b"nothing")
+    with pytest.raises(vst3.PluginError, match=r"Bad\.vst3 cannot be loaded"):
+        vst3.PluginRenderer(str(bad), space)
+
+
+def test_another_plugin_is_refused(path):
+    with pytest.raises(ValueError, match=r"Proxy Fixture lacks .*near: "):
+        vst3.PluginRenderer(path, spaces.get("talnm"))
+
+
+def test_contract_fields_are_checked():
+    with pytest.raises(ValueError, match="isolation='fork'"):
+        vst3.contract("diva", isolation="fork")
+    with pytest.raises(ValueError, match="timeout=0"):
+        vst3.contract("diva", timeout=0.0)
+    with pytest.raises(ValueError, match="unknown host settings: isolated"):
+        vst3.contract("diva", isolated="")
+    changed = vst3.contract("diva", isolation="", timeout=3.0)
+    assert changed == vst3.Contract(isolation="process", timeout=3.0)
+
+
+# Data sets ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hazardous(space):
+    """Presets of which a tenth each crashes, hangs and gives NaN."""
+    hazard = sp.numerical("hazard", 0.0, 0.9, 1.0)
+    return dataclasses.replace(
+        space,
+        parameters=tuple(
+            dataclasses.replace(hazard, index=p.index)
+            if p.name == "hazard"
+            else p
+            for p in space.parameters
+        ),
+    )
+
+
+def build(path, space, directory, *, rows=24, workers=2):
+    contract = vst3.Contract(timeout=0.7)
+    renderer = vst3.PluginRenderer(path, space, SHORT, contract)
+    spec = shards.DataSpec(
+        name="hazard",
+        synth=space.name,
+        synth_version=renderer.version,
+        space=shards.space_digest(space),
+        parameters=space.num_used,
+        audio_model="mel128",
+        audio_weights="",
+        embedding=64,
+        settings=SHORT,
+        seed=1,
+        splits=(("train", rows), ("test", 3)),
+        shard_size=20,
+        embed_batch=8,
+    )
+    report = precompute.build(
+        spec,
+        directory,
+        renderer,
+        lambda sounds: np.abs(sounds[:, 1000:1064]),
+        workers=workers,
+        progress=False,
+    )
+    files = {p.name: p.read_bytes() for p in directory.iterdir() if p.is_file()}
+    return spec, report, files
+
+
+def test_faulty_presets_are_set_aside_and_nothing_else(
+    path, hazardous, tmp_path
+):
+    spec, report, files = build(path, hazardous, tmp_path / "a")
+    listed = precompute.set_aside(tmp_path / "a", spec)
+    column = hazardous.index("hazard")
+    clean = vst3.PluginRenderer(path, hazardous, SHORT)
+    wanted, rows = [], {}
+    for split, count in spec.splits:
+        for row in range(count):
+            for attempt in range(99):
+                preset = precompute.draw(hazardous, 1, split, [row], [attempt])[
+                    0, 0
+                ]
+                hazard = preset[column]
+                if hazard < 0.97:
+                    sound = clean.render(hazardous.to_plugin(preset))
+                    if engines.check_level(sound, SHORT) is None:
+                        rows[split, row] = preset
+                        break
+                    continue
+                reason = (
+                    "nan"
+                    if hazard >= 0.99
+                    else "hang"
+                    if hazard >= 0.98
+                    else "crash"
+                )
+                shard = row // spec.shard_size
+                wanted.append((split, shard, row, attempt, reason))
+    clean.close()
+    assert [tuple(entry.values()) for entry in listed] == wanted
+    assert {reason for *_, reason in wanted} == {"crash", "hang", "nan"}
+    assert sum(report.set_aside.values()) == len(wanted)
+    assert "set_aside.json" in str(report) and "set_aside.json" in files
+    for split, count in spec.splits:
+        presets = np.concatenate(
+            [
+                shards.read(tmp_path / "a", spec, split, shard)["preset"]
+                for shard in range(spec.num_shards(split))
+            ]
+        )
+        mine = np.stack([rows[split, row] for row in range(count)])
+        np.testing.assert_array_equal(presets, mine)
+
+    _, _, again = build(path, hazardous, tmp_path / "b", workers=3)
+    assert again == files
+
+
+def test_handcrafted_presets_that_fail_are_named(renderer, space, path):
+    steady = handcrafted.Bank(
+        change(space, hazard=0.0),
+        space.from_plugin(draw(space, 2)).astype(np.float32),
+        ("One", "Two"),
+        ("a#1", "a#2"),
+        handcrafted.Report(found=2, kept=2),
+    )
+    assert len(handcrafted.gate(steady, renderer)) == 2
+    broken = vst3.PluginRenderer(path, change(space, hazard=1.0), SHORT)
+    bank = dataclasses.replace(steady, space=broken.space)
+    report = handcrafted.gate(bank, broken).report
+    broken.close()
+    assert report.dropped == {"nan": 2} and report.kept == 0
+    assert "preset 'One' set aside: nan" in str(report)
+
+
+# States ---------------------------------------------------------------------
+
+
+def h2p(instrument="Diva", cutoff=120):
+    return (
+        "/*@Meta\r\nAuthor: 'somebody'\r\n*/\r\n"
+        f"#AM={instrument}\r\n#Vers=10000\r\n#cm=main\r\nCcOp=100.00\r\n"
+        f"#cm=VCF1\r\nFreq={cutoff}.00\r\n"
+    ).encode()
+
+
+def test_states_are_read_by_the_plugin(path, space, renderer, tmp_path):
+    plugin_class, chunks = vst3_state.read(
+        _initial_state(renderer, path, space)
+    )
+    text = chunks["Comp"].decode("latin-1")
+    assert "\0p3\x000.8" in text  # the first level, in the framework's layout
+    chunks["Comp"] = text.replace("\0p3\x000.8", "\0p3\x000.4").encode(
+        "latin-1"
+    )
+    (tmp_path / "Quiet.vstpreset").write_bytes(
+        vst3_state.write(plugin_class, chunks)
+    )
+    (tmp_path / "Bad.vstpreset").write_bytes(b"VST3 but nothing more")
+    bank = handcrafted.load(tmp_path, space, renderer.read_state)
+    assert bank.names == ("Quiet",)
+    assert "Bad.vstpreset: not a VST3 preset" in str(bank.report)
+    preset = dict(zip(space.names, bank.presets[0], strict=True))
+    assert preset["level#1"] == pytest.approx(0.4, abs=1e-6)
+    assert preset["level#2"] == pytest.approx(0.3, abs=1e-6)
+    file = tmp_path / "Quiet.vstpreset"
+    with pytest.raises(ValueError, match=r"set --config\.plugin.*FIXTURE_VST3"):
+        handcrafted.load(file, space)
+    with pytest.raises(ValueError, match=r"state is no \.h2p text"):
+        renderer.read_state(h2p(), "h2p")
+
+
+def _initial_state(renderer, path, space):
+    """What the plug-in saves, by way of a reader of its own."""
+    worker = vst3.Worker(path, vst3.Contract())
+    try:
+        return worker.ask("state", timeout=20.0)
+    finally:
+        worker.close()
+
+
+def test_h2p_files_become_the_plugins_state():
+    """In the layout of u-he's files; Diva itself cannot be had here."""
+    initial = vst3_state.write(
+        b"D" * 32,
+        {
+            "Comp": b"\x01\x02" + vst3_state.h2p_text(h2p(cutoff=30)) + b"\0\7",
+            "Cont": b"control",
+        },
+    )
+    plugin_class, chunks = vst3_state.read(
+        vst3_state.with_h2p(initial, h2p(cutoff=77))
+    )
+    assert plugin_class == b"D" * 32 and chunks["Cont"] == b"control"
+    comp = chunks["Comp"]
+    assert comp.startswith(b"\x01\x02#AM=Diva\n") and comp.endswith(b"\0\7")
+    assert b"Freq=77.00\n" in comp and b"Freq=30" not in comp
+    assert b"Author" not in comp and b"\r" not in comp
+    with pytest.raises(ValueError, match="a preset of Hive, the plug-in is"):
+        vst3_state.with_h2p(initial, h2p("Hive"))
+    with pytest.raises(ValueError, match=r"not an \.h2p file"):
+        vst3_state.with_h2p(initial, b"#AM=Diva only")
+
+
+def test_published_factory_presets_of_talnm_play():
+    """By parameter index in a file, by name in the plug-in."""
+    path = str(plugin("talnm"))
+    renderer = vst3.PluginRenderer(path, spaces.get("talnm"), SHORT)
+    bank = handcrafted.load(
+        shared("presets/talnm_factory.json"), spaces.get("talnm")
+    )
+    assert bank.report.found == 255
+    few = bank.take(range(5))
+    assert len(handcrafted.gate(few, renderer, workers=2)) == 5
+    renderer.close()

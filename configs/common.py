@@ -39,6 +39,7 @@ def proxy_config(synth: str, encoder: str) -> Any:
     config = ml_collections.ConfigDict()
     config.name = f"{synth}_{encoder}"
     config.run = f"runs/{synth}_{encoder}"
+    config.checkpoints = ""  # another folder or gs:// for them; "": in run
     config.seed = 0
 
     # Data: made once, shared by all encoders of a synthesizer.

@@ -2,12 +2,18 @@
 
     python -m launch.train --config configs/quickstart.py
     python -m launch.evaluate --run runs/quickstart
+    python -m launch.reproduce --config configs/quickstart.py
+
+The last does all that the paper does, in small: two encoders, three
+estimators that learn through a proxy, tables, and a page to listen.
 
 Hardware: two CPU cores, about four minutes from nothing to the table.
 Expected: see the README's table.
 """
 
-from configs import common
+from typing import Any
+
+from configs import common, dexed_match, paper
 
 
 def get_config():
@@ -41,3 +47,36 @@ def get_config():
     config.evaluation.subset = 4_096
     config.evaluation.repeats = 10
     return config
+
+
+def get_plan() -> dict[str, Any]:
+    """Everything in small, see `configs.paper.get_plan`."""
+    hn, mlp = get_config(), get_config()
+    mlp.name, mlp.run = "quickstart_mlp", "runs/quickstart_mlp"
+    mlp.encoder, mlp.sizes = "mlp_oh", common.SIZES["mlp_oh"]
+    tuned = get_config()
+    tuned.name = "quickstart_finetuned"
+    tuned.run, tuned.init = f"runs/{tuned.name}", hn.run
+    tuned.source = "handcrafted"
+    tuned.epochs, tuned.batch = 4, 64
+    tuned.optimizer.learning_rate = 1e-3
+    tuned.optimizer.cosine_steps = 4 * 230 - 64
+    matches = []
+    for schedule in paper.SCHEDULES:
+        config = dexed_match.get_config(f"{schedule}_small")
+        config.audio_model, config.data = hn.audio_model, hn.data
+        config.proxy, config.num_train = tuned.run, 512
+        config.stand_in.update({"train": 512, "validation": 64, "test": 64})
+        config.epochs, config.batch = 8, 32
+        config.optimizer.learning_rate = 2e-3
+        config.optimizer.warmup_steps = 16
+        config.validate_every, config.validation_rows = 4, 64
+        config.log_every = 16
+        config.name = f"quickstart_{schedule}"
+        matches.append(paper.seeded(config, 0))
+    return {
+        "name": "quickstart",
+        "proxies": [hn, mlp],
+        "tuned": [tuned],
+        "matches": matches,
+    }

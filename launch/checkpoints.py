@@ -13,6 +13,7 @@ import jax
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from launch import Config, experiment
@@ -51,7 +52,15 @@ def prepare(config: Config) -> pathlib.Path:
 
 
 # Fields that change how a run is carried out, not what comes of it.
-_FREE = ("run", "workers", "data", "weights", "log_every", "evaluation")
+_FREE = (
+    "run",
+    "checkpoints",
+    "workers",
+    "data",
+    "weights",
+    "log_every",
+    "evaluation",
+)
 
 
 def _check_same(run: pathlib.Path, found: dict, wanted: dict) -> None:
@@ -131,7 +140,27 @@ def manager(
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
     )
-    return ocp.CheckpointManager((run / _FOLDER).absolute(), options=options)
+    return ocp.CheckpointManager(folder(run), options=options)
+
+
+def folder(run: pathlib.Path) -> epath.Path:
+    """Where the checkpoints of a run are.
+
+    Args:
+      run: the run directory; its config may name another folder, or a bucket
+        (gs://), in the field `checkpoints`.
+
+    Returns:
+      The folder, absolute.
+    """
+    elsewhere = ""
+    if (run / _CONFIG).exists():
+        found = json.loads((run / _CONFIG).read_text())
+        elsewhere = found.get("checkpoints", "")
+    if not elsewhere:
+        return epath.Path((run / _FOLDER).absolute())
+    place = epath.Path(elsewhere)
+    return place if "://" in elsewhere else place.absolute()
 
 
 def best_step(checkpoints: ocp.CheckpointManager) -> int:

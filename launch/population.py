@@ -18,7 +18,6 @@ import itertools
 import json
 import math
 import pathlib
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -111,6 +110,11 @@ def members(
         member.data_seed = config.get("data_seed", config.seed)
         member.seed = seed
         member.optimizer.learning_rate = rate
+        if member.get("checkpoints"):
+            raise ValueError(
+                "config.checkpoints is one folder, a population has many "
+                "members: leave it empty"
+            )
         member.run = str(pathlib.Path(config.run, f"seed{seed}_rate{rate:g}"))
         found.append(member)
     runs = [member.run for member in found]
@@ -300,8 +304,8 @@ def _export(
     steps = {int(last.step): last}
     if np.isfinite(best.score[member]):
         steps[int(best.step[member])] = population.select(best.state, member)
-    if (run / "checkpoints").exists():  # by an export cut short
-        shutil.rmtree(run / "checkpoints")
+    if checkpoints.folder(run).exists():  # by an export cut short
+        checkpoints.folder(run).rmtree()
     found = {s["step"]: s for s in scores}
     with checkpoints.manager(run) as saved:
         for step, state in sorted(steps.items()):

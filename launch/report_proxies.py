@@ -4,6 +4,7 @@ import importlib.util
 import json
 import pathlib
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -156,18 +157,21 @@ def draw_umap(
       predicted: f(x), same order.
       path: of the picture.
     """
-    import umap
-
     both = np.concatenate([audio, predicted])
     neighbours = min(15, len(both) - 1)
-    fitted = umap.UMAP(
-        n_neighbors=neighbours,
-        metric="manhattan",
-        random_state=0,
-        n_jobs=1,
-        init="pca",
-    )
-    a, p = np.split(np.asarray(fitted.fit_transform(both)), 2)
+    with warnings.catch_warnings():
+        # It tells of TensorFlow, which is not wanted.
+        warnings.simplefilter("ignore")
+        import umap
+
+        fitted = umap.UMAP(
+            n_neighbors=neighbours,
+            metric="manhattan",
+            random_state=0,
+            n_jobs=1,
+            init="pca",
+        )
+        a, p = np.split(np.asarray(fitted.fit_transform(both)), 2)
     with plt.rc_context(plots.STYLE):
         figure, axes = plt.subplots(figsize=(5, 5))
         axes.plot([a[:, 0], p[:, 0]], [a[:, 1], p[:, 1]], color="0.75", lw=0.5)

@@ -23,7 +23,6 @@ import importlib.util
 import json
 import pathlib
 import pprint
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -181,6 +180,31 @@ def sobol_point(space: Space, number: int, seed: int) -> dict[str, Any]:
     return values
 
 
+class _Point(optuna.samplers.BaseSampler):
+    """Draws one given point; Optuna takes samplers as objects."""
+
+    def __init__(self, point: dict[str, Any], space: Space) -> None:
+        self._point, self._space = point, dict(space)
+
+    def infer_relative_search_space(
+        self, study: Any, trial: Any
+    ) -> dict[str, BaseDistribution]:
+        """All of the space."""
+        return self._space
+
+    def sample_relative(
+        self, study: Any, trial: Any, search_space: Any
+    ) -> dict[str, Any]:
+        """The point."""
+        return self._point
+
+    def sample_independent(
+        self, study: Any, trial: Any, param_name: str, param_distribution: Any
+    ) -> Any:
+        """A coordinate of the point."""
+        return self._point[param_name]
+
+
 def _sampler(space: Space, number: int, start: int, seed: int) -> Any:
     """What draws the fields of one trial."""
     # Trials of other processes are going on: do not draw next to them.
@@ -189,8 +213,7 @@ def _sampler(space: Space, number: int, start: int, seed: int) -> Any:
     )
     if number >= start:
         return tpe
-    point = sobol_point(space, number, seed)
-    return optuna.samplers.PartialFixedSampler(point, tpe)
+    return _Point(sobol_point(space, number, seed), space)
 
 
 def _pruner(name: str, epochs: int) -> optuna.pruners.BasePruner:
@@ -302,7 +325,7 @@ def _next_trial(
                 continue
             # It may have changed hands before the claim.
             now = study.get_trials(deepcopy=False)[trial.number]
-            if now.state != trial.state or not (begun or _start(study, now)):
+            if now.state != trial.state or not (begun or _start(storage, now)):
                 claim.close()
                 continue
             (out / name).mkdir(exist_ok=True)
@@ -495,7 +518,6 @@ def table(study: optuna.Study, trials: int, shown: int = 10) -> str:
 def main() -> None:
     """Runs the command."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     config, trials = _CONFIG.value, _TRIALS.value
     space = read_space(_SPACE.value, config)
     seeds = population.numbers(_SEEDS, int)

@@ -249,3 +249,15 @@ def test_bad_members_are_told():
     assert found[0].data_seed == config.data_seed
     with pytest.raises(ValueError, match="twice: runs/quickstart/seed1"):
         population.members(config, [1, 1], [])
+
+
+def test_checkpoints_may_lie_elsewhere(finished, tmp_path):
+    config = config_for(tmp_path / "run", finished[0].data)
+    config.checkpoints = str(tmp_path / "elsewhere")
+    config.epochs = 1
+    run = train.train(config)
+    assert not (run / "checkpoints").exists()
+    assert (tmp_path / "elsewhere" / "8").is_dir()
+    _, saved = checkpoints.load(run)
+    with saved:
+        assert saved.latest_step() == 8

@@ -129,7 +129,12 @@ def proxy_run(folder, picture):
     results = {"synthetic": {"mean embedding": model, "hn_oh": model}}
     content = {"results": results, "bank": ""}
     (run / "evaluation.json").write_text(json.dumps(content))
-    for name in ("training", "ranks_synthetic", "embeddings_synthetic"):
+    for name in (
+        "training",
+        "ranks_synthetic",
+        "embeddings_synthetic",
+        "embeddings_hand_crafted",
+    ):
         shutil.copyfile(picture, run / f"{name}.png")
     rng = np.random.default_rng(0)
     audio = rng.normal(size=(40, 8)).astype(np.float32)
@@ -162,9 +167,10 @@ def site(tmp_path_factory):
     (ranking / "ranking.json").write_text("{}")
     shutil.copyfile(folder / "plot.png", ranking / "heat_map.png")
     out = folder / "site"
-    # Twice: a page is replaced.
-    for _ in range(2):
-        report.build(report.find_runs([str(runs)]), out, "A title")
+    # A page that is there is replaced.
+    report.build([runs / "proxy"], out, "An older page")
+    (runs / "proxy" / "embeddings_hand_crafted.png").unlink()
+    report.build(report.find_runs([str(runs)]), out, "A title")
     return out
 
 

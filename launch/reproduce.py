@@ -1,0 +1,309 @@
+r"""Reproduces everything in one go: data, training, tables, a page to listen.
+
+    python -m launch.reproduce --config configs/quickstart.py
+    python -m launch.reproduce --config configs/paper.py:dexed \
+        --presets=BANK --nsynth=FOLDER
+
+Stages, each skipped when it is done and going on where it stopped: make the
+data; train and evaluate every preset encoder; tune the proxy on hand-crafted
+presets; train the estimators of the three schedules, with every seed;
+evaluate them in-domain and out-of-domain; write the tables and the page. The
+same command resumes it, whatever stopped it, and ends with the same tables.
+Without `--presets` there is no bank of hand-crafted presets: held-out
+synthetic ones stand in for them, and the tables say so.
+"""
+
+import copy
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import pathlib
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import flags
+
+from datasets import shards
+from launch import (
+    Config,
+    cli,
+    data,
+    devices,
+    evaluate,
+    evaluate_matching,
+    report,
+    train,
+    train_estimator,
+)
+
+_FLAGS = cli.flag_values(__name__)
+_CONFIG = flags.DEFINE_string(
+    "config",
+    None,
+    "File with get_plan(), and after a colon the name of a plan.",
+    required=True,
+    flag_values=_FLAGS,
+)
+_PRESETS = flags.DEFINE_string(
+    "presets", "", "Bank of hand-crafted presets.", flag_values=_FLAGS
+)
+_NSYNTH = flags.DEFINE_string(
+    "nsynth", "", "Folder in NSynth's format.", flag_values=_FLAGS
+)
+_WEIGHTS = flags.DEFINE_string(
+    "weights", "", "Local file of the audio model.", flag_values=_FLAGS
+)
+_FOLDER = flags.DEFINE_string(
+    "folder", ".", "Where data, runs and results go.", flag_values=_FLAGS
+)
+
+Plan = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A piece of work.
+
+    Attributes:
+      name: shown to the user, unique.
+      needs: what it depends on; when that changes, it is done again.
+      work: does it, or goes on with it.
+    """
+
+    name: str
+    needs: Any
+    work: Callable[[], Any]
+
+    @property
+    def digest(self) -> str:
+        """Changes when what the stage depends on does."""
+        text = json.dumps(self.needs, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def read_plan(path: str) -> Plan:
+    """Reads a plan.
+
+    Args:
+      path: a Python file, maybe followed by a colon and a name.
+
+    Returns:
+      See `configs.paper.get_plan`.
+
+    Raises:
+      ValueError: naming what is wrong.
+    """
+    file, _, name = path.partition(":")
+    spec = importlib.util.spec_from_file_location("plan", file)
+    if spec is None or spec.loader is None or not pathlib.Path(file).exists():
+        raise ValueError(f"--config={path}: no such Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_plan"):
+        raise ValueError(
+            f"--config={path}: defines no get_plan(); configs/quickstart.py "
+            "and configs/paper.py do"
+        )
+    try:
+        return module.get_plan(*[name] * bool(name))
+    except (ImportError, TypeError) as error:
+        raise ValueError(f"--config={path}: no such plan ({error})") from error
+
+
+def settle(
+    plan: Plan, folder: str, presets: str, weights: str
+) -> tuple[list[Config], list[Config], list[Config]]:
+    """Fills in what the command line says.
+
+    Args:
+      plan: see `configs.paper.get_plan`.
+      folder: where data and runs go.
+      presets: bank of hand-crafted presets, "" for none.
+      weights: local file of the audio model's weights, "" to download.
+
+    Returns:
+      Configs of proxies, of tuned proxies (none without a bank), and of
+      estimators.
+    """
+    plan = copy.deepcopy(plan)
+    untuned = {c.run: c.init for c in plan["tuned"]}
+    proxies, tuned, matches = (
+        plan[name] for name in ("proxies", "tuned", "matches")
+    )
+    if not presets:
+        tuned = []
+        for config in matches:
+            config.proxy = untuned.get(config.proxy, config.proxy)
+    for config in (*proxies, *tuned, *matches):
+        config.presets = presets
+        config.weights = weights or config.weights
+        for field in ("run", "data", "init", "proxy"):
+            if config.get(field):
+                config[field] = str(pathlib.Path(folder, config[field]))
+    return proxies, tuned, matches
+
+
+def stages(
+    plan: Plan, folder: str, presets: str, nsynth: str, weights: str
+) -> list[Stage]:
+    """Everything that is to be done, in order.
+
+    Args:
+      plan: see `configs.paper.get_plan`.
+      folder: where data, runs and results go.
+      presets: bank of hand-crafted presets, "" for none.
+      nsynth: folder of notes to match out of domain, "" for none.
+      weights: local file of the audio model's weights, "" to download.
+
+    Returns:
+      The stages.
+    """
+    proxies, tuned, matches = settle(plan, folder, presets, weights)
+    out = results_folder(plan, folder)
+    found, needs = [], {}
+
+    def add(name: str, work: Callable[[], Any], *configs: Config) -> None:
+        needs[name] = [json.loads(c.to_json()) for c in configs]
+        found.append(Stage(name, needs[name], work))
+
+    def bind(function: Callable[..., Any], *given: Any) -> Callable[[], Any]:
+        return lambda: function(*given)
+
+    made = set()
+    for config in proxies:
+        if (config.data, config.num_train) not in made:
+            made.add((config.data, config.num_train))
+            add(f"data {config.data}", bind(data.ensure, config), config)
+    for config in (*proxies, *tuned):
+        add(f"train {config.name}", bind(train.train, config), config)
+        add(
+            f"evaluate {config.name}",
+            bind(evaluate.evaluate, config.run, "best", None),
+            config,
+        )
+    for config in matches:
+        add(f"match {config.name}", bind(train_estimator.train, config), config)
+    if matches:
+        options = evaluate_matching.Options(nsynth=nsynth)
+        runs = [config.run for config in matches]
+        work = bind(_evaluate_matches, runs, options, out)
+        add("evaluate matches", work, *matches)
+        found[-1].needs.append(nsynth)
+    everything = [stage.needs for stage in found]
+    runs = [c.run for c in (*proxies, *tuned, *matches)]
+    page = bind(_finish, plan["name"], runs, out)
+    return [*found, Stage("tables and page", everything, page)]
+
+
+def results_folder(plan: Plan, folder: str) -> pathlib.Path:
+    """Where tables, page and the record of what is done go."""
+    return pathlib.Path(folder, "results", plan["name"])
+
+
+def _evaluate_matches(
+    runs: Sequence[str],
+    options: evaluate_matching.Options,
+    out: pathlib.Path,
+) -> None:
+    results = evaluate_matching.evaluate(runs, options)
+    compared = evaluate_matching.compare(results)
+    text = json.dumps(compared) + "\n"
+    shards.write_atomically(out / "comparison.json", text)
+
+
+def tables(runs: Sequence[str], out: pathlib.Path) -> str:
+    """The tables of evaluated runs, Markdown.
+
+    Args:
+      runs: their directories.
+      out: folder with the comparison of the matching runs.
+
+    Returns:
+      Text that depends on the results alone.
+    """
+    parts = []
+    for run in map(pathlib.Path, runs):
+        config = json.loads((run / "config.json").read_text())
+        if "schedule" in config:
+            file = run / "matching" / "evaluation.json"
+            text = evaluate_matching.table(json.loads(file.read_text()))
+        else:
+            found = json.loads((run / "evaluation.json").read_text())
+            text = evaluate.table(found["results"], found["bank"])
+        parts.append(f"## {config['name']}\n\n{text}")
+    if (out / "comparison.json").exists():
+        compared = json.loads((out / "comparison.json").read_text())
+        text = evaluate_matching.comparison_table(compared)
+        parts.append(f"## Schedules compared\n\n{text}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _finish(name: str, runs: Sequence[str], out: pathlib.Path) -> None:
+    text = tables(runs, out)
+    shards.write_atomically(out / "tables.md", text)
+    page = report.build(
+        list(map(pathlib.Path, runs)), out / "site", f"Results: {name}"
+    )
+    print(f"\n{text}\nwrote {out / 'tables.md'} and {page}", flush=True)
+
+
+def run(found: Sequence[Stage], out: pathlib.Path, resume: str) -> None:
+    """Runs the stages that are not done.
+
+    Args:
+      found: in order.
+      out: folder that remembers which are done.
+      resume: the command to name when one fails.
+
+    Raises:
+      RuntimeError: naming the stage that failed, its error, and the command
+        that goes on with it.
+    """
+    memory = out / "stages.json"
+    done = json.loads(memory.read_text()) if memory.exists() else {}
+    left = [s for s in found if done.get(s.name) != s.digest]
+    print(
+        f"{len(found) - len(left)} of {len(found)} stages are done", flush=True
+    )
+    started = time.monotonic()
+    for number, stage in enumerate(found, 1):
+        if stage not in left:
+            continue
+        minutes = (time.monotonic() - started) / 60
+        title = f"[{number}/{len(found)}] {stage.name}"
+        print(f"\n{title}  ({minutes:.1f} min so far)", flush=True)
+        try:
+            stage.work()
+        except (SystemExit, KeyboardInterrupt):
+            print(f"{title}: stopped; to go on: {resume}", flush=True)
+            raise
+        except cli.EXPECTED as error:
+            raise RuntimeError(
+                f"{title}: {error}\nto go on from here: {resume}"
+            ) from error
+        done[stage.name] = stage.digest
+        shards.write_atomically(memory, json.dumps(done, indent=1) + "\n")
+    print(f"all {len(found)} stages are done: {out}", flush=True)
+
+
+def main() -> None:
+    """Runs the command."""
+    plan = read_plan(_CONFIG.value)
+    found = stages(
+        plan,
+        _FOLDER.value,
+        _PRESETS.value,
+        _NSYNTH.value,
+        _WEIGHTS.value,
+    )
+    print(devices.describe(), flush=True)
+    resume = shlex.join(["python", "-m", "launch.reproduce", *sys.argv[1:]])
+    run(found, results_folder(plan, _FOLDER.value), resume)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,63 @@
+"""The commands that documents and examples show are ones that exist."""
+
+import importlib
+import pathlib
+import re
+import shlex
+
+import pytest
+
+from tests.test_configs import read
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = sorted((ROOT / "docs").rglob("*.*"))
+
+
+def commands():
+    for path in FILES:
+        text = path.read_text()
+        if path.suffix == ".yaml":  # a list of words
+            text = re.sub(r"^\s*#.*$", "", text, flags=re.M)
+            lists = re.findall(r"command:\n((?:\s+- .*\n)+)", text)
+            found = [
+                " ".join(w.split("- ", 1)[1] for w in block.splitlines())
+                for block in lists
+            ]
+        else:
+            text = text.replace("\\\n", " ")
+            found = re.findall(r"python -m launch\.[^`\n]*", text)
+            found += [
+                c.replace("\n", " ")
+                for c in re.findall(r"`(python -m launch\.[^`]*\n[^`]*)`", text)
+            ]
+        for line in found:
+            yield pytest.param(line, id=f"{path.name}: {line[:40]}")
+
+
+def test_there_are_some():
+    assert len(list(commands())) >= 8
+
+
+@pytest.mark.parametrize("line", commands())
+def test_a_shown_command_exists_and_takes_its_flags(line):
+    words = shlex.split(line.split(" | ")[0], comments=True)
+    module = importlib.import_module(words[words.index("-m") + 1])
+    known = module._FLAGS if hasattr(module, "_FLAGS") else None
+    config = None
+    for i, word in enumerate(words):
+        if word == "--config" and (ROOT / words[i + 1]).is_file():
+            config = read(ROOT / words[i + 1])[1]
+        if word.startswith("--config=configs/"):
+            config = read(ROOT / word.split("=")[1].split(":")[0])[1]
+    for word in words:
+        if not word.startswith("--"):
+            continue
+        name = word[2:].split("=")[0]
+        if name.startswith("config."):
+            field = config
+            assert field is not None, line
+            for part in name.split(".")[1:]:
+                assert part in field, word
+                field = field[part]
+        elif known is not None:
+            assert name in known, f"{module.__name__} has no --{name}"

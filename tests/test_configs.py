@@ -12,7 +12,7 @@ FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 FILES = sorted(
     p
     for p in FOLDER.glob("*.py")
-    if p.stem not in ("__init__", "common") and "get_config" in p.read_text()
+    if p.stem not in ("__init__", "common") and "def get_config" in p.read_text()
 )
 
 # Learning rate, beta 1, beta 2, eps; the paper's published settings.

@@ -8,7 +8,6 @@ pedalboard (GPL-3.0) is imported when a file is read, not before.
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -16,10 +15,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-SUFFIXES = (".wav", ".flac", ".mp3", ".aif", ".aiff", ".ogg")
-# NSynth's notes are four seconds long, held for three.
-NSYNTH_HOLD = 3.0
+from datasets import nsynth
 
+SUFFIXES = (".wav", ".flac", ".mp3", ".aif", ".aiff", ".ogg")
 # Below this peak, -80 dB of full scale, there is nothing to match.
 _SILENCE = 1e-4
 # The sound starts where it first comes within 60 dB of its peak, and keeps
@@ -105,13 +103,9 @@ def find(paths: Iterable[str]) -> list[Item]:
 
 
 def _folder(folder: pathlib.Path) -> Iterator[Item]:
-    table = folder / "examples.json"
-    if table.exists():
-        for name, example in sorted(json.loads(table.read_text()).items()):
-            path = folder / "audio" / f"{name}.wav"
-            if not path.exists():
-                raise FileNotFoundError(f"{table} names {path}: it is missing")
-            yield Item(path, name, int(example["pitch"]), NSYNTH_HOLD)
+    if (folder / "examples.json").exists():
+        for note in nsynth.find(folder):
+            yield Item(note.path, note.name, note.pitch, nsynth.HOLD)
         return
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in SUFFIXES and path.is_file():

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
@@ -117,7 +118,7 @@ def picture(
       sample_rate: of both.
       title: name of the sound.
     """
-    pair = np.stack([target, found]).astype(np.float32)
+    pair = jnp.stack([target, found])
     mels = np.asarray(distances.kaldi_decibels(pair, sample_rate))
     top = mels.max()
     seconds = pair.shape[1] / sample_rate

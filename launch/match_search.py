@@ -30,6 +30,7 @@ from jaxtyping import Bool, Float
 from datasets import engines, precompute
 from launch.match_setup import Setup
 from matching import distances, refine
+from proxy.space import ParameterSpace
 
 STAGES = ("estimator", "neighbours", "gradient", "evolution", "ranking")
 BASELINE = "nearest 40"
@@ -334,6 +335,15 @@ def _genetic(judge: Judge, parents: np.ndarray, key: jax.Array) -> np.ndarray:
     return parents
 
 
+@functools.partial(jax.jit, static_argnames="space")
+def _snapped(presets, space):
+    return space.snap(presets)
+
+
+def _snap(space: ParameterSpace, presets: np.ndarray) -> np.ndarray:
+    return np.asarray(_snapped(presets, space))
+
+
 def _polish(judge: Judge, best: np.ndarray, key: jax.Array) -> np.ndarray:
     """A few generations of CMA-ES on some numerical parameters."""
     import cma
@@ -349,7 +359,7 @@ def _polish(judge: Judge, best: np.ndarray, key: jax.Array) -> np.ndarray:
             0.03,
             {
                 "bounds": [0, 1],
-                "popsize": 18,
+                "popsize": 16,
                 "verbose": -9,
                 "seed": int(rng.integers(1, 2**31)),
             },
@@ -361,7 +371,7 @@ def _polish(judge: Judge, best: np.ndarray, key: jax.Array) -> np.ndarray:
             asked = strategy.ask()
             presets = np.repeat(best[None], len(asked), axis=0)
             presets[:, columns] = np.array(asked)
-            presets = np.asarray(space.snap(jnp.asarray(presets)))
+            presets = _snap(space, presets)
             scores = judge.score(presets)
             found.append(presets[scores.argmin()])
             if not np.isfinite(scores).all():
@@ -541,7 +551,10 @@ def _finish(
 
     def measure(clips, chosen):
         measured = distances.measure(
-            clips, judge.target[None], sample_rate=rate, chosen=chosen
+            jnp.asarray(clips),
+            jnp.asarray(judge.target[None]),
+            sample_rate=rate,
+            chosen=chosen,
         )
         return {name: np.asarray(value) for name, value in measured.items()}
 

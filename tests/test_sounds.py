@@ -6,7 +6,7 @@ import pedalboard.io
 import pytest
 import scipy.io.wavfile
 
-from datasets import sounds
+from datasets import nsynth, sounds
 from tests.shared import shared
 
 RATE = 32_000
@@ -141,7 +141,7 @@ def test_pitch_and_hold_of_sampled_instruments():
     for item in items[::3]:
         audio = sounds.read(item.path, RATE).audio
         right += sounds.pitch(audio, RATE) == item.note
-        held += abs(sounds.hold(audio, RATE) - sounds.NSYNTH_HOLD) < 0.2
+        held += abs(sounds.hold(audio, RATE) - nsynth.HOLD) < 0.2
     # Percussive ones die away before they are released.
     assert right >= 21 and held >= 16
 
@@ -166,11 +166,17 @@ def test_finding_files(tmp_path):
 def test_notes_of_an_nsynth_folder(tmp_path):
     (tmp_path / "audio").mkdir()
     wav(tmp_path / "audio", note(), name="x-061-100.wav")
-    table = {"x-061-100": {"pitch": 61, "velocity": 100}}
+    example = {
+        "pitch": 61,
+        "velocity": 100,
+        "instrument_family_str": "bass",
+        "instrument_source_str": "acoustic",
+    }
+    table = {"x-061-100": example}
     (tmp_path / "examples.json").write_text(json.dumps(table))
     (item,) = sounds.find([str(tmp_path)])
     assert (item.name, item.note, item.hold) == ("x-061-100", 61, 3.0)
-    table["y-062-100"] = {"pitch": 62}
+    table["y-062-100"] = example
     (tmp_path / "examples.json").write_text(json.dumps(table))
     with pytest.raises(FileNotFoundError, match="y-062-100"):
         sounds.find([str(tmp_path)])

@@ -8,28 +8,29 @@ so that L1 distances keep growing, and scaled to weigh about the same:
 1. **Spectrum**, 128: the mel bands of the mean power, in dB. Level and
    colour. Averaging power before the logarithm, not after, makes it
    independent of how long the silence around a sound is, but for a constant.
-2. **Distribution over frequency**, 128: the cumulative sum of the square
-   root of the same bands, divided by its total. The L1 distance of two
-   cumulative distributions is the least work that turns one into the other
+2. **Distribution over frequency**, 128: the cumulative sum of the loudness of
+   the same bands, divided by its total. Loudness is power to the 0.3 (S. S.
+   Stevens, "The measurement of loudness", JASA 27, 1955). The L1 distance of
+   two cumulative distributions is the least work that turns one into the other
    (Wasserstein's distance in one dimension: S. S. Vallender, "Calculation of
    the Wasserstein distance between probability distributions on the line",
    Theory of Probability and Its Applications 18, 1974), so it is proportional
    to a shift of pitch, of a formant or of a cutoff frequency.
-3. **Growth over time**, 16 x 16: for 16 groups of bands, loudness summed from
-   the start up to 16 equally spaced moments. Loudness is power to the 0.15,
-   close to the 0.3 of S. S. Stevens for sound pressure squared ("The
-   measurement of loudness", JASA 27, 1955), made steeper for quiet parts. Not
-   divided by its total: an envelope's time and depth both count. Shifts in
-   time give proportional distances, as above.
-4. **Flux**, 128: the mean change of a band's loudness (Stevens's power to the
-   0.3) from a frame to the next, 16 ms on, then its square root. It is the
+3. **Growth over time**, 16 x 16: for 16 groups of bands, compressed power
+   summed from the start up to 16 equally spaced moments. The exponent is half
+   of Stevens's, for the tails of decays to count. Not divided by its total: an
+   envelope's time and depth both count. Shifts in time give proportional
+   distances, as above.
+4. **Flux**, 128: the mean change of a band's loudness (power to the 0.3)
+   from a frame to the next, 16 ms on, then its square root. It is the
    structure function of A. N. Kolmogorov (1941) at one short lag, or the total
    variation per second: over a slow modulation it grows with depth times rate,
    so an LFO's rate, its depth, and the beats of a detuning move it steadily,
    where a spectrum of modulations would be filled by the note's own envelope.
 
-Nothing is divided by the clip's level but the second part, whose floor makes
-it a straight line in silence.
+Only the second part is independent of level. Which parts there are, their
+exponents and their scales were chosen on the sweeps of `launch.rank` on Dexed,
+and checked on those of a small subtractive synthesizer.
 """
 
 import jax.numpy as jnp
@@ -41,17 +42,19 @@ from proxy.audio import spectral
 SAMPLE_RATE = 32_000
 DIMENSION = 640
 
-_FFT, _HOP, _MELS = 2048, 512, 128
+_FFT, _HOP, _MELS = 1024, 512, 128
 _GROUPS, _MOMENTS = 16, 16
-# In units of a full-scale sine's power in its band, about 500: -97 dB for the
-# loudness, well below the quietest clip of a data set.
+# A full-scale sine has a power of about 170 in its band: this is 92 dB below,
+# lower than what is heard of the quietest clip of a data set.
 _FLOOR = 1e-7
-# Each part is about zero on average over synthesizer sounds, varies by about
-# one, and takes a quarter of the L1 distance between the ends of a sweep.
+_LOUDNESS, _COMPRESSED = 0.3, 0.15
+# An offset, then a factor: over synthesizer sounds each part is about zero on
+# average and varies by about one, and none dominates the L1 distance between
+# the ends of a sweep. Chosen on the sweeps of `launch.rank` on Dexed.
 _SPECTRUM = 45.0, 1 / 12
-_FREQUENCY = -0.75, 14.0
+_FREQUENCY = -0.7, 8.0
 _TIME = -0.15, 4.0
-_FLUX = -0.05, 16.0
+_FLUX = -0.05, 18.0
 
 
 def _until(frames: int) -> np.ndarray:
@@ -66,6 +69,12 @@ def _until(frames: int) -> np.ndarray:
     return (shares / frames).astype(np.float32)
 
 
+def _power(
+    power: Float[Array, "*shape"], exponent: float
+) -> Float[Array, "*shape"]:
+    return jnp.exp(exponent * jnp.log(jnp.maximum(power, _FLOOR)))
+
+
 def _scaled(
     part: Float[Array, "batch *shape"], constants: tuple[float, float]
 ) -> Float[Array, "batch features"]:
@@ -78,12 +87,12 @@ def transport640(
 ) -> Float[Array, "batch embedding"]:
     """Spectrum, its distribution, growth over time and flux; see the module.
 
-    Periodic Hann window of 2,048 samples, hop 512, centred and reflect
+    Periodic Hann window of 1,024 samples, hop 512, centred and reflect
     padded; STFT divided by the window's L2 norm; power; 128 HTK triangles from
     20 to 16,000 Hz, of height 1.
 
     Args:
-      audio: Clips at 32 kHz, more than 1,024 samples.
+      audio: Clips at 32 kHz, more than 512 samples.
       at_once: Clips worked on together, see `spectral.by_clip`.
 
     Returns:
@@ -105,17 +114,18 @@ def transport640(
         mean = bands.mean(axis=1)
         decibels = spectral.decibels(mean, 1e-6)
 
-        weight = jnp.sqrt(mean + 1e-8)
+        # The floor makes silence a straight line.
+        weight = jnp.exp(_LOUDNESS * jnp.log(mean + 1e-8))
         total = jnp.cumsum(weight, axis=-1)
         distribution = total / total[:, -1:]
 
         groups = bands.reshape(batch, frames, _GROUPS, -1).sum(axis=-1)
-        loudness = jnp.exp(0.15 * jnp.log(jnp.maximum(groups, _FLOOR)))
+        compressed = _power(groups, _COMPRESSED)
         growth = jnp.einsum(
-            "bfg,fm->bgm", loudness, _until(frames), precision="highest"
+            "bfg,fm->bgm", compressed, _until(frames), precision="highest"
         )
 
-        loudness = jnp.exp(0.3 * jnp.log(jnp.maximum(bands, _FLOOR)))
+        loudness = _power(bands, _LOUDNESS)
         change = jnp.abs(loudness[:, 1:] - loudness[:, :-1]).mean(axis=1)
         # The floor keeps the gradient of a constant band finite.
         flux = jnp.sqrt(change + 1e-6)

@@ -27,7 +27,17 @@ from absl import flags
 from jaxtyping import Float
 
 from datasets import loader, nsynth
-from launch import Config, checkpoints, cli, data, devices, experiment, plots
+from launch import (
+    Config,
+    checkpoints,
+    cli,
+    data,
+    devices,
+    experiment,
+    noise,
+    plots,
+)
+from matching import distances
 from proxy import baselines, retrieval, spaces
 
 _FLAGS = cli.flag_values(__name__)
@@ -79,6 +89,12 @@ _EXPORT = flags.DEFINE_integer(
     16,
     "Estimators: sounds of each set written as WAV files.",
     lower_bound=0,
+    flag_values=_FLAGS,
+)
+_DISTANCES = flags.DEFINE_list(
+    "distances",
+    list(distances.names()),
+    "Estimators: which to measure besides a_mean.",
     flag_values=_FLAGS,
 )
 _OUT = flags.DEFINE_string(
@@ -313,7 +329,7 @@ def evaluate(
     best = checkpoints.best_step(saved)
     step = best if which == "best" else saved.latest_step()
     state = checkpoints.restore(saved, experiment.empty_state(config), step)
-    print(f"{run}: {which} checkpoint, step {step:,}")
+    print(f"{run}: {which} checkpoint, step {step:,}{noise.of_run(run)}")
     predict = experiment.predictor(config)
     models: dict[str, Predict] = {
         **fit_baselines(config, dataset),
@@ -366,6 +382,7 @@ def _evaluate_matching(runs: list[str]) -> None:
         pitches=nsynth.parse_pitches(pitches) if pitches else None,
         limit=_LIMIT.value,
         export=_EXPORT.value,
+        distances=_DISTANCES.value,
     )
     evaluate_matching.run_command(runs, options, _OUT.value)
 

@@ -19,7 +19,7 @@ comparison_<set>.png):
 
     evaluation.json
       run, step, schedule, decoding, seed, stand_in (whether synthetic
-      presets stand in for hand-crafted ones), sample_rate
+      presets stand in for hand-crafted ones), sample_rate, options
       sets: {"in-domain" | "out-of-domain":
         names, notes: of the targets, [sounds]
         audio: {position of an exported target: file}
@@ -41,6 +41,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import tabulate
 from jaxtyping import Float, Int
@@ -48,13 +49,14 @@ from scipy import stats
 from scipy.io import wavfile
 
 from datasets import engines, handcrafted, loader, nsynth, shards
-from launch import data, matching_run, plots, sounds, table_notes
+from launch import data, matching_run, noise, plots, sounds, table_notes
 from matching import distances
 from proxy.space import ParameterSpace
 
 IN_DOMAIN, OUT_OF_DOMAIN = "in-domain", "out-of-domain"
 ESTIMATOR = "estimator"
 _EXPORT = 16
+_FOLDER, _FILE = "matching", "evaluation.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +100,11 @@ class Options:
     pitches: Sequence[int] | None = None
     limit: int = 0
     export: int = _EXPORT
+    distances: Sequence[str] = distances.names()
+
+    def __post_init__(self) -> None:
+        for name in set(self.distances) - {"a_mean"}:
+            distances.get(name)  # says so when there is none
 
 
 # Targets ---------------------------------------------------------------------
@@ -231,6 +238,7 @@ def _score(
     renderer: engines.Renderer,
     goal: Targets,
     presets: Float[np.ndarray, "sounds parameters"],
+    options: Options,
     label: str,
 ) -> tuple[dict[str, Any], Float[np.ndarray, "sounds samples"]]:
     """Renders presets for the targets and measures them."""
@@ -242,8 +250,9 @@ def _score(
         label=f"{label}: rendering",
     )
     rate = opened.settings.sample_rate
+    chosen = tuple(dict.fromkeys(("a_mean", *options.distances)))
     found = sounds.measure(
-        clips, goal.clips, rate, distances.names(), label=f"{label}: distances"
+        clips, goal.clips, rate, chosen, label=f"{label}: distances"
     )
     seed = opened.config.evaluation.seed
     resamples = opened.config.evaluation.resamples
@@ -254,7 +263,7 @@ def _score(
     }
     if goal.presets is not None:
         measured = distances.parameter_metrics(
-            presets, goal.presets, opened.space
+            jnp.asarray(presets), jnp.asarray(goal.presets), opened.space
         )
         entry["parameters"] = {
             k: float(np.mean(v)) for k, v in measured.items()
@@ -298,6 +307,9 @@ def evaluate(
 ) -> dict[str, dict[str, Any]]:
     """Scores runs on the same targets; writes what it found into each.
 
+    A run that was scored before, at the same checkpoint and in the same way,
+    is not scored again.
+
     Args:
       runs: run directories; of the same data.
       options: what to evaluate on.
@@ -314,16 +326,34 @@ def evaluate(
     for run in runs:
         opened = matching_run.load(run)
         print(f"{run}: best checkpoint, step {opened.step:,}", flush=True)
-        if first is None:
-            first = opened
-            shared = _prepare(opened, options)
-        elif opened.handcrafted != first.handcrafted:
+        if first is not None and opened.handcrafted != first.handcrafted:
             raise ValueError(
                 f"{run} and {runs[0]} are of different data; compare runs "
                 "that share config.data and config.presets"
             )
-        results[run] = _evaluate(pathlib.Path(run), opened, shared, options)
+        first = first or opened
+        found = _known(pathlib.Path(run), opened, options)
+        if found is None:
+            shared = shared or _prepare(opened, options)
+            found = _evaluate(pathlib.Path(run), opened, shared, options)
+        results[run] = found
     return results
+
+
+def _asked(options: Options) -> dict[str, Any]:
+    return json.loads(json.dumps(dataclasses.asdict(options)))
+
+
+def _known(
+    run: pathlib.Path, opened: matching_run.MatchingRun, options: Options
+) -> dict[str, Any] | None:
+    """What an earlier evaluation found, if it was the same."""
+    try:
+        found = json.loads((run / _FOLDER / _FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    same = found["options"] == _asked(options) and found["step"] == opened.step
+    return found if same else None
 
 
 def _prepare(
@@ -335,7 +365,10 @@ def _prepare(
         settings = dataclasses.replace(opened.settings, hold=goal.hold)
         renderer = engines.get(opened.config.synth, settings)
         scored = {
-            name: (presets, *_score(opened, renderer, goal, presets, name))
+            name: (
+                presets,
+                *_score(opened, renderer, goal, presets, options, name),
+            )
             for name, presets in baselines(opened, goal).items()
         }
         prepared[where] = goal, renderer, scored
@@ -348,7 +381,7 @@ def _evaluate(
     prepared: dict[str, Any],
     options: Options,
 ) -> dict[str, Any]:
-    folder = run / "matching"
+    folder = run / _FOLDER
     config, rate = opened.config, opened.settings.sample_rate
     content: dict[str, Any] = {
         "run": str(run),
@@ -358,12 +391,13 @@ def _evaluate(
         "seed": config.seed,
         "stand_in": opened.handcrafted.spec.source != "handcrafted",
         "sample_rate": rate,
+        "options": _asked(options),
         "sets": {},
     }
     for where, (goal, renderer, scored) in prepared.items():
         logits = matching_run.estimate(opened, goal.clips)
         predicted = matching_run.decode(logits, opened.space)
-        ours = _score(opened, renderer, goal, predicted, ESTIMATOR)
+        ours = _score(opened, renderer, goal, predicted, options, ESTIMATOR)
         inside = folder / _slug(where)
         chosen = _exported(goal.names, options.export)
         entry: dict[str, Any] = {
@@ -393,7 +427,7 @@ def _evaluate(
             f"{config.name}: {where}, {len(goal.names)} sounds",
             folder / f"distances_{_slug(where)}.png",
         )
-    (folder / "evaluation.json").write_text(json.dumps(content) + "\n")
+    (folder / _FILE).write_text(json.dumps(content) + "\n")
     return content
 
 
@@ -422,7 +456,7 @@ def table(content: dict[str, Any]) -> str:
                 ""
                 if name == ESTIMATOR
                 else _p_value(reference, found["distances"]["a_mean"]),
-                *(f"{s[n]['mean']:.3f}" for n in _AUDIO[1:]),
+                *(f"{s[n]['mean']:.3f}" if n in s else "" for n in _AUDIO[1:]),
                 *(
                     f"{found['parameters'][n]:.3f}"
                     if n in found.get("parameters", {})
@@ -460,7 +494,8 @@ def _p_value(one: Any, other: Any) -> str:
     difference = np.asarray(one) - np.asarray(other)
     if not difference.any():
         return "1"
-    return f"{stats.wilcoxon(difference).pvalue:.2g}"
+    found: Any = stats.wilcoxon(difference)
+    return f"{found.pvalue:.2g}"
 
 
 def compare(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -555,7 +590,7 @@ def run_command(runs: Sequence[str], options: Options, out: str) -> None:
     """
     results = evaluate(runs, options)
     for run, content in results.items():
-        print(f"\n{run}\n\n{table(content)}")
+        print(f"\n{run}\n\n{table(content)}{noise.of_run(run)}")
         print(f"\nwrote evaluation.json, sounds and pictures to {run}/matching")
     if len(runs) == 1:
         return

@@ -42,7 +42,7 @@ from proxy import audio, optimizer, spaces
 _BLOCK = 64
 
 
-def plateau(config: Config) -> optax.GradientTransformationExtraArgs:
+def plateau(config: Config) -> Any:
     """The rule that lowers the learning rate; sees one value a validation.
 
     As PyTorch's ReduceLROnPlateau: `patience` validations in a row that are
@@ -221,7 +221,9 @@ def validator(
         )
         found = {
             **sounds.measure(clips, targets, rate, label="distances"),
-            **distances.parameter_metrics(predicted, presets, space),
+            **distances.parameter_metrics(
+                jnp.asarray(predicted), jnp.asarray(presets), space
+            ),
         }
         means = {name: float(np.mean(value)) for name, value in found.items()}
         return {**means, "failed": failed}
@@ -322,13 +324,14 @@ def train(config: Config) -> pathlib.Path:
         if done:
             tree = checkpoints.restore(saved, tree)
             tqdm.tqdm.write(f"{run}: going on at step {done:,} of {total:,}")
-        if keep or not done:
+        if not done or (keep and done < total):
             low, high, kept = training_spectrograms(
                 columns, rows, rate, keep=keep
             )
             if not done:
                 tree["minimum"], tree["maximum"] = map(jnp.float32, (low, high))
-        state, patience = tree["state"], tree["plateau"]
+        patience: Any = tree["plateau"]
+        state = tree["state"]
         extremes = (float(tree["minimum"]), float(tree["maximum"]))
         if kept is not None:
             small = {k: columns[k][rows] for k in ("preset", "embedding")}
@@ -377,9 +380,7 @@ def train(config: Config) -> pathlib.Path:
                 # The warm-up is no plateau.
                 if step >= config.optimizer.warmup_steps:
                     _, patience = rule.update(
-                        jnp.zeros(()),
-                        patience,
-                        value=found["a_mean"],  # pyright: ignore
+                        jnp.zeros(()), patience, value=found["a_mean"]
                     )
                     state = _set_factor(state, patience.scale)
                 factor = float(patience.scale)

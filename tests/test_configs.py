@@ -6,14 +6,15 @@ import pathlib
 import pytest
 
 from launch import experiment
+from matching import decode, schedules
 from proxy import audio, encoders, spaces
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
-FILES = sorted(
-    p
-    for p in FOLDER.glob("*.py")
-    if p.stem not in ("__init__", "common") and "def get_config" in p.read_text()
+EXPERIMENTS = sorted(
+    p for p in FOLDER.glob("*.py") if "def get_config" in p.read_text()
 )
+MATCHING = [p for p in EXPERIMENTS if p.stem.endswith("_match")]
+FILES = [p for p in EXPERIMENTS if p not in MATCHING]
 
 # Learning rate, beta 1, beta 2, eps; the paper's published settings.
 PAPER = {
@@ -33,6 +34,19 @@ PAPER = {
     "talnm_hnptgru": (1.5e-3, 0.93, 0.987, 2e-8),
     "talnm_tfm": (1e-3, 0.89, 0.987, 5e-10),
 }
+
+
+# Learning rate, moments, eps, decay, warm-up, label smoothing.
+PAPER_MATCHING = {
+    "dexed_match": (7e-3, 0.86, 0.98, 1e-8, 0.01, 2_070, 0.02),
+    "diva_match": (3e-4, 0.91, 0.98, 1e-7, 0.3, 1_080, 0.01),
+}
+STAGES = [
+    "dexed_match_proxy",
+    "dexed_proxy_small",
+    "diva_match_proxy",
+    "diva_proxy_small",
+]
 
 
 def read(path):
@@ -89,3 +103,63 @@ def test_configs_share_their_fields(experiment_file):
     _, other = read(FOLDER / "dexed_hn.py")
     assert set(config) == set(other)
     assert set(config.optimizer) == set(other.optimizer)
+
+
+# Sound matching --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stem", PAPER_MATCHING)
+@pytest.mark.parametrize("schedule", schedules.names())
+@pytest.mark.parametrize("size", ["", "_small"])
+def test_matching_experiments(stem, schedule, size):
+    module, default = read(FOLDER / f"{stem}.py")
+    config = module.get_config(schedule + size)
+    assert set(config) == set(default)
+    assert config.name == f"{stem}_{schedule}{size}"
+    assert config.run == f"runs/{config.name}"
+    assert config.schedule == schedule and config.decoding in decode.MODES
+    assert (config.start, config.length) == (0.333, 0.33)
+    assert config.batch == 64
+    o, paper = config.optimizer, PAPER_MATCHING[stem]
+    assert (o.learning_rate, o.b1, o.b2, o.eps, o.weight_decay) == paper[:5]
+    assert config.label_smoothing == paper[6]
+    if size:
+        assert (config.num_train, config.epochs) == (4_096, 60)
+    else:
+        assert (config.num_train, config.epochs) == (0, 600)
+        assert o.warmup_steps == paper[5]
+        assert config.validate_every == 10
+        assert (config.plateau.factor, config.plateau.patience) == (0.5, 5)
+    # Its proxy is one of the experiments, fine-tuned, on the same data.
+    synth = stem.removesuffix("_match")
+    proxy = f"{synth}_proxy_small" if size else f"{synth}_match_proxy"
+    tuned = read(FOLDER / f"{proxy}.py")[0].get_config("finetuned")
+    assert config.proxy == tuned.run
+    for field in ("synth", "audio_model", "data", "shard_size", "embed_batch"):
+        assert config[field] == tuned[field]
+    assert config.render == tuned.render
+
+
+def test_matching_experiments_are_documented():
+    assert [p.stem for p in MATCHING] == list(PAPER_MATCHING)
+    for path in MATCHING:
+        text = read(path)[0].__doc__
+        assert f"python -m launch.train --config configs/{path.name}:" in text
+        assert "Hardware:" in text and "Figure to beat" in text
+        for name in schedules.names():
+            assert name in text
+    with pytest.raises(ValueError, match=r"mixed.*there are ploss, mix"):
+        read(MATCHING[0])[0].get_config("mixed")
+
+
+@pytest.mark.parametrize("stem", STAGES)
+def test_fine_tuning_goes_on_with_the_proxy(stem):
+    module, before = read(FOLDER / f"{stem}.py")
+    config = module.get_config("finetuned")
+    assert config.init == before.run and config.source == "handcrafted"
+    for field in ("synth", "audio_model", "encoder", "sizes", "data"):
+        assert config[field] == before[field]
+    for o in (before.optimizer, config.optimizer):
+        assert o.cosine_steps > o.warmup_steps and o.restart_steps == 0
+    with pytest.raises(ValueError, match="unknown stage"):
+        module.get_config("tuned")

@@ -154,10 +154,15 @@ def check_engine(config: Config) -> None:
 
 
 def _spec(
-    config: Config, engine: engines.Renderer, **fields: Any
+    config: Config,
+    engine: engines.Renderer,
+    directory: pathlib.Path,
+    *,
+    fetch: bool = True,
+    **fields: Any,
 ) -> shards.DataSpec:
     model = audio.get(config.audio_model)
-    return shards.DataSpec(
+    spec = shards.DataSpec(
         synth=engine.name,
         synth_version=engine.version,
         space=shards.space_digest(engine.space),
@@ -169,6 +174,36 @@ def _spec(
         embed_batch=config.embed_batch,
         **fields,
     )
+    fetch = fetch and bool(shards.missing(directory, spec))
+    known = dataclasses.replace(
+        spec, weights_sha256=_weights_digest(config, model, fetch)
+    )
+    return shards.adopt_weights(directory, known)
+
+
+def _weights_digest(
+    config: Config, model: audio.AudioModel, fetch: bool
+) -> str:
+    """sha256 of the audio model's weights, "" when not known.
+
+    Weights are needed where something is left to build; a complete data set
+    is used without.
+    """
+    if model.weights is None:
+        return ""
+    path = config.get("weights") or None
+    if model.host is not None:
+        if not fetch:
+            return ""
+        from datasets import torch_models
+
+        return torch_models.load(model.name, path).sha256
+    from datasets import weights
+
+    known = weights.digest(model.weights, path=path)
+    if known or not fetch:
+        return known
+    return weights.digest(model.weights, path=path, fetch=True)
 
 
 def _validation(config: Config) -> tuple[int, int]:
@@ -177,8 +212,16 @@ def _validation(config: Config) -> tuple[int, int]:
     return rankings, candidates
 
 
-def synthetic_spec(config: Config, engine: engines.Renderer) -> shards.DataSpec:
+def synthetic_spec(
+    config: Config, engine: engines.Renderer, *, fetch: bool = True
+) -> shards.DataSpec:
     """What the synthetic data set of a config holds.
+
+    Args:
+      config: an experiment.
+      engine: see `renderer`.
+      fetch: whether to download the audio model's weights, to say which they
+        are, when something is left to build.
 
     Raises:
       ValueError: naming the field that is out of range.
@@ -192,6 +235,8 @@ def synthetic_spec(config: Config, engine: engines.Renderer) -> shards.DataSpec:
     return _spec(
         config,
         engine,
+        pathlib.Path(config.data).expanduser() / "synthetic",
+        fetch=fetch,
         name=f"{config.synth}_{config.audio_model}",
         seed=config.get("data_seed", config.seed),
         splits=(
@@ -255,9 +300,11 @@ def _handcrafted(
     digest = shards.presets_digest(found.presets, found.names)
     rows = handcrafted.split(bank.presets, config.get("data_seed", config.seed))
     rows = {name: part for name, part in rows.items() if len(part)}
+    directory = pathlib.Path(config.data).expanduser() / f"handcrafted-{digest}"
     spec = _spec(
         config,
         engine,
+        directory,
         name=f"{config.synth}_{config.audio_model}_handcrafted",
         source="handcrafted",
         presets=shards.presets_digest(bank.presets, bank.names),
@@ -267,9 +314,8 @@ def _handcrafted(
         shard_size=min(config.shard_size, 512),
         keep_audio=True,
     )
-    directory = pathlib.Path(config.data).expanduser()
     return (
-        Source(directory / f"handcrafted-{digest}", spec),
+        Source(directory, spec),
         {name: bank.presets[part] for name, part in rows.items()},
         {name: [bank.names[i] for i in part] for name, part in rows.items()},
     )
@@ -279,9 +325,12 @@ def _handcrafted(
 
 
 def audio_variables(config: Config) -> Any:
-    """Weights of the audio model of a config, empty for one without."""
+    """Weights of the audio model of a config, empty for one without.
+
+    And for one that runs outside JAX, which keeps them to itself.
+    """
     model = audio.get(config.audio_model)
-    if model.weights is None:
+    if model.weights is None or model.host is not None:
         return {}
     from datasets import weights
 
@@ -293,9 +342,14 @@ def audio_variables(config: Config) -> Any:
 def embedder(config: Config) -> embedding.Embed:
     """The audio model of a config, compiled, its weights in place.
 
-    See `embedding.embedder`.
+    See `embedding.embedder`. A model outside JAX runs where its library does.
     """
     model = audio.get(config.audio_model)
+    if model.host is not None:
+        from datasets import torch_models
+
+        path = config.get("weights") or None
+        return torch_models.load(model.name, path).embed
     return embedding.embedder(model, audio_variables(config))
 
 
@@ -387,10 +441,11 @@ def ensure(
     root = pathlib.Path(config.data).expanduser()
     embed = functools.cache(functools.partial(embedder, config))
     part = {"task": task, "num_tasks": num_tasks}
+    needed = config.source != "handcrafted" or numbers is not None
     synthetic: Source | None = Source(
-        root / "synthetic", synthetic_spec(config, engine)
+        root / "synthetic", synthetic_spec(config, engine, fetch=needed)
     )
-    if config.source != "handcrafted" or numbers is not None:
+    if needed:
         _build(config, engine, synthetic, embed, numbers=numbers, **part)
     elif not _complete(synthetic):
         synthetic = None
@@ -439,9 +494,11 @@ def matching_source(config: Config) -> Source:
         return crafted
     if jax.process_index() == 0:
         print(f"{NO_BANK}; synthetic presets stand in for them", flush=True)
+    directory = pathlib.Path(config.data).expanduser() / "synthetic-audio"
     spec = _spec(
         config,
         engine,
+        directory,
         name=f"{config.synth}_{config.audio_model}_audio",
         # Another seed than the proxy's training data.
         seed=config.get("data_seed", config.seed) + 1,
@@ -452,8 +509,7 @@ def matching_source(config: Config) -> Source:
         shard_size=min(config.shard_size, 512),
         keep_audio=True,
     )
-    root = pathlib.Path(config.data).expanduser()
-    source = Source(root / "synthetic-audio", spec)
+    source = Source(directory, spec)
     _build(config, engine, source, embed)
     return source
 

@@ -225,6 +225,26 @@ def test_spec_round_trip(dataset):
         shards.DataSpec.from_dict({**SPEC.to_dict(), "format": 99})
 
 
+def test_weights_of_old_and_new_data_sets(tmp_path):
+    """Old ones do not say which weights they were made with."""
+    mine, other = (
+        dataclasses.replace(SPEC, weights_sha256=letter * 64) for letter in "ab"
+    )
+    assert shards.adopt_weights(tmp_path, mine) == mine
+    shards.open_directory(tmp_path, SPEC)
+    assert "weights_sha256" not in shards.read_spec(tmp_path)
+    assert shards.adopt_weights(tmp_path, mine) == SPEC
+
+    new = tmp_path / "new"
+    shards.open_directory(new, mine)
+    assert mine.fingerprint() != SPEC.fingerprint()
+    assert shards.DataSpec.from_dict(shards.read_spec(new)) == mine
+    assert shards.adopt_weights(new, SPEC) == mine
+    assert shards.adopt_weights(new, other) == other
+    with pytest.raises(shards.ShardError, match="weights_sha256: wanted bbb"):
+        shards.open_directory(new, other)
+
+
 @pytest.mark.parametrize(
     "fields, words",
     [

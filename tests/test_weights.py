@@ -179,7 +179,12 @@ def test_reader_refuses_odd_files(tmp_path):
 @pytest.fixture(scope="module")
 def published():
     """The bytes of a small but complete published file (random mn01)."""
-    variables = jax.device_get(efficientat.init(jax.random.key(3), 0.1))
+    rng = np.random.default_rng(3)
+    variables = jax.tree.map(
+        lambda shape: rng.normal(size=shape).astype(np.float32),
+        efficientat.shapes(0.1),
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
     state = torch_weights.efficientat_state(variables, 0.1)
     state["features.0.1.num_batches_tracked"] = np.array(7)
     buffer = io.BytesIO()
@@ -220,6 +225,67 @@ def test_load_refuses(tmp_path):
     with pytest.raises(FileNotFoundError, match="mn04_as_mAP_432"):
         weights.load("mn04", path=tmp_path / "absent.pt")
     assert set(weights.PUBLISHED) >= set(efficientat.WIDTHS)
+
+
+def test_digest_tells_files_apart(server, published, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights.Published, "url", f"{server.url}/file.pt")
+    expected = hashlib.sha256(published[1]).hexdigest()
+    known = weights.PUBLISHED["mn04"].sha256
+    assert weights.digest("mn01", tmp_path) == ""
+    assert weights.digest("mn04", tmp_path) == known
+    assert weights.digest("mn01", tmp_path, fetch=True) == expected
+    assert weights.digest("mn01", tmp_path) == expected
+    assert len(server.requests) == 1
+    other = tmp_path / "other.pt"
+    assert weights.digest("mn04", path=other) == ""
+    with pytest.raises(FileNotFoundError, match="no weights at"):
+        weights.digest("mn04", path=other, fetch=True)
+    other.write_bytes(b"x")
+    assert (
+        weights.digest("mn04", path=other) == hashlib.sha256(b"x").hexdigest()
+    )
+    with pytest.raises(ValueError, match="mn01, mn02"):
+        weights.digest("mn03")
+
+
+def test_checkpoint_reader(tmp_path):
+    """Files that hold settings beside the tensors, in either place."""
+    data = np.arange(4, dtype=np.float32)
+    one = tensor(FLOATS, 0, (4,), (1,))
+    storages = {"0": data.tobytes()}
+    settings = Rebuilt(Global("argparse", "Namespace"))
+    folder = Rebuilt(Global("pathlib", "PosixPath"), "/", "tmp")
+    for number, tree in enumerate(
+        (
+            {"a": one},
+            {"model": {"a": one}, "args": settings, "epoch": 3, "out": folder},
+            {"epoch": 3, "state_dict": {"a": one}},
+        )
+    ):
+        path = write(tmp_path / f"{number}.pth", tree, storages)
+        state = weights.read_checkpoint(path)
+        assert list(state) == ["a"]
+        np.testing.assert_array_equal(state["a"], data)
+    for tree, words in (
+        ({"model": {"a": settings}}, "'a' is argparse.Namespace"),
+        ({"model": {"a": 3}}, "'a' is int"),
+        ([1], "no state dict"),
+        ({}, "no state dict"),
+    ):
+        path = write(tmp_path / "bad.pth", tree, storages)
+        with pytest.raises(ValueError, match=words):
+            weights.read_checkpoint(path)
+
+
+def test_published_places():
+    urls = {name: entry.url for name, entry in weights.PUBLISHED.items()}
+    assert urls["openl3_mel256_music"].endswith(
+        "raw/models/openl3_audio_mel256_music-v0_4_0.h5.gz"
+    )
+    assert urls["passt_s"].endswith("v.0.0.9/passt-s-kd-ap.486.pt")
+    assert urls["audiomae"].endswith("resolve/main/pytorch_model.bin")
+    files = [entry.file for entry in weights.PUBLISHED.values()]
+    assert len(set(files)) == len(files)
 
 
 def test_cache_folder_that_cannot_be_made(tmp_path):

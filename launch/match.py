@@ -19,7 +19,14 @@ from typing import Any
 from absl import flags
 
 from datasets import sounds
-from launch import cli, devices, match_output, match_search, match_setup
+from launch import (
+    cli,
+    devices,
+    match_output,
+    match_search,
+    match_setup,
+    noise,
+)
 
 _FLAGS = cli.flag_values(__name__)
 
@@ -206,7 +213,8 @@ def main(words: list[str]) -> None:
         print(f"\n{match_output.candidates(results[0])}")
     summary = match_output.summarise(results)
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    print(f"\n{match_output.summary_table(summary)}\nwrote {out}")
+    floor = noise.of_run(_RUN.value)
+    print(f"\n{match_output.summary_table(summary)}{floor}\nwrote {out}")
     if results and results[-1]["interrupted"]:
         raise KeyboardInterrupt
     if failed:

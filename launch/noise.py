@@ -154,6 +154,23 @@ def read(directory: pathlib.Path) -> dict[str, Any] | None:
         ) from error
 
 
+def of_run(run: str | pathlib.Path) -> str:
+    """What to print beside the audio metrics of a run.
+
+    Args:
+      run: directory of a run, of a proxy or of an estimator.
+
+    Returns:
+      A line end and `describe` of the run's data; "" when no plug-in made
+      them.
+    """
+    config = json.loads((pathlib.Path(run) / "config.json").read_text())
+    root = pathlib.Path(config["data"]).expanduser()
+    for path in sorted(root.glob(f"*/{FILE}")):
+        return "\n" + describe(read(path.parent))
+    return ""
+
+
 def describe(found: dict[str, Any] | None) -> str:
     """One line to print beside audio metrics; "" for no noise to speak of.
 

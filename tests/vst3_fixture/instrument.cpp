@@ -221,7 +221,7 @@ class Instrument : public Plugin {
         // A state-variable filter; its cutoff glides.
         cutoff_ += 0.001 * (raw_[pCutoff] - cutoff_);
         const double tone = 60 * std::exp2(7 * cutoff_);
-        const double f = 2 * std::sin(kTau / 2 * std::min(tone / rate, 0.2));
+        const double f = 2 * std::sin(kTau / 2 * std::min(tone / rate, 0.12));
         low_ += f * band_;
         const double high = sound - low_ - (1.2 - raw_[pResonance]) * band_;
         band_ += f * high;

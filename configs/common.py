@@ -6,6 +6,7 @@ An experiment file starts from these and changes what differs.
 from typing import Any
 
 import ml_collections
+from ml_collections import config_dict
 
 # The paper's sizes.
 SIZES = {
@@ -67,9 +68,12 @@ def proxy_config(synth: str, encoder: str) -> Any:
     config.plugin = ""
     config.host = ml_collections.ConfigDict(
         {
-            "isolation": "",  # "reset" or "process"; "": as it is known
-            "warm_up": 0.1,  # seconds, at most, until a first sound
-            "timeout": 60.0,  # seconds until a render has hung
+            # Of its render contract (datasets/engines/vst3.py), what is to be
+            # other than known: isolation, "reset" or "process"; seconds, at
+            # most, until a first sound; seconds until a render has hung.
+            "isolation": "",
+            "warm_up": config_dict.placeholder(float),
+            "timeout": config_dict.placeholder(float),
         }
     )
     config.presets = ""  # file or folder of hand-crafted banks

@@ -78,7 +78,8 @@ def matching_curves(run: pathlib.Path) -> pathlib.Path:
         figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
         for i, name in enumerate(("numerical", "binary", "perceptual")):
             kept = [(r["step"], r[name]) for r in records if name in r]
-            if kept:
+            # A space may have no switches, and their loss is zero.
+            if any(value for _, value in kept):
                 left.plot(*np.array(kept).T, color=_COLORS[i], label=name)
         left.set(xlabel="step", title="training losses, unweighted")
         left.set_ylim(bottom=0)

@@ -1,0 +1,81 @@
+"""A small proxy and what an estimator learns from, for tests."""
+
+import functools
+import pathlib
+
+import jax
+import numpy as np
+
+from configs import dexed_match, dexed_proxy_small
+from launch import (
+    checkpoints,
+    experiment,
+    matching_run,
+    train_estimator,
+)
+from matching import losses
+
+RENDER = {"duration": 1.0, "hold": 0.5}
+
+
+def _small(config, folder):
+    config.audio_model = "mel128"
+    config.data = str(folder / "data")
+    config.render.update(RENDER)
+    config.shard_size = 64
+    return config
+
+
+def save_proxy(folder: pathlib.Path) -> str:
+    """Saves an untrained proxy as a run; returns its directory."""
+    config = _small(dexed_proxy_small.get_config(), folder)
+    config.run = str(folder / "proxy")
+    config.sizes.update({"hidden": 32, "blocks": 2})
+    rows = np.full((1, 128), -40, np.float32)
+    state = experiment.initial_state(config, rows)
+    with checkpoints.manager(checkpoints.prepare(config)) as manager:
+        checkpoints.save(manager, 0, state, None)
+        manager.wait_until_finished()
+    return config.run
+
+
+def match_config(folder: pathlib.Path, name: str, run: str):
+    """A matching experiment that takes seconds."""
+    config = _small(dexed_match.get_config(name), folder)
+    config.run = str(folder / run)
+    config.proxy = str(folder / "proxy")
+    config.num_train = 48
+    config.stand_in.update({"train": 64, "validation": 12, "test": 10})
+    config.batch = 16
+    config.epochs = 4
+    config.validate_every = 2
+    config.log_every = 1
+    config.optimizer.warmup_steps = 3
+    config.evaluation.resamples = 500
+    return config
+
+
+@functools.cache
+def _fresh():
+    # Once for all: it takes seconds to compile.
+    config = dexed_match.get_config()
+    return losses.init_state(
+        matching_run.network(config),
+        train_estimator.gradient_transformation(config),
+        jax.random.key(0),
+    )
+
+
+def save_estimator(config) -> str:
+    """Saves an untrained estimator as a run; returns its directory."""
+    tree = {
+        "state": _fresh(),
+        "plateau": train_estimator.plateau(config).init(np.float32(0)),
+        "minimum": np.float32(-80),
+        "maximum": np.float32(40),
+    }
+    tree = jax.tree.map(jax.numpy.asarray, tree)
+    with checkpoints.manager(checkpoints.prepare(config)) as manager:
+        checkpoints.save(manager, 7, tree, {"a_mean": 2.0})
+        manager.wait_until_finished()
+    return config.run

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tqdm
-from jaxtyping import Float
+from jaxtyping import Int64
 
 from datasets import loader, shards
 from launch import (
@@ -241,7 +241,7 @@ def _means(step: int, pending: list[Any]) -> dict[str, float]:
     return means
 
 
-def _check(config: Config, rows: Float[np.ndarray, "rows"] | Any) -> None:
+def _check(config: Config, rows: Int64[np.ndarray, " rows"]) -> None:
     if jax.process_count() > 1:
         raise ValueError(
             "an estimator is trained by one process, on all its devices; "

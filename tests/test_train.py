@@ -15,7 +15,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from launch import checkpoints, metrics
+from configs import quickstart
+from launch import checkpoints, data, evaluate, metrics
 from tests.shared import shared
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -199,6 +200,24 @@ def test_fine_tuning_on_a_bank_and_its_evaluation(finished, tmp_path):
     wrong = train(tmp_path / "x", data, *flags, "--config.sizes.hidden=32")
     output = finish(wrong, code=1)
     assert "is another model (sizes: " in output
+
+
+def test_fine_tuning_alone_needs_no_synthetic_presets(tmp_path):
+    config = quickstart.get_config()
+    config.data = str(tmp_path)
+    config.presets = str(shared("presets/Dexed_01.syx"))
+    config.source = "handcrafted"
+    config.render.update({"duration": 1.0, "hold": 0.5})
+    dataset = data.ensure(config)
+    assert dataset.synthetic is None and dataset.handcrafted is not None
+    assert not (tmp_path / "synthetic").exists()
+    # It can be evaluated all the same.
+    assert list(evaluate.test_sets(config, dataset)) == ["hand-crafted"]
+    predict = evaluate.fit_baselines(config, dataset)["mean embedding"]
+    columns = dataset.handcrafted.columns("train")
+    np.testing.assert_allclose(
+        predict(columns["preset"])[0], columns["embedding"].mean(0), rtol=1e-4
+    )
 
 
 def test_fine_tuning_without_a_bank_says_so(finished, tmp_path):

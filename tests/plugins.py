@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import subprocess
+import sys
 import tempfile
 
 import pytest
@@ -74,6 +75,8 @@ def plugin(variant="fixture"):
       The .vst3 folder. Where it cannot be built the test is skipped, or,
       under continuous integration (the variable CI is set), fails.
     """
+    if sys.platform != "linux":
+        pytest.skip("the test plug-in is built for Linux only")
     name, identity, shared_state = VARIANTS[variant]
     options = [f'-DFIXTURE_NAME="{name}"', f"-DFIXTURE_ID={identity}"]
     if shared_state:

@@ -7,11 +7,13 @@ import pathlib
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from datasets import shards
 from launch import noise
+from launch import plugin as command
 from tests.plugins import plugin
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -215,10 +217,7 @@ def test_noise_is_measured_by_a_command():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["scaffold", "PLUGIN"], "needs --name"),
         (["noise", "PLUGIN"], "looks like no known synthesizer"),
-        (["inspect", "/nowhere/X.vst3"], "no plug-in at /nowhere/X.vst3"),
-        (["look", "PLUGIN"], "say inspect or scaffold or noise"),
         (["inspect", "PLUGIN", "--synth=divo"], "did you mean 'diva'"),
     ],
 )
@@ -228,6 +227,21 @@ def test_mistakes_are_told_in_one_line(words, message):
     told = run("launch.plugin", *words, succeeds=False)
     assert message in told and told.startswith("error: ")
     assert len(told.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["scaffold", __file__], "needs --name"),
+        (["inspect", "/nowhere/X.vst3"], "no plug-in at /nowhere/X.vst3"),
+        (["look", "X.vst3"], "say inspect or scaffold or noise"),
+        (["inspect"], "say inspect or scaffold or noise"),
+    ],
+)
+def test_words_are_checked_first(words, message, monkeypatch):
+    monkeypatch.setattr(command, "_NAME", SimpleNamespace(value=None))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        command.main(words)
 
 
 def test_scaffolded_files_are_found_by_name(checkout):

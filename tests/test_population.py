@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import signal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +123,7 @@ def test_a_member_is_what_it_would_be_alone(alone, count):
 
 
 def test_the_best_of_each_member_is_kept():
-    states = objective.TrainState(
+    states: Any = objective.TrainState(
         jnp.array([5, 5]), {"w": jnp.array([[1.0], [2.0]])}, {}, {}, None
     )
     best = members_of.first_best(states)
@@ -235,7 +236,7 @@ def test_a_diverging_member_leaves_the_others_alone(finished, tmp_path):
     config.epochs, config.optimizer.warmup_steps = 1, 0
     fine, gone = population.train_members(config, (), (1e-3, 1e38))
     assert fine.diverged is None and fine.mrr > 0
-    assert 1 < gone.diverged <= 8 and np.isnan(gone.mrr)
+    assert gone.diverged in range(2, 9) and np.isnan(gone.mrr)
     assert "| nan " in population.table([fine, gone])
     config.run = str(tmp_path / "none")
     with pytest.raises(FloatingPointError, match="every member diverged"):

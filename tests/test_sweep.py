@@ -1,7 +1,6 @@
 """Sweeps: exact numbers of trials, resumed trials, the best config."""
 
 import collections
-import math
 import multiprocessing
 import os
 import pathlib
@@ -18,8 +17,8 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState
 
-from configs import quickstart
-from launch import data, sweep, train
+from configs import common, quickstart
+from launch import data, metrics, sweep, train
 from tests.test_population import config_for
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -44,6 +43,30 @@ def search(config, out, trials, *, seeds=(), pruner="none", storage=None):
         study, kept, config, SPACE, out, trials=trials, seeds=seeds, start=2
     )
     return study, numbers
+
+
+def pretend(config, report):
+    """Stands for a training, whose score is its learning rate."""
+    rate = config.optimizer.learning_rate
+    if rate > 1:
+        raise FloatingPointError("loss inf at step 3")
+    with metrics.Writer(pathlib.Path(config.run)) as writer:
+        for epoch in (1, 2):
+            time.sleep(0.02)
+            found = {"mrr": rate * epoch}
+            writer.write(epoch, epoch=epoch, **found)
+            report(epoch, found)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Trials that are over at once: what is tested is what is around them."""
+
+    def train_at_once(config, report):
+        pathlib.Path(config.run).mkdir(exist_ok=True)
+        pretend(config, report)
+
+    monkeypatch.setattr(train, "train", train_at_once)
 
 
 def test_first_points_fill_the_space_and_do_not_depend_on_the_process():
@@ -72,7 +95,7 @@ def test_first_points_fill_the_space_and_do_not_depend_on_the_process():
         )
 
 
-def test_a_sweep_finds_the_best_and_writes_its_config(config, tmp_path):
+def test_a_sweep_finds_the_best_and_writes_its_config(config, tmp_path, quick):
     study, numbers = search(config, tmp_path, 4)
     assert numbers == [0, 1, 2, 3]
     trials = study.get_trials()
@@ -122,31 +145,30 @@ def test_an_interrupted_trial_is_taken_up_again(config, tmp_path, monkeypatch):
 
     monkeypatch.setattr(train, "train", killed)
     with pytest.raises(Killed):
-        search(config, tmp_path, 2)
+        search(config, tmp_path, 1)
     monkeypatch.setattr(train, "train", whole)
-    study, numbers = search(config, tmp_path, 2)
-    assert numbers == [0, 1]
-    assert [t.state for t in study.get_trials()] == [TrialState.COMPLETE] * 2
+    study, numbers = search(config, tmp_path, 1)
+    assert numbers == [0]
+    assert study.get_trials()[0].state == TrialState.COMPLETE
     reference, _ = search(config, tmp_path / "whole", 1)
     assert study.get_trials()[0].value == reference.get_trials()[0].value
     assert study.get_trials()[0].params == reference.get_trials()[0].params
 
 
-def test_a_trial_may_be_a_population_and_may_be_pruned_or_fail(
-    config, tmp_path
-):
+def test_a_trial_may_be_a_population(config, tmp_path):
     url = f"sqlite:///{tmp_path}/study.db"
-    study, _ = search(config, tmp_path, 1, seeds=[0, 1, 2, 3], storage=url)
+    study, _ = search(config, tmp_path, 1, seeds=[0, 1], storage=url)
     (trial,) = study.get_trials()
     runs = sorted((tmp_path / "trial-00000").glob("seed*"))
-    assert [r.name.split("_")[0] for r in runs] == [
-        f"seed{s}" for s in range(4)
-    ]
-    assert math.isclose(trial.value, max(trial.intermediate_values.values()))
+    assert [r.name[:5] for r in runs] == ["seed0", "seed1"]
+    assert trial.value == max(trial.intermediate_values.values())
     each = [sweep.scores(run)[2] for run in runs]
-    assert trial.intermediate_values[2] == pytest.approx(sum(each) / 4)
+    assert each[0] != each[1]
+    assert trial.intermediate_values[2] == pytest.approx(sum(each) / 2)
 
-    class Never(optuna.pruners.BasePruner):
+
+def test_trials_are_pruned_or_fail(config, tmp_path, quick):
+    class AfterOne(optuna.pruners.BasePruner):
         def prune(self, study, trial):
             return trial.last_step == 1
 
@@ -154,38 +176,25 @@ def test_a_trial_may_be_a_population_and_may_be_pruned_or_fail(
         config, SPACE, tmp_path / "pruned", None, "median"
     )
     assert isinstance(study.pruner, optuna.pruners.MedianPruner)
-    study.pruner = Never()
-    run = {"trials": 1, "seeds": [], "start": 1}
-    sweep.run_trials(study, kept, config, SPACE, tmp_path / "pruned", **run)
+    study.pruner = AfterOne()
+    options = {"trials": 1, "seeds": [], "start": 1}
+    sweep.run_trials(study, kept, config, SPACE, tmp_path / "pruned", **options)
     (trial,) = study.get_trials()
-    assert trial.state == TrialState.PRUNED and list(
-        trial.intermediate_values
-    ) == [1]
+    assert trial.state == TrialState.PRUNED
+    assert list(trial.intermediate_values) == [1]
     assert "1 pruned" in sweep.table(study, 1)
 
     rates = {"optimizer.learning_rate": FloatDistribution(1e37, 1e38)}
-    bad = config.copy_and_resolve_references()
-    bad.optimizer.warmup_steps = 0
     study, kept = sweep.open_study(
-        bad, rates, tmp_path / "failed", None, "hyperband"
+        config, rates, tmp_path / "failed", None, "hyperband"
     )
-    sweep.run_trials(study, kept, bad, rates, tmp_path / "failed", **run)
+    assert isinstance(study.pruner, optuna.pruners.HyperbandPruner)
+    sweep.run_trials(study, kept, config, rates, tmp_path / "failed", **options)
     assert study.get_trials()[0].state == TrialState.FAIL
 
 
-def _pretend(config, report):
-    """Stands for a training, whose score is its learning rate."""
-    rate = config.optimizer.learning_rate
-    run = pathlib.Path(config.run)
-    with metrics.Writer(run) as writer:
-        for epoch in (1, 2):
-            time.sleep(0.05)
-            writer.write(epoch, epoch=epoch, mrr=rate * epoch)
-    report(2, {"mrr": rate * 2})
-
-
 def _work(config, out, barrier, results):
-    train.train = _pretend  # a process of its own
+    train.train = pretend  # a process of its own
     barrier.wait(120)
     results.put(search(config, out, 12)[1])
 
@@ -199,7 +208,7 @@ def test_two_processes_run_exactly_the_trials_asked_for(config, tmp_path):
     ]
     for child in children:
         child.start()
-    shares = [results.get(timeout=150) for _ in children]
+    shares = [results.get(timeout=120) for _ in children]
     for child in children:
         child.join(60)
         assert child.exitcode == 0
@@ -231,11 +240,9 @@ def test_mistakes_in_a_space_are_told(tmp_path, text, message):
         sweep.read_space(str(tmp_path / "none.py"), quickstart.get_config())
 
 
-@pytest.mark.parametrize(("name", "base"), [("hn", "hn"), ("tfm", "tfm")])
-def test_the_spaces_name_fields_there_are(name, base):
-    from configs import common
-
-    config = common.proxy_config("dexed", {"hn": "hn_oh"}.get(base, base))
+@pytest.mark.parametrize(("name", "encoder"), [("hn", "hn_oh"), ("tfm", "tfm")])
+def test_the_spaces_name_fields_there_are(name, encoder):
+    config = common.proxy_config("dexed", encoder)
     space = sweep.read_space(f"configs/sweeps/{name}.py", config)
     assert "optimizer.learning_rate" in space
 

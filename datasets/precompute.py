@@ -604,7 +604,8 @@ def build(
         only when it is needed.
       presets: of a hand-crafted data set, by split.
       names: their names, by split.
-      workers: how many, 0 for one per core.
+      workers: how many, 0 for one per core, or as many as the engine's
+        `workers_per_core`.
       processes: whether workers are spawned processes and not threads.
       only: the shards to build, None for all; see `share`.
       in_flight: blocks to hand to `embed` before the first is fetched.
@@ -631,7 +632,8 @@ def build(
             shards.read_check(path, spec, split, number)
     todo = [pair for pair in chosen if pair in absent]
     size = {pair: len(spec.shard_rows(*pair)) for pair in chosen}
-    workers = num_workers(workers)
+    if workers <= 0:
+        workers = num_workers() * getattr(renderer, "workers_per_core", 1)
     # Enough for every worker while a block is collected and another embedded.
     ahead = 2 * workers + -(-spec.embed_batch // _CHUNK)
     redrawn = collections.Counter[str]()

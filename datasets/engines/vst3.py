@@ -292,6 +292,9 @@ class PluginRenderer:
       vst3_binding.BindingError: it lacks parameters that presets vary.
     """
 
+    # More than half of a render's time may be the wait for a first sound.
+    workers_per_core = 2
+
     def __init__(
         self,
         path: str,

@@ -368,13 +368,17 @@ def _summaries(found: Sequence[tuple]) -> list[dict[str, Any]]:
             rows.append(
                 {"cells": _numbers(label, methods), "ours": label in groups}
             )
+        head = ["method", "seeds", "a_mean", *_DISTANCES]
+        used = [i for i in range(len(head)) if any(r["cells"][i] for r in rows)]
+        for row in rows:
+            row["cells"] = [row["cells"][i] for i in used]
         if rows:
             tables.append(
                 {
                     "title": f"Distances, {where}: {count} sounds",
                     "note": "Means over sounds and seeds, smaller is better; "
                     "in brackets the 95 % interval over sounds.",
-                    "head": ["method", "seeds", "a_mean", *_DISTANCES],
+                    "head": [head[i] for i in used],
                     "rows": rows,
                 }
             )

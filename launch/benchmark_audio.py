@@ -75,11 +75,13 @@ def _measure(
 ) -> tuple[dict[str, Any], np.ndarray]:
     variables: dict[str, Any] = {}
     options = {}
-    if model.weights:
-        width = efficientat.WIDTHS[model.weights]
-        variables = jax.jit(efficientat.init, static_argnums=1)(
-            jax.random.key(0), width
+    if model.host is not None:
+        raise ValueError(
+            f"{model.name} runs in {model.host}, outside JAX: it cannot be "
+            "timed here"
         )
+    if model.init is not None:
+        variables = dict(jax.jit(model.init)(jax.random.key(0)))
         options["dtype"] = dtype
     samples = round(_DURATION * model.sample_rate)
     clips = jax.random.uniform(
@@ -95,18 +97,20 @@ def _measure(
         jax.block_until_ready(embed(clips))
         times.append(time.perf_counter() - start)
     median = statistics.median(times)
-    flops = flops_per_clip(model)
-    return {
+    row = {
         "model": model.name,
         "dtype": jnp.dtype(dtype).name,
         "batch": batch,
         "first call (s)": compiled,
         "ms/batch": 1e3 * median,
         "clips/s": batch / median,
-        "GFLOP/clip": flops / 1e9,
-        "GFLOP/s": flops * batch / median / 1e9,
-        "share of peak": flops * batch / median / peak,
-    }, embeddings
+    }
+    if model.weights is None or model.weights in efficientat.WIDTHS:
+        flops = flops_per_clip(model)
+        row["GFLOP/clip"] = flops / 1e9
+        row["GFLOP/s"] = flops * batch / median / 1e9
+        row["share of peak"] = flops * batch / median / peak
+    return row, embeddings
 
 
 def flops_per_clip(model: audio.AudioModel) -> float:

@@ -171,6 +171,7 @@ def test_all_kinds_are_registered_and_sized():
                 assert model.weights == f"openl3_{spectrum}_{content}"
                 assert model.weights in weights.PUBLISHED
                 clips = jax.ShapeDtypeStruct((2, 240_000), np.float32)
+                assert model.init is not None
                 tree = jax.eval_shape(model.init, jax.random.key(0))
                 out = jax.eval_shape(model.embed, tree, clips)
                 assert out.shape == (2, size)

@@ -184,15 +184,15 @@ def test_passt_embedding_is_the_mean_over_windows(monkeypatch):
         return mel.mean(axis=-1)
 
     monkeypatch.setattr(passt, "features", features)
-    sound = clip(12_901)
+    sound = clip(10_301)
     levels = []
-    for size in (5120, 25_600, 1920):
+    for size in (5120, 20_480, 1920):
         padded = np.pad(sound, size // 2, mode="reflect")
         starts = range(0, len(padded) - size + 1, 1600)
         windows = np.stack([padded[s : s + size] for s in starts])
         mels = np.asarray(jax.jit(efficientat.front_end)(windows))
-        assert mels.shape[:2] == (9, 128)
-        rows = mels.reshape(9, -1) if size == 1920 else mels.mean(axis=-1)
+        assert mels.shape[:2] == (7, 128)
+        rows = mels.reshape(7, -1) if size == 1920 else mels.mean(axis=-1)
         levels.append(rows.mean(axis=0))
     ours = jax.jit(passt.embed)({}, sound[None])[0]
     agree(ours, np.concatenate(levels))
@@ -200,8 +200,8 @@ def test_passt_embedding_is_the_mean_over_windows(monkeypatch):
 
 def test_passt_lengths():
     variables = small_passt()
-    with pytest.raises(ValueError, match="12800 samples is too short"):
-        passt.embed(variables, jnp.zeros((1, 12_800)))
+    with pytest.raises(ValueError, match="10240 samples is too short"):
+        passt.embed(variables, jnp.zeros((1, 10_240)))
     for frames in (15, 1006):
         with pytest.raises(ValueError, match="16 to 1,005 frames"):
             passt.features(variables, jnp.zeros((1, 128, frames)))
@@ -290,6 +290,7 @@ def test_registry(name, rate, dimension):
     model = audio.get(name)
     assert (model.sample_rate, model.dimension) == (rate, dimension)
     assert model.differentiable and model.weights in weights.PUBLISHED
+    assert model.init is not None
     variables = jax.eval_shape(model.init, jax.random.key(0))
     clips = jax.ShapeDtypeStruct((3, 5 * rate), np.float32)
     out = jax.eval_shape(model.embed, variables, clips)

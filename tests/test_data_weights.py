@@ -27,6 +27,12 @@ def config(tmp_path, monkeypatch):
     return config
 
 
+def build(config):
+    synthetic = data.ensure(config).synthetic
+    assert synthetic is not None
+    return synthetic
+
+
 def test_weights_are_recorded_and_held_to(config, tmp_path):
     mine, other = tmp_path / "mine.pt", tmp_path / "other.pt"
     with pytest.raises(FileNotFoundError, match="no weights at"):
@@ -34,13 +40,13 @@ def test_weights_are_recorded_and_held_to(config, tmp_path):
     assert not (tmp_path / "data").exists()
 
     mine.write_bytes(b"mine")
-    spec = data.ensure(config).synthetic.spec
+    spec = build(config).spec
     assert spec.weights_sha256 == hashlib.sha256(b"mine").hexdigest()
     # Complete, it is used without the weights, and without knowing them.
     mine.unlink()
-    assert data.ensure(config).synthetic.spec == spec
+    assert build(config).spec == spec
     config.weights = ""
-    found = data.ensure(config).synthetic
+    found = build(config)
     assert found.spec == spec
     assert found.columns("train")["embedding"].shape == (2, 56)
 
@@ -54,10 +60,10 @@ def test_data_of_before_still_open(config, tmp_path, monkeypatch):
     mine = tmp_path / "mine.pt"
     mine.write_bytes(b"mine")
     monkeypatch.setattr(data, "_weights_digest", lambda *args: "")
-    old = data.ensure(config).synthetic
+    old = build(config)
     assert "weights_sha256" not in shards.read_spec(old.directory)
     monkeypatch.undo()
-    again = data.ensure(config).synthetic
+    again = build(config)
     assert again.spec == old.spec
     assert again.columns("test")["preset"].shape[0] == 1
 
@@ -80,10 +86,10 @@ def test_models_outside_jax(config, tmp_path, monkeypatch):
         lambda name, path: asked.append((name, path)) or Loaded,
     )
     config.audio_model, config.weights = "dac", "folder"
-    spec = data.ensure(config).synthetic.spec
+    spec = build(config).spec
     assert spec.weights_sha256 == "c" * 64 and spec.embedding == 1024
     assert set(asked) == {("dac", "folder")}
     # Complete, it needs no PyTorch.
     asked.clear()
-    assert data.ensure(config).synthetic.spec == spec and not asked
+    assert build(config).spec == spec and not asked
     assert data.audio_variables(config) == {}

@@ -53,6 +53,7 @@ def test_importing_them_needs_none_of_the_extras():
     # orbax and absl are not among them: flax and optax bring them.
     extras = "ml_collections tensorflow_datasets array_record"
     extras += " pedalboard dexed matplotlib tqdm tabulate tensorboardX"
+    extras += " h5py torch transformers"
     code = f"""
 import sys
 for name in {extras.split()!r}:
@@ -60,6 +61,7 @@ for name in {extras.split()!r}:
 import importlib, pathlib
 for room in ("proxy", "matching"):
     for path in pathlib.Path(room).rglob("*.py"):
-        importlib.import_module(".".join(path.with_suffix("").parts))
+        name = ".".join(path.with_suffix("").parts)
+        importlib.import_module(name.removesuffix(".__init__"))
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -27,8 +27,8 @@ SAMPLE_RATE = 32_000
 WIDTH = 768
 DEPTHS = {"passt_s": 12, "passt_l": 7}
 
-# Samples of the windows: 160 ms, 800 ms, and 60 ms for the mel bands.
-WINDOWS = (5120, 25_600)
+# Samples of the windows: 160 ms, 640 ms, and 60 ms for the mel bands.
+WINDOWS = (5120, 20_480)
 MEL_WINDOW = 1920
 HOP = 1600
 DIMENSION = len(WINDOWS) * WIDTH + 6 * efficientat.MELS
@@ -128,15 +128,15 @@ def embed(
     (https://github.com/kkoutini/passt_hear21, `base2levelmel`, features
     without logits), which is what the study of the audio models states for
     PaSST: every 50 ms, the features of a window of 160 ms, those of one of
-    800 ms, and the six frames of 128 log mel bands of one of 60 ms, all
+    640 ms, and the six frames of 128 log mel bands of one of 60 ms, all
     centred there, the clip reflected at its ends; the mean over all of these.
 
-    That is 101 windows of each kind in 5 s, about 1.7 TFLOP for a clip with
-    12 blocks: it wants an accelerator. `embed_scene` takes a sixteenth.
+    That is 101 windows of each kind in 5 s, about 1.3 TFLOP for a clip with
+    12 blocks: it wants an accelerator. `embed_scene` takes a thirteenth.
 
     Args:
       variables: Of the network.
-      audio: Clips at 32 kHz, in [-1, 1], more than 12,800 samples.
+      audio: Clips at 32 kHz, in [-1, 1], more than 10,240 samples.
       dtype: What the network computes in; the result is float32.
       at_once: Clips worked on together, see `spectral.by_clip`.
 

@@ -324,12 +324,12 @@ def _tremolo(voice: Voice) -> _Values:
 
 
 def _amp_rate(voice: Voice) -> tuple[_Moved, _Values]:
-    fixed = _tremolo(voice) | {"lfo_am_depth": 70}
+    fixed = {**_tremolo(voice), "lfo_am_depth": 70}
     return {"lfo_speed": (14, 52)}, fixed
 
 
 def _amp_depth(voice: Voice) -> tuple[_Moved, _Values]:
-    fixed = _tremolo(voice) | {"lfo_speed": 34}
+    fixed = {**_tremolo(voice), "lfo_speed": 34}
     return {"lfo_am_depth": (0, 95)}, fixed
 
 
@@ -340,22 +340,22 @@ def _wobble(voice: Voice) -> _Values:
 
 
 def _brightness_rate(voice: Voice) -> tuple[_Moved, _Values]:
-    fixed = _wobble(voice) | {"lfo_am_depth": 75}
+    fixed = {**_wobble(voice), "lfo_am_depth": 75}
     return {"lfo_speed": (14, 52)}, fixed
 
 
 def _brightness_depth(voice: Voice) -> tuple[_Moved, _Values]:
-    fixed = _wobble(voice) | {"lfo_speed": 30}
+    fixed = {**_wobble(voice), "lfo_speed": 30}
     return {"lfo_am_depth": (0, 95)}, fixed
 
 
 def _pitch_rate(voice: Voice) -> tuple[_Moved, _Values]:
-    fixed = {"lfo_pm_depth": 40, "p_mode_sens.": 5, "lfo_wave": 4}
+    fixed: _Values = {"lfo_pm_depth": 40, "p_mode_sens.": 5, "lfo_wave": 4}
     return {"lfo_speed": (14, 52)}, fixed
 
 
 def _pitch_depth(voice: Voice) -> tuple[_Moved, _Values]:
-    fixed = {"lfo_speed": 34, "p_mode_sens.": 6, "lfo_wave": 4}
+    fixed: _Values = {"lfo_speed": 34, "p_mode_sens.": 6, "lfo_wave": 4}
     return {"lfo_pm_depth": (0, 76)}, fixed
 
 

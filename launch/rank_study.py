@@ -1,0 +1,243 @@
+"""The ranking study: does the distance to a sound grow as it moves away?"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.stats
+import tqdm
+from jaxtyping import Float
+
+from datasets import engines, precompute, torch_models, weights
+from launch import embedding, rank_table
+from proxy import audio
+
+# Neighbouring steps that differ by less than this share of the sound's root
+# mean square, -60 dB, are not heard to differ.
+AUDIBLE = 1e-3
+_REFUSED = ("silent", "too loud", "nan")
+
+Embed = Callable[[np.ndarray], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """What was measured in the sounds of a sweep.
+
+    Attributes:
+      quietest: root mean square of its quietest step.
+      loudest: of its loudest.
+      change: least difference of two neighbouring steps, as root mean square
+        over that of the louder.
+      unfit: why the sweep is not one that can be ranked by ear, or None.
+    """
+
+    quietest: float
+    loudest: float
+    change: float
+    unfit: str | None
+
+
+def measure(
+    sounds: Float[np.ndarray, "steps samples"],
+    settings: engines.RenderSettings,
+) -> Level:
+    """Measures whether a sweep can be heard.
+
+    Args:
+      sounds: its steps in order.
+      settings: with the bounds of the level gate.
+
+    Returns:
+      Levels, the least change, and what is wrong.
+    """
+    reasons = [engines.check_level(sound, settings) for sound in sounds]
+    rms = np.sqrt(np.square(sounds, dtype=np.float64).mean(axis=1))
+    moved = np.square(np.diff(sounds, axis=0), dtype=np.float64).mean(axis=1)
+    louder = np.maximum(np.maximum(rms[1:], rms[:-1]), 1e-12)
+    change = np.sqrt(moved) / louder
+    unfit = None
+    for step, reason in enumerate(reasons):
+        if reason is not None:
+            unfit = f"step {step + 1} is {reason} (RMS {rms[step]:.4f})"
+            break
+    else:
+        if change.min() < AUDIBLE:
+            step = int(change.argmin()) + 1
+            unfit = f"steps {step} and {step + 1} sound the same"
+    return Level(float(rms.min()), float(rms.max()), float(change.min()), unfit)
+
+
+def correlation(
+    embeddings: Float[np.ndarray, "steps embedding"],
+) -> float:
+    """How well distances tell the order of a sweep.
+
+    The steps are ranked by L1 distance to the first and, in reverse, to the
+    last; Spearman's rank correlation with the true order, averaged.
+
+    Args:
+      embeddings: of the steps in order.
+
+    Returns:
+      In [-1, 1]; 1 when every step is further away than the one before. A
+      model that hears no difference at all gets 0.
+    """
+    order = np.arange(len(embeddings))
+    scores = []
+    for end, sign in ((0, 1), (-1, -1)):
+        distance = np.abs(embeddings - embeddings[end]).sum(axis=1)
+        if np.ptp(distance) == 0:
+            scores.append(0.0)
+            continue
+        # Spearman's is Pearson's correlation of ranks, tied ones averaged.
+        ranks = scipy.stats.rankdata(distance)
+        scores.append(sign * float(np.corrcoef(ranks, order)[0, 1]))
+    return float(np.mean(scores))
+
+
+def load_models(
+    names: Sequence[str], files: Mapping[str, str]
+) -> dict[str, tuple[audio.AudioModel, Embed]]:
+    """Audio models ready to embed.
+
+    Args:
+      names: of audio models.
+      files: weights, by name of audio model or of weights; models that need
+        some and are not there download them.
+
+    Returns:
+      Each with a function from `[batch, samples]` to `[batch, embedding]`.
+
+    Raises:
+      ValueError: an unknown model, or a file for a model that is not asked.
+      FileNotFoundError: weights that cannot be had.
+      ImportError: a library that is not installed.
+    """
+    models = {name: audio.get(name) for name in names}
+    asked = set(models) | {m.weights for m in models.values() if m.weights}
+    for name in files:
+        if name not in asked:
+            raise ValueError(
+                f"--weights {name}=...: none of the models takes them "
+                f"(asked: {', '.join(names)})"
+            )
+    loaded = {}
+    for name, model in models.items():
+        file = files.get(name, files.get(model.weights or ""))
+        if model.host is not None:
+            loaded[name] = model, torch_models.load(name, file).embed
+            continue
+        variables = {}
+        if model.weights is not None:
+            variables = weights.load(model.weights, path=file)
+        loaded[name] = model, embedding.embedder(model, variables)
+    return loaded
+
+
+def _rendered(
+    renderer: engines.Renderer,
+    sweeps: Sequence[rank_table.Sweep],
+    workers: int,
+) -> Iterator[tuple[rank_table.Sweep, np.ndarray]]:
+    """Sounds of each sweep, `[steps, samples]`."""
+    values = (row for sweep in sweeps for row in sweep.values)
+    clips = engines.render_many(
+        renderer, values, workers=precompute.num_workers(workers)
+    )
+    for sweep in sweeps:
+        sounds = []
+        for step in range(len(sweep.values)):
+            clip = next(clips)
+            if isinstance(clip, engines.RenderError):
+                raise ValueError(
+                    f"{sweep.attribute}, {sweep.preset!r}, step {step + 1} "
+                    f"cannot be rendered: {clip}"
+                )
+            sounds.append(clip)
+        yield sweep, np.stack(sounds)
+
+
+def run(
+    sweeps: Sequence[rank_table.Sweep],
+    models: Mapping[str, tuple[audio.AudioModel, Embed]],
+    make_renderer: Callable[[int], engines.Renderer],
+    *,
+    workers: int = 0,
+) -> dict[str, Any]:
+    """Renders all sweeps, embeds them with every model, and scores them.
+
+    Args:
+      sweeps: of one table.
+      models: as `load_models` returns them.
+      make_renderer: from a sample rate in Hz to an engine at that rate.
+      workers: rendering threads, 0 for one per core.
+
+    Returns:
+      "scores": for each model, attribute and base preset, the correlations in
+      the order of the table (a preset may occur twice); "unfit": sweeps that
+      cannot be heard, and why; "engine": its version.
+
+    Raises:
+      ValueError: a step cannot be rendered.
+    """
+    scores: dict[str, Any] = {name: {} for name in models}
+    unfit: dict[str, str] = {}
+    version = ""
+    rates = sorted({model.sample_rate for model, _ in models.values()})
+    with tqdm.tqdm(total=len(sweeps) * len(rates), unit=" sweeps") as bar:
+        for rate in rates:
+            renderer = make_renderer(rate)
+            version = renderer.version
+            embedders = {
+                name: embed
+                for name, (model, embed) in models.items()
+                if model.sample_rate == rate
+            }
+            bar.set_description(f"{rate / 1000:g} kHz")
+            for sweep, sounds in _rendered(renderer, sweeps, workers):
+                level = measure(sounds, renderer.settings)
+                if level.unfit is not None:
+                    where = f"{sweep.attribute}, {sweep.preset}"
+                    unfit.setdefault(where, level.unfit)
+                for name, embed in embedders.items():
+                    score = correlation(np.asarray(embed(sounds)))
+                    kept = scores[name].setdefault(sweep.attribute, [])
+                    kept.append({"preset": sweep.preset, "score": score})
+                bar.update()
+    return {"scores": scores, "unfit": unfit, "engine": version}
+
+
+def summary(scores: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Means and spreads of a study.
+
+    Args:
+      scores: as `run` returns them.
+
+    Returns:
+      For each model "attributes" (mean and std over base presets), "mean"
+      over attributes, "std" over all sweeps, "worst" and "worst_attribute".
+    """
+    out = {}
+    for name, attributes in scores.items():
+        by_attribute = {}
+        every = []
+        for attribute, rows in attributes.items():
+            found = [row["score"] for row in rows]
+            every.extend(found)
+            by_attribute[attribute] = {
+                "mean": float(np.mean(found)),
+                "std": float(np.std(found)),
+            }
+        worst = min(by_attribute, key=lambda a: by_attribute[a]["mean"])
+        out[name] = {
+            "mean": float(
+                np.mean([value["mean"] for value in by_attribute.values()])
+            ),
+            "std": float(np.std(every)),
+            "worst": by_attribute[worst]["mean"],
+            "worst_attribute": worst,
+            "attributes": by_attribute,
+        }
+    return out

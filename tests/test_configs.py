@@ -143,7 +143,7 @@ def test_matching_experiments(stem, schedule, size):
 def test_matching_experiments_are_documented():
     assert [p.stem for p in MATCHING] == list(PAPER_MATCHING)
     for path in MATCHING:
-        text = read(path)[0].__doc__
+        text = str(read(path)[0].__doc__)
         assert f"python -m launch.train --config configs/{path.name}:" in text
         assert "Hardware:" in text and "Figure to beat" in text
         for name in schedules.names():

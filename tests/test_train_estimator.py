@@ -1,0 +1,243 @@
+"""Training estimators: what a run leaves, kills and resumes, the plateau."""
+
+import pathlib
+import signal
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from datasets import shards
+from launch import data, matching_run, metrics, train_estimator
+from matching import distances
+from proxy import objective
+from tests import matching
+from tests.test_train import finish, parameters, start
+
+# 3 steps an epoch, 12 in all; the weights change from step 4 to 8.
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("estimator")
+    matching.save_proxy(folder)
+    return folder
+
+
+def train(folder, name, **fields):
+    """Starts a training command for the config of `matching.match_config`."""
+    config = matching.match_config(folder, "mix_small", name)
+    asked = {
+        "audio_model": config.audio_model,
+        "data": config.data,
+        "run": config.run,
+        "proxy": config.proxy,
+        "shard_size": config.shard_size,
+        "num_train": config.num_train,
+        "batch": config.batch,
+        "epochs": config.epochs,
+        "validate_every": config.validate_every,
+        "log_every": config.log_every,
+        "decoding": "relaxed",
+        "optimizer.warmup_steps": config.optimizer.warmup_steps,
+        **{f"render.{k}": v for k, v in matching.RENDER.items()},
+        **{f"stand_in.{k}": v for k, v in config.stand_in.items()},
+        **fields,
+    }
+    flags = [f"--config.{key}={value}" for key, value in asked.items()]
+    return start(
+        "train",
+        "--config=configs/dexed_match.py:mix_small",
+        *flags,
+        # The same step is compiled by every run of this file.
+        JAX_COMPILATION_CACHE_DIR=str(folder / "compiled"),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(folder):
+    """An uninterrupted run, and what it printed."""
+    return folder / "run", finish(train(folder, "run"))
+
+
+def test_a_run_leaves_metrics_checkpoints_and_pictures(finished, folder):
+    run, output = finished
+    assert "synthetic presets stand in" in output
+    assert "epoch   4" in output and "12 steps done" in output
+    records = list(metrics.read(run))
+    steps = {r["step"]: r for r in records if "loss" in r}
+    assert sorted(steps) == list(range(1, STEPS + 1))
+    weights = [
+        (steps[s]["parameter_weight"], steps[s]["perceptual_weight"])
+        for s in (1, 4, STEPS)
+    ]
+    # After 3.996 of 12 steps, rounded down, the change has just begun.
+    np.testing.assert_allclose(weights[0], (1, 0))
+    np.testing.assert_allclose(weights[1], (1, 0))
+    np.testing.assert_allclose(weights[2], (0.5, 5))
+    # The proxy is not asked while its loss has no weight.
+    assert "perceptual" not in steps[4] and steps[5]["perceptual"] > 0
+    assert [r["epoch"] for r in records if "epoch" in r] == [2, 4]
+    validated = [r for r in records if "a_mean" in r]
+    assert all(0 < r["a_mean"] < 20 and r["failed"] == 0 for r in validated)
+    assert all(0 <= r["categorical_accuracy"] <= 1 for r in validated)
+    assert (run / "training.png").stat().st_size > 10_000
+    assert list((run / "tensorboard").glob("events*"))
+
+
+def test_the_run_opens_with_the_extremes_of_its_training_set(finished):
+    run, _ = finished
+    opened = matching_run.load(run)
+    source = opened.handcrafted
+    columns = source.columns("train", ("preset", "audio", "audio_scale"))
+    rows = data.matching_rows(opened.config, source, "train")
+    assert len(rows) == 48 and len(columns["preset"]) == 64
+    clips = shards.dequantise(
+        columns["audio"][rows], columns["audio_scale"][rows]
+    )
+    assert clips.shape == (48, 44_100)
+    decibels = distances.kaldi_decibels(jnp.asarray(clips), 44_100)
+    np.testing.assert_allclose(opened.minimum, decibels.min(), rtol=1e-4)
+    np.testing.assert_allclose(opened.maximum, decibels.max(), rtol=1e-4)
+
+    logits = matching_run.estimate(opened, clips[:3])
+    assert logits.shape == (3, opened.space.width)
+    alone = matching_run.estimate(opened, clips[1:2])
+    np.testing.assert_allclose(alone[0], logits[1], atol=1e-4)
+    many = matching_run.estimate(opened, np.tile(clips[:3], (30, 1)))
+    np.testing.assert_allclose(many[-3:], logits, atol=1e-4)
+    presets = matching_run.decode(logits, opened.space)
+    assert presets.shape == (3, opened.space.num_used)
+    np.testing.assert_array_equal(presets, opened.space.snap(presets))
+    assert opened.names("test")[9] == "synthetic test 9"
+
+
+def test_killed_runs_end_with_the_same_parameters(finished, folder):
+    run, _ = finished
+    killed = folder / "killed"
+    file = killed / metrics.FILE
+
+    def interrupt(number, step):
+        """Sends a signal once a new run has passed a step."""
+        started = time.time()
+        process = train(folder, "killed")
+        while process.poll() is None and not (
+            file.exists()
+            and file.stat().st_mtime > started
+            and any(r["step"] >= step for r in metrics.read(killed))
+        ):
+            time.sleep(0.01)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=300)
+        return process.returncode, output
+
+    code, output = interrupt(signal.SIGKILL, 3)
+    assert code in (0, -signal.SIGKILL), output
+    code, output = interrupt(signal.SIGTERM, 7)
+    assert code in (0, 143, -signal.SIGTERM), output
+    output = finish(train(folder, "killed"))
+    assert "going on at step" in output
+    (step, ours), (other_step, theirs) = parameters(killed), parameters(run)
+    assert step == other_step == STEPS
+    assert ours.keys() == theirs.keys() and len(ours) > 60
+    for path, value in ours.items():
+        np.testing.assert_array_equal(value, theirs[path], err_msg=str(path))
+    epochs = [r["epoch"] for r in metrics.read(killed) if "epoch" in r]
+    assert epochs == [2, 4]
+
+
+def test_spectrograms_made_in_every_step_are_the_kept_ones(folder):
+    config = matching.match_config(folder, "mix_small", "other")
+    source = data.matching_source(config)
+    rows = data.matching_rows(config, source, "train")
+    columns = source.columns("train", ("preset", "audio", "audio_scale"))
+    low, high, kept = train_estimator.training_spectrograms(
+        columns, rows, 44_100, keep=True
+    )
+    assert kept is not None and kept.shape == (48, 128, 87)
+    assert (low, high) == (kept.min(), kept.max())
+    batches = {
+        "kept": {"spectrogram": kept[:4]},
+        "made": {
+            "audio": columns["audio"][rows[:4]],
+            "audio_scale": columns["audio_scale"][rows[:4]],
+        },
+    }
+    heard = []
+
+    def listen(state, batch, key, variables):
+        heard.append(batch["spectrogram"])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            train_estimator.losses, "train_step", lambda *_, **__: listen
+        )
+        step = train_estimator.build_step(config, lambda _: (1, 0), 1, None)
+        for batch in batches.values():
+            batch = jax.tree.map(jnp.asarray, batch)
+            step(None, batch, None, (low, high), None)
+    # Quiet bands, near the floor, feel the last bits of the transform.
+    np.testing.assert_allclose(heard[0], heard[1], atol=1e-3)
+    assert -1.001 < heard[0].min() < heard[0].max() < 1.001
+
+
+def test_the_rate_falls_after_the_patience_is_lost():
+    config = matching.match_config(pathlib.Path(), "mix_small", "x")
+    rule = train_estimator.plateau(config)
+    state, factors = rule.init(jnp.zeros(())), []
+    for value in [2.0, 1.0, *[1.0] * 5, 0.99995, 0.5, *[0.6] * 6]:
+        _, state = rule.update(jnp.zeros(()), state, value=value)
+        factors.append(float(state.scale))
+    # Five are forgiven; a better one by less than 1e-4 is none.
+    assert factors == [1.0] * 7 + [0.5] * 7 + [0.25]
+
+
+def test_warm_up_and_factor_scale_the_step():
+    config = matching.match_config(pathlib.Path(), "mix_small", "x")
+    config.optimizer.weight_decay = 0.0
+    update = train_estimator.gradient_transformation(config)
+    params = {"w": jnp.zeros(1)}
+    state: Any = objective.TrainState(0, params, {}, update.init(params), None)
+    moved = []
+    for step in range(5):
+        if step == 4:
+            state = train_estimator._set_factor(state, 0.25)
+        ones = {"w": jnp.ones(1)}
+        change: Any
+        change, moments = update.update(ones, state.opt_state, params)
+        state = state.replace(opt_state=moments)
+        moved.append(-float(change["w"][0]))
+    shares = np.array([0.1, 0.4, 0.7, 1.0, 0.25])
+    rate = config.optimizer.learning_rate
+    np.testing.assert_allclose(moved, rate * shares, rtol=1e-4)
+
+
+def test_mistakes_are_told_before_rendering(folder, tmp_path):
+    def attempt(match, error: Any = ValueError, **fields):
+        config = matching.match_config(folder, "mix_small", "mistake")
+        config.data = str(tmp_path / "data")
+        config.update(fields)
+        with pytest.raises(error, match=match):
+            train_estimator.train(config)
+        assert not (tmp_path / "data").exists()
+
+    attempt("config.proxy=.*no run at", FileNotFoundError, proxy="nowhere")
+    attempt("audio_model mel128, this experiment", audio_model="mfcc40")
+    attempt("'mixx', did you mean 'mix'", schedule="mixx")
+
+
+def test_too_large_a_batch_is_refused(folder):
+    config = matching.match_config(folder, "mix_small", "batch")
+    config.batch = 64
+    with pytest.raises(ValueError, match="there are 48 training presets"):
+        train_estimator.train(config)
+
+
+def test_a_proxy_is_no_matching_run(folder):
+    with pytest.raises(ValueError, match="is the run of a proxy"):
+        matching_run.load(folder / "proxy")

@@ -38,7 +38,7 @@ def test_there_are_some():
     assert len(list(commands())) >= 8
 
 
-@pytest.mark.parametrize("line", commands())
+@pytest.mark.parametrize("line", list(commands()))
 def test_a_shown_command_exists_and_takes_its_flags(line):
     words = shlex.split(line.split(" | ")[0], comments=True)
     module = importlib.import_module(words[words.index("-m") + 1])

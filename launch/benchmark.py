@@ -4,23 +4,32 @@
     python -m launch.benchmark render audio        # some of them
     python -m launch.benchmark train --encoders hn_oh,tfm
 
-Stages: render (presets to sound), audio (sound to embedding), loader (shards
-to batches), train (batches to parameters), matching (the estimator). Prints a
-table and, with --json, writes the same to a file, so that two machines or two
-commits compare. Absolute figures drift on a shared machine: run it in turns
-with what it is compared to.
+Stages: render (presets to sound and to shards), audio (sound to embedding),
+loader (shards to batches), train (batches to parameters), matching (the
+estimator). Prints a table for each and, with --json, writes the same to a
+file, so that two machines or two commits compare. Every rate stands beside its
+share of the stage's physical limit: the bare engine's rate per core, the best
+matrix product measured in the same run, or the memory's bandwidth. Each stage
+runs in a process of its own, so that its peak memory is its own, too.
+Absolute figures drift on a shared machine: run it in turns with what it is
+compared to.
 """
 
+import concurrent.futures
 import importlib
 import json
+import multiprocessing
 import pathlib
+import resource
+import sys
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import tabulate
 from absl import flags
 
-from launch import cli, devices
+from launch import allocator, cli, devices
 
 _SECONDS = flags.DEFINE_float("seconds", 10.0, "Time spent on each case.")
 _ENCODERS = flags.DEFINE_list(
@@ -45,14 +54,58 @@ def _options(stage: str) -> dict[str, Any]:
     return {"seconds": _SECONDS.value, **options}
 
 
-def benchmark(stages: list[str]) -> dict[str, list[dict[str, Any]]]:
+def run_stage(stage: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Runs a stage in this process.
+
+    Args:
+      stage: one of `STAGES`.
+      options: keyword arguments of its `run`.
+
+    Returns:
+      "devices": what was found; "rows": of the table; "peak memory (GB)": the
+      most that this process has held, and "peak device memory (GB)" where the
+      device tells.
+    """
+    allocator.keep_memory()
+    module = importlib.import_module(f"launch.benchmark_{stage}")
+    run: Callable[..., list[dict[str, Any]]] = module.run
+    found: dict[str, Any] = {
+        "devices": devices.describe(),
+        "jax": jax.__version__,
+        "rows": run(**options),
+    }
+    # In kilobytes, on macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    most = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found["peak memory (GB)"] = round(most / 1e9, 3)
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in statistics:
+        most = statistics["peak_bytes_in_use"]
+        found["peak device memory (GB)"] = round(most / 1e9, 3)
+    return found
+
+
+def show(stage: str, result: dict[str, Any]) -> str:
+    """The table of a stage, see `run_stage`."""
+    table = tabulate.tabulate(
+        result["rows"],
+        headers="keys",
+        tablefmt="github",
+        floatfmt=",.4g",
+        intfmt=",",
+    )
+    memory = [f"{k}: {v:g}" for k, v in result.items() if k.startswith("peak")]
+    return f"\n{stage}\n{table}\n{', '.join(memory)}"
+
+
+def benchmark(stages: list[str]) -> dict[str, dict[str, Any]]:
     """Runs stages one after the other and prints each one's table.
 
     Args:
       stages: names among `STAGES`.
 
     Returns:
-      The rows of each stage.
+      Of each stage, what `run_stage` returns.
 
     Raises:
       ValueError: when a stage is unknown.
@@ -63,27 +116,20 @@ def benchmark(stages: list[str]) -> dict[str, list[dict[str, Any]]]:
             f"unknown stages {', '.join(unknown)} (known: {', '.join(STAGES)})"
         )
     results = {}
+    spawn = multiprocessing.get_context("spawn")
     for stage in stages:
-        module = importlib.import_module(f"launch.benchmark_{stage}")
-        run: Callable[..., list[dict[str, Any]]] = module.run
-        results[stage] = run(**_options(stage))
-        print(f"\n{stage}")
-        print(
-            tabulate.tabulate(
-                results[stage],
-                headers="keys",
-                tablefmt="github",
-                floatfmt=",.4g",
-                intfmt=",",
-            ),
-            flush=True,
-        )
+        with concurrent.futures.ProcessPoolExecutor(1, spawn) as process:
+            work = process.submit(run_stage, stage, _options(stage))
+            result = work.result()
+        if not results:
+            print(result["devices"])
+        print(show(stage, result), flush=True)
+        results[stage] = result
     return results
 
 
 def main(stages: list[str]) -> None:
     """Runs the command."""
-    print(devices.describe(), flush=True)
     results = benchmark(stages or list(STAGES))
     if _JSON.value:
         text = json.dumps(results, indent=1) + "\n"

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from launch import allocator
+from launch import allocator, benchmark_train
 from matching import estimator, losses, schedules
 from proxy import encoders, optimizer, spaces
 
@@ -40,10 +40,46 @@ def run(
       A row for each case: the parameter loss alone; with the perceptual loss
       through a frozen `tfm`, decoded as in the paper and relaxed; and the
       parameter loss with the spectrograms computed from 5 s clips. Each with
-      batch, median time of a step (ms) and sounds/s.
+      batch, median time of a step (ms), sounds/s, the rate of convolutions
+      and matrix products (GFLOP/s; the spectrograms' are not counted), and
+      its share of the best matrix product measured in the same run.
     """
     allocator.keep_memory()
-    return [_measure(*case, seconds, batch, space) for case in _CASES]
+    peak = benchmark_train.peak()
+    return [_measure(*case, seconds, batch, space, peak) for case in _CASES]
+
+
+def network_flops(outputs: int, frames: int = 313) -> int:
+    """Multiplications plus additions of the estimator, for one sound.
+
+    Args:
+      outputs: its logits.
+      frames: width of the spectrogram.
+    """
+    height, width, channels, products = 128, frames, 1, 0
+    for i, features in enumerate(estimator.CHANNELS):
+        size = 4 if i else 5
+        height, width = (
+            (height + 4 - size) // 2 + 1,
+            (width + 4 - size) // 2 + 1,
+        )
+        products += height * width * size**2 * channels * features
+        channels = features
+    products += height * width * channels * estimator.MIXED
+    return 2 * (products + estimator.MIXED * outputs)
+
+
+def _step_flops(space: Any, proxy: Any, variables: Any) -> int:
+    """Arithmetic of a training step, for one sound."""
+    # Forward, input gradients but the first layer's, and weight gradients.
+    first = 2 * 64 * 157 * 5**2 * estimator.CHANNELS[0]
+    total = 3 * network_flops(space.width) - first
+    if proxy is not None:
+        preset = jnp.zeros((1, space.width))
+        # The proxy is frozen: forward and input gradients only.
+        forward = jax.make_jaxpr(proxy.apply)(variables, preset)
+        total += 2 * benchmark_train.product_flops(forward)
+    return total
 
 
 def _measure(
@@ -53,6 +89,7 @@ def _measure(
     seconds: float,
     batch: int,
     space_name: str,
+    peak: float,
 ) -> dict[str, Any]:
     space = spaces.get(space_name)
     network = estimator.Estimator(space.width)
@@ -96,9 +133,12 @@ def _measure(
         jax.block_until_ready((state, metrics))
         times.append(time.perf_counter() - start)
     median = statistics.median(times[2:])
+    flops = batch * _step_flops(space, proxy, variables)
     return {
         "case": name,
         "batch": batch,
         "ms": round(1e3 * median, 1),
         "sounds/s": round(batch / median, 1),
+        "GFLOP/s": round(flops / median / 1e9, 1),
+        "share of peak": round(flops / median / peak, 3),
     }

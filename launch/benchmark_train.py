@@ -99,9 +99,19 @@ def product_flops(jaxpr: Any) -> int:
     return total
 
 
-def _measure(
-    name: str, space_name: str, batch: int, seconds: float
-) -> dict[str, Any]:
+def prepare(
+    name: str, batch: int, space_name: str = "dexed"
+) -> tuple[Any, Any, dict[str, Any]]:
+    """A training step as `launch.train` maps it over the devices.
+
+    Args:
+      name: of an encoder, at the paper's size.
+      batch: presets in a step.
+      space_name: the synthesizer.
+
+    Returns:
+      The compiled step, its first state, and a batch of random data.
+    """
     space = spaces.get(space_name)
     mesh = devices.mesh()
     accumulate = _ACCUMULATE.get(name, 1)
@@ -113,7 +123,6 @@ def _measure(
     step = objective.train_step(
         encoder, space, update, axis_name=devices.AXIS, accumulate=accumulate
     )
-    mapped = devices.map_step(step, mesh)
     state = objective.init_state(
         encoder, update, jax.random.key(0), space.width
     )
@@ -121,10 +130,20 @@ def _measure(
         "preset": space.sample(jax.random.key(1), (batch,)),
         "embedding": jax.random.normal(jax.random.key(2), (batch, _DIMENSION)),
     }
-    data = devices.place(data, devices.split(mesh))
-    state = devices.place(state, devices.replicated(mesh))
+    return (
+        devices.map_step(step, mesh),
+        devices.place(state, devices.replicated(mesh)),
+        devices.place(data, devices.split(mesh)),
+    )
+
+
+def _measure(
+    name: str, space_name: str, batch: int, seconds: float
+) -> dict[str, Any]:
+    mapped, state, data = prepare(name, batch, space_name)
+    number = len(jax.devices())
     ceiling = peak()
-    flops = product_flops(jax.make_jaxpr(mapped)(state, data))
+    flops = number * product_flops(jax.make_jaxpr(mapped)(state, data))
     compilations: list[float] = []
 
     def listen(event: str, duration_secs: float, **kwargs: Any) -> None:
@@ -151,7 +170,7 @@ def _measure(
         "compile s": round(first, 2),
         "ms": round(1e3 * median, 1),
         "presets/s": round(batch / median, 1),
-        "GFLOP/s": round(flops * mesh.size / median / 1e9, 1),
-        "share of peak": round(flops * mesh.size / median / ceiling, 3),
+        "GFLOP/s": round(flops / median / 1e9, 1),
+        "share of peak": round(flops / median / ceiling, 3),
         "recompiled": len(compilations),
     }

@@ -1,0 +1,80 @@
+"""The benchmark: its tables, its file, and what its limits are made of."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from launch import (
+    benchmark,
+    benchmark_loader,
+    benchmark_matching,
+    benchmark_render,
+)
+from matching import estimator
+
+
+def test_stages_run_in_processes_of_their_own(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        benchmark,
+        "_options",
+        lambda stage: {"seconds": 0.01, "models": ["mel128"]},
+    )
+    results = benchmark.benchmark(["audio"])
+    found = json.loads(json.dumps(results))["audio"]
+    assert found["peak memory (GB)"] > 0.1
+    assert found["devices"].startswith("devices: 1 x")
+    (row,) = found["rows"]
+    assert row["model"] == "mel128" and row["clips/s"] > 0
+    text = capsys.readouterr().out
+    assert "mel128" in text and "peak memory" in text
+
+
+def test_unknown_stages_are_named():
+    with pytest.raises(ValueError, match="unknown stages cook"):
+        benchmark.benchmark(["render", "cook"])
+
+
+def test_renders_and_shards_beside_the_bare_engine():
+    rows = benchmark_render.run(0.05)
+    bare, written = rows[0], rows[-1]
+    assert bare["what"] == "bare dexed-py" and bare["of limit"] == 100
+    assert written["what"] == "drawn, rendered, mel128, written"
+    assert written["of limit"] == pytest.approx(
+        100 * written["per core"] / bare["per core"]
+    )
+    assert all(row["per second"] > 0 for row in rows)
+
+
+def test_loader_beside_the_training_that_it_feeds(monkeypatch):
+    monkeypatch.setattr(benchmark_loader, "_ROWS", 4096)
+    rows = {row["what"]: row for row in benchmark_loader.run(0.01)}
+    training = rows["mlp_oh on one batch"]
+    assert training["of mlp_oh"] == 1
+    for row in rows.values():
+        assert row["of mlp_oh"] == pytest.approx(
+            row["per second"] / training["per second"]
+        )
+    assert rows["copied in order (limit)"]["of limit"] == 100
+    assert rows["mlp_oh fed by it"]["per second"] > 0
+
+
+def test_estimator_flops():
+    network = estimator.Estimator(141)
+    sound = jnp.zeros((1, 128, 313))
+    variables = jax.eval_shape(network.init, jax.random.key(0), sound)
+
+    def layers(variables):
+        return network.apply(
+            variables, sound, capture_intermediates=True, mutable=True
+        )[1]["intermediates"]
+
+    products = 0
+    for name, found in jax.eval_shape(layers, variables).items():
+        kernel = variables["params"].get(name, {}).get("kernel")
+        if kernel is not None:
+            # Each number of the output is a sum over the kernel's inputs.
+            output = found["__call__"][0]
+            products += output.size * kernel.size // kernel.shape[-1]
+    assert benchmark_matching.network_flops(141) == 2 * products

@@ -133,6 +133,18 @@ def _quick(every: int, sample_rate: int) -> Callable:
     )
 
 
+@functools.cache
+def _goal(every: int, sample_rate: int) -> Callable:
+    return jax.jit(
+        functools.partial(
+            distances.features,
+            sample_rate=sample_rate,
+            chosen=("a_mean",),
+            every=every,
+        )
+    )
+
+
 class Judge:
     """Renders presets, scores them against one target, remembers all.
 
@@ -164,14 +176,7 @@ class Judge:
         self._known: dict[bytes, float] = {}
         self._best = np.inf
         rate = renderer.settings.sample_rate
-        self._goal = jax.jit(
-            functools.partial(
-                distances.features,
-                sample_rate=rate,
-                chosen=("a_mean",),
-                every=options.every,
-            )
-        )(target[None])
+        self._goal = _goal(options.every, rate)(target[None])
         self._score = _quick(options.every, rate)
 
     @property
@@ -253,6 +258,43 @@ class Judge:
         self._bar.set_postfix_str(
             f"{self.stage}, {self.renders:,} renders, a_mean {self._best:.3f}"
         )
+
+    def measure(
+        self,
+        presets: Float[np.ndarray, "batch parameters"],
+        chosen: tuple[str, ...],
+    ) -> tuple[
+        Float[np.ndarray, "batch samples"],
+        dict[str, Float[np.ndarray, " batch"]],
+    ]:
+        """Renders presets and measures them; no part of the search.
+
+        Args:
+          presets: hard presets.
+          chosen: from `distances.names()`.
+
+        Returns:
+          Their sounds, and the distances from the target by name.
+        """
+        clips = np.stack(list(self.render(presets)))
+        parts = []
+        for start in range(0, len(clips), _CHUNK):
+            part = clips[start : start + _CHUNK]
+            # One shape, so that it is compiled once.
+            padded = np.pad(part, [(0, _CHUNK - len(part)), (0, 0)])
+            found = distances.measure(
+                jnp.asarray(padded),
+                jnp.asarray(self.target[None]),
+                sample_rate=self.renderer.settings.sample_rate,
+                chosen=chosen,
+            )
+            parts.append(
+                {k: np.asarray(v)[: len(part)] for k, v in found.items()}
+            )
+        return clips, {
+            name: np.concatenate([part[name] for part in parts])
+            for name in chosen
+        }
 
     def best(self, count: int) -> Float[np.ndarray, "count parameters"]:
         """The presets with the least scores, best first.
@@ -547,42 +589,23 @@ def _finish(
             "no preset was rendered: turn on the stage estimator, neighbours, "
             "gradient or evolution, or give more time"
         )
-    rate = judge.renderer.settings.sample_rate
-
-    def measure(clips, chosen):
-        measured = distances.measure(
-            jnp.asarray(clips),
-            jnp.asarray(judge.target[None]),
-            sample_rate=rate,
-            chosen=chosen,
-        )
-        return {name: np.asarray(value) for name, value in measured.items()}
-
     if "ranking" in options.stages:
         judge.stage = "ranking"
-        count = options.reranked
-        clips = np.zeros((count, len(judge.target)), np.float32)
-        top = found[:count]
-        clips[: len(top)] = list(judge.render(top))
-        exact = measure(clips, ("a_mean",))["a_mean"][: len(top)]
-        order = refine.rank(exact)
-        found = np.concatenate([top[order], found[count:]])
+        top = found[: options.reranked]
+        order = refine.rank(judge.measure(top, ("a_mean",))[1]["a_mean"])
+        found = np.concatenate([top[order], found[len(top) :]])
         left["ranking"] = found[0]
         until["ranking"] = (judge.renders, judge.seconds)
     seconds = judge.seconds
     if BASELINE in left:
         near = left[BASELINE]
-        exact = measure(np.stack(list(judge.render(near))), ("a_mean",))
-        left[BASELINE] = near[refine.rank(exact["a_mean"])[0]]
+        exact = judge.measure(near, ("a_mean",))[1]["a_mean"]
+        left[BASELINE] = near[refine.rank(exact)[0]]
     chosen = _different(found, options.candidates, found.shape[1] // 10)
     presets = found[chosen]
-    # One shape whichever stages are on, so that it is compiled once.
-    rows = [*presets, *left.values()]
-    clips = np.zeros(
-        (options.candidates + len(STAGES) + 1, len(judge.target)), np.float32
+    clips, measured = judge.measure(
+        np.stack([*presets, *left.values()]), distances.names()
     )
-    clips[: len(rows)] = list(judge.render(np.stack(rows)))
-    measured = measure(clips, distances.names())
     count = len(presets)
     order = np.argsort(measured["a_mean"][:count], kind="stable")
     if "ranking" not in options.stages:

@@ -5,7 +5,8 @@
 One parameter of a preset moves in 20 steps; the 20 sounds are embedded and
 ranked by L1 distance to the first and to the last; Spearman's correlation
 with the true order, averaged over presets and attributes, is a model's score.
-Writes ranking.json, ranking.md, ranking.tex and ranking.png.
+Writes ranking.json, ranking.md, ranking.tex and ranking.png. Scores are noted
+as they are found, so an interrupted study goes on with the same command.
 """
 
 import pathlib
@@ -110,7 +111,14 @@ def main() -> None:
     # A plug-in that is missing is told before weights are downloaded.
     renderer(44_100)
     loaded = rank_study.load_models(models, files)
-    result = rank_study.run(sweeps, loaded, renderer, workers=_WORKERS.value)
+    folder = pathlib.Path(_OUT.value or f"runs/rank_{_SYNTH.value}")
+    result = rank_study.run(
+        sweeps,
+        loaded,
+        renderer,
+        folder / "scores.jsonl",
+        workers=_WORKERS.value,
+    )
     summary = rank_study.summary(result["scores"])
     about = {
         "synth": _SYNTH.value,
@@ -118,7 +126,6 @@ def main() -> None:
         "steps": len(sweeps[0].values),
         "sweeps": len(sweeps),
     }
-    folder = pathlib.Path(_OUT.value or f"runs/rank_{_SYNTH.value}")
     rank_output.write(folder, result, summary, about)
     print()
     print(rank_output.tables(summary, others=_SYNTH.value == "talnm"))

@@ -1,6 +1,10 @@
 """The ranking study: does the distance to a sound grow as it moves away?"""
 
+import contextlib
 import dataclasses
+import hashlib
+import json
+import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +20,6 @@ from proxy import audio
 # Neighbouring steps that differ by less than this share of the sound's root
 # mean square, -60 dB, are not heard to differ.
 AUDIBLE = 1e-3
-_REFUSED = ("silent", "too loud", "nan")
 
 Embed = Callable[[np.ndarray], Any]
 
@@ -136,33 +139,66 @@ def load_models(
     return loaded
 
 
-def _rendered(
+def read_kept(file: pathlib.Path) -> dict[str, Any]:
+    """Scores of an earlier, perhaps interrupted run; see `run`.
+
+    Args:
+      file: as `run` wrote it; need not exist.
+
+    Returns:
+      Entries by key. A last line that was cut short is left out.
+    """
+    kept = {}
+    if file.is_file():
+        for line in file.read_text().splitlines():
+            with contextlib.suppress(ValueError, KeyError):
+                entry = json.loads(line)
+                kept[entry["key"]] = entry
+    return kept
+
+
+def _key(sweep: rank_table.Sweep, identity: str) -> str:
+    digest = hashlib.sha256(identity.encode())
+    digest.update(np.ascontiguousarray(sweep.values).tobytes())
+    return digest.hexdigest()
+
+
+def _fingerprint(name: str, embed: Embed, samples: int) -> str:
+    """Tells a model's weights and code by what it makes of noise."""
+    noise = 0.1 * np.random.default_rng(0).standard_normal((1, samples))
+    embedding = np.asarray(embed(noise.astype(np.float32)), np.float32)
+    return f"{name} {hashlib.sha256(embedding.tobytes()).hexdigest()}"
+
+
+def _render(
     renderer: engines.Renderer,
     sweeps: Sequence[rank_table.Sweep],
     workers: int,
-) -> Iterator[tuple[rank_table.Sweep, np.ndarray]]:
+) -> Iterator[np.ndarray]:
     """Sounds of each sweep, `[steps, samples]`."""
     values = (row for sweep in sweeps for row in sweep.values)
     clips = engines.render_many(
         renderer, values, workers=precompute.num_workers(workers)
     )
-    for sweep in sweeps:
-        sounds = []
-        for step in range(len(sweep.values)):
-            clip = next(clips)
-            if isinstance(clip, engines.RenderError):
-                raise ValueError(
-                    f"{sweep.attribute}, {sweep.preset!r}, step {step + 1} "
-                    f"cannot be rendered: {clip}"
-                )
-            sounds.append(clip)
-        yield sweep, np.stack(sounds)
+    with contextlib.closing(clips):
+        for sweep in sweeps:
+            sounds = []
+            for step in range(len(sweep.values)):
+                clip = next(clips)
+                if isinstance(clip, engines.RenderError):
+                    raise ValueError(
+                        f"{sweep.attribute}, {sweep.preset!r}, step "
+                        f"{step + 1} cannot be rendered: {clip}"
+                    )
+                sounds.append(clip)
+            yield np.stack(sounds)
 
 
 def run(
     sweeps: Sequence[rank_table.Sweep],
     models: Mapping[str, tuple[audio.AudioModel, Embed]],
     make_renderer: Callable[[int], engines.Renderer],
+    file: pathlib.Path,
     *,
     workers: int = 0,
 ) -> dict[str, Any]:
@@ -172,6 +208,8 @@ def run(
       sweeps: of one table.
       models: as `load_models` returns them.
       make_renderer: from a sample rate in Hz to an engine at that rate.
+      file: JSON lines; every score is noted there at once, and not worked
+        out again while sweep, engine, settings and model are the same.
       workers: rendering threads, 0 for one per core.
 
     Returns:
@@ -182,31 +220,68 @@ def run(
     Raises:
       ValueError: a step cannot be rendered.
     """
-    scores: dict[str, Any] = {name: {} for name in models}
-    unfit: dict[str, str] = {}
+    kept = read_kept(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    keys: dict[str, list[str]] = {}
     version = ""
     rates = sorted({model.sample_rate for model, _ in models.values()})
-    with tqdm.tqdm(total=len(sweeps) * len(rates), unit=" sweeps") as bar:
+    with (
+        tqdm.tqdm(total=len(sweeps) * len(rates), unit=" sweeps") as bar,
+        file.open("a") as notes,
+    ):
+        # Ends a line that was cut short.
+        notes.write("\n" if notes.tell() else "")
         for rate in rates:
+            bar.set_description(f"{rate / 1000:g} kHz")
             renderer = make_renderer(rate)
             version = renderer.version
+            played = json.dumps([version, renderer.settings.to_dict()])
             embedders = {
                 name: embed
                 for name, (model, embed) in models.items()
                 if model.sample_rate == rate
             }
-            bar.set_description(f"{rate / 1000:g} kHz")
-            for sweep, sounds in _rendered(renderer, sweeps, workers):
-                level = measure(sounds, renderer.settings)
-                if level.unfit is not None:
-                    where = f"{sweep.attribute}, {sweep.preset}"
-                    unfit.setdefault(where, level.unfit)
+            samples = renderer.settings.samples
+            for name, embed in embedders.items():
+                identity = f"{played} {_fingerprint(name, embed, samples)}"
+                keys[name] = [_key(sweep, identity) for sweep in sweeps]
+            todo = [
+                i
+                for i in range(len(sweeps))
+                if any(keys[name][i] not in kept for name in embedders)
+            ]
+            bar.update(len(sweeps) - len(todo))
+            rendered = _render(renderer, [sweeps[i] for i in todo], workers)
+            for i, sounds in zip(todo, rendered, strict=True):
+                unfit = measure(sounds, renderer.settings).unfit
                 for name, embed in embedders.items():
-                    score = correlation(np.asarray(embed(sounds)))
-                    kept = scores[name].setdefault(sweep.attribute, [])
-                    kept.append({"preset": sweep.preset, "score": score})
+                    key = keys[name][i]
+                    if key not in kept:
+                        score = correlation(np.asarray(embed(sounds)))
+                        entry = {"key": key, "score": score, "unfit": unfit}
+                        kept[key] = entry
+                        notes.write(json.dumps(entry) + "\n")
+                notes.flush()
                 bar.update()
-    return {"scores": scores, "unfit": unfit, "engine": version}
+    return {**_collect(sweeps, keys, kept), "engine": version}
+
+
+def _collect(
+    sweeps: Sequence[rank_table.Sweep],
+    keys: Mapping[str, Sequence[str]],
+    kept: Mapping[str, Any],
+) -> dict[str, Any]:
+    scores: dict[str, Any] = {}
+    unfit: dict[str, str] = {}
+    for name, of_model in keys.items():
+        scores[name] = {}
+        for sweep, key in zip(sweeps, of_model, strict=True):
+            rows = scores[name].setdefault(sweep.attribute, [])
+            rows.append({"preset": sweep.preset, "score": kept[key]["score"]})
+            if kept[key]["unfit"] is not None:
+                where = f"{sweep.attribute}, {sweep.preset}"
+                unfit.setdefault(where, kept[key]["unfit"])
+    return {"scores": scores, "unfit": unfit}
 
 
 def summary(scores: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -1,5 +1,6 @@
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -197,7 +198,7 @@ def test_correlation_is_spearmans():
     near, far = (np.abs(rows - rows[end]).sum(1) for end in (0, -1))
     # scipy's own Spearman, as a matrix of the columns' correlations.
     order = np.arange(20)
-    matrix = scipy.stats.spearmanr(np.stack([near, far, order], axis=1))[0]
+    matrix: Any = scipy.stats.spearmanr(np.stack([near, far, order], axis=1))[0]
     expected = np.mean([matrix[0, 2], -matrix[1, 2]])
     assert 0.5 < expected < 0.999
     assert rank_study.correlation(rows) == pytest.approx(expected)
@@ -277,6 +278,36 @@ def test_command_writes_what_it_found(study, monkeypatch, capsys):
     assert r"\toprule" in latex and r"$\pm$" in latex
     picture = image.imread(out / "ranking.png")
     assert min(picture.shape[:2]) > 100 and np.ptp(picture[..., :3]) > 0.5
+
+
+def test_an_interrupted_study_goes_on(study, monkeypatch, capsys):
+    """Nothing that is known is rendered again, nothing stale is used."""
+    study["models"] = ["mel128"]
+    command(monkeypatch, capsys, **study)
+    out = pathlib.Path(study["out"])
+    notes, whole = out / "scores.jsonl", (out / "ranking.json").read_text()
+    first, second = notes.read_text().splitlines()
+    # Cut off in the middle of the second score.
+    notes.write_text(first + "\n" + second[:20])
+    rendered = []
+    render = engines.render_many
+
+    def counted(renderer, values, **options):
+        values = list(values)
+        rendered.append(len(values))
+        return render(renderer, values, **options)
+
+    monkeypatch.setattr(engines, "render_many", counted)
+    command(monkeypatch, capsys, **study)
+    assert (out / "ranking.json").read_text() == whole
+    command(monkeypatch, capsys, **study)
+    assert (out / "ranking.json").read_text() == whole
+    # Another preset under the same name is another sweep.
+    changed = table()
+    changed["presets"]["loud"]["feedback"] = 1.0
+    pathlib.Path(study["table"]).write_text(json.dumps(changed))
+    command(monkeypatch, capsys, **study)
+    assert rendered == [4, 0, 4]
 
 
 def test_command_tells_of_sweeps_that_cannot_be_heard(

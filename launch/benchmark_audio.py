@@ -14,7 +14,14 @@ from proxy import audio
 from proxy.audio import efficientat
 
 # The paper's embedding, its cheaper form, and the models without weights.
-MODELS = ("mn04_mel", "mn04_scene_mel", "mel128", "mfcc40", "mstft")
+MODELS = (
+    "mn04_mel",
+    "mn04_scene_mel",
+    "mel128",
+    "mfcc40",
+    "mstft",
+    "transport640",
+)
 _DURATION = 5.0
 
 
@@ -121,7 +128,9 @@ def flops_per_clip(model: audio.AudioModel) -> float:
     """
     samples = round(_DURATION * model.sample_rate)
     if model.weights is None:
-        sizes = (512, 1024, 2048) if model.name == "mstft" else (2048,)
+        sizes = {"mstft": (512, 1024, 2048), "transport640": (1024,)}.get(
+            model.name, (2048,)
+        )
         mels = 0 if model.name == "mstft" else 128
         return sum(
             _spectrum(1 + samples // (size // 2), size, mels) for size in sizes

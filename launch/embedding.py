@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float
 
 from datasets import precompute
 from proxy import audio
@@ -20,7 +19,7 @@ from proxy import audio
 # to keep several cores busy, enough to make calls cheap.
 PART = 8
 
-Embed = Callable[[Float[np.ndarray, "batch samples"]], Any]
+Embed = Callable[[np.ndarray | jax.Array], Any]
 
 
 def embedder(
@@ -75,7 +74,7 @@ def _by_core(
             sounds = np.pad(sounds, ((0, PART - rows), (0, 0)))
         return np.asarray(compiled(variables, sounds))[:rows]
 
-    def embed(sounds: np.ndarray) -> np.ndarray:
+    def embed(sounds: np.ndarray | jax.Array) -> np.ndarray:
         sounds = np.asarray(sounds)
         # An empty batch is one empty part, so that the result has its shape.
         starts = range(0, max(len(sounds), 1), PART)
@@ -90,7 +89,7 @@ def _by_device(compiled: Callable[[Any, Any], Any], variables: Any) -> Embed:
         [(d, jax.device_put(variables, d)) for d in jax.local_devices()]
     )
 
-    def embed(sounds: np.ndarray) -> Any:
+    def embed(sounds: np.ndarray | jax.Array) -> Any:
         device, placed = next(turns)
         return compiled(placed, jax.device_put(sounds, device))
 

@@ -135,8 +135,8 @@ def _initial(
     """Learning rates and stacked states at step 0."""
     shared = configs[0]
     rates = {
-        "learning_rate": np.array(
-            [c.optimizer.learning_rate for c in configs], np.float32
+        "learning_rate": jnp.array(
+            [c.optimizer.learning_rate for c in configs], jnp.float32
         )
     }
     states = jax.jit(

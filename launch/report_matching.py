@@ -145,7 +145,8 @@ def _label(config: dict[str, Any], content: dict[str, Any]) -> str:
 
 def _synth(config: dict[str, Any]) -> str:
     names = {"dexed": "Dexed", "diva": "Diva", "talnm": "TAL-NoiseMaker"}
-    return names.get(config["synth"], config["synth"])
+    name: str = config["synth"]
+    return names.get(name, name)
 
 
 # Players ---------------------------------------------------------------------
@@ -162,8 +163,9 @@ def _players(
     entry = content["sets"][where]
     names, inside = entry["names"], where == evaluation.IN_DOMAIN
     if inside:
-        chosen: list[int | None] = [int(i) for i in entry["audio"]][:_COLUMNS]
-        columns = [{"title": names[i], "source": ""} for i in chosen]
+        first = [int(i) for i in entry["audio"]][:_COLUMNS]
+        chosen: list[int | None] = [*first]
+        columns = [{"title": names[i], "source": ""} for i in first]
         title = f"In-domain: {_synth(config)}"
         note = "Sounds of presets that the estimators have not seen."
     else:

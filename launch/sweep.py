@@ -36,7 +36,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, journal
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import qmc
 
@@ -258,7 +258,7 @@ def open_study(
             kept = optuna.storages.get_storage(place)
         else:
             kept = optuna.storages.JournalStorage(
-                optuna.storages.journal.JournalFileBackend(place)
+                journal.JournalFileBackend(place)
             )
         study = optuna.create_study(
             study_name=config.name,
@@ -492,7 +492,7 @@ def table(study: optuna.Study, trials: int, shown: int = 10) -> str:
     done = study.get_trials(deepcopy=False)[:trials]
     ranked = sorted(
         (t for t in done if t.value is not None),
-        key=lambda t: (t.state != TrialState.COMPLETE, -t.value),
+        key=lambda t: (t.state != TrialState.COMPLETE, -(t.value or 0)),
     )
     names = sorted({name for t in ranked for name in t.params})
     rows = [

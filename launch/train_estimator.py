@@ -290,7 +290,7 @@ def train(config: Config) -> pathlib.Path:
     schedule = schedules.get(
         config.schedule, total, start=config.start, length=config.length
     )
-    perceptual = np.broadcast_to(schedule(np.arange(total))[1], total) > 0
+    perceptual = np.broadcast_to(schedule(jnp.arange(total))[1], total) > 0
     step_of = {
         used: devices.map_step(
             build_step(config, schedule, total, proxy if used else None),

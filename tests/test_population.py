@@ -126,7 +126,7 @@ def test_the_best_of_each_member_is_kept():
     states: Any = objective.TrainState(
         jnp.array([5, 5]), {"w": jnp.array([[1.0], [2.0]])}, {}, {}, None
     )
-    best = members_of.first_best(states)
+    best: Any = members_of.first_best(states)
     best = members_of.keep_best(best, states, jnp.array([0.5, jnp.nan]))
     later = states.replace(
         step=states.step + 1, params={"w": states.params["w"] + 10}

@@ -132,7 +132,8 @@ def test_the_best_of_each_member_is_kept():
         step=states.step + 1, params={"w": states.params["w"] + 10}
     )
     best = members_of.keep_best(best, later, jnp.array([0.4, 0.1]))
-    np.testing.assert_array_equal(best.score, np.float32([0.5, 0.1]))
+    wanted = np.array([0.5, 0.1], np.float32)
+    np.testing.assert_array_equal(best.score, wanted)
     np.testing.assert_array_equal(best.step, [5, 6])
     np.testing.assert_array_equal(best.state.params["w"], [[1], [12]])
 

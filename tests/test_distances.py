@@ -174,7 +174,7 @@ def test_parameter_metrics_count_each_kind():
 def test_a_mean_of_some_frames_is_near_that_of_all():
     rng = np.random.default_rng(0)
     time = np.arange(32_000) / RATE
-    clips = np.stack(
+    clips = jnp.stack(
         [
             np.exp(-rng.uniform(1, 8) * time)
             * np.sin(2 * np.pi * rng.uniform(100, 2_000) * time)

@@ -46,12 +46,6 @@ _PRESETS = _flag(
     None,
     "File or folder of banks, in place of the run's.",
 )
-_WEIGHTS = _flag(
-    flags.DEFINE_string,
-    "weights",
-    None,
-    "Local file of the audio model's weights, in place of the run's.",
-)
 _NOTE = _flag(
     flags.DEFINE_integer,
     "note",
@@ -159,6 +153,7 @@ def match(paths: list[str]) -> tuple[list[dict[str, Any]], int]:
 
     Raises:
       ValueError: for mistakes that concern all sounds, or the only one.
+      FileNotFoundError: likewise.
     """
     if not paths:
         raise ValueError("no sound given: name audio files or folders of them")
@@ -180,18 +175,16 @@ def match(paths: list[str]) -> tuple[list[dict[str, Any]], int]:
         if result is None:
             try:
                 # Before anything is loaded, so that its mistakes come first.
-                if setup is None:
-                    sounds.read(item.path, 32_000)
-                    setup = match_setup.open_run(
-                        _RUN.value, _PRESETS.value, _WEIGHTS.value
-                    )
-                result = match_file(setup, item, how, folder, asked)
+                sounds.read(item.path, 32_000)
             except cli.EXPECTED as error:
-                if len(items) == 1 or setup is None:
+                if len(items) == 1:
                     raise
                 failed += 1
                 print(f"error: {error}", file=sys.stderr, flush=True)
                 continue
+            if setup is None:
+                setup = match_setup.open_run(_RUN.value, _PRESETS.value)
+            result = match_file(setup, item, how, folder, asked)
             score = result["candidates"][0]["distances"]["a_mean"]
             print(
                 f"{item.name}: note {result['note']}, a_mean {score:.3f}, "

@@ -69,13 +69,12 @@ class Setup:
     )
 
 
-def open_run(run: str, presets: str | None, weights: str | None) -> Setup:
+def open_run(run: str, presets: str | None = None) -> Setup:
     """Opens the run of an estimator or of a proxy.
 
     Args:
       run: its directory.
       presets: banks in place of those of the run, None for these.
-      weights: local file of the audio model's weights, None for the run's.
 
     Returns:
       The setup. The bank is the training split of the run's hand-crafted
@@ -98,7 +97,6 @@ def open_run(run: str, presets: str | None, weights: str | None) -> Setup:
             source = data.matching_source(config)
     else:
         config.presets = config.presets if presets is None else presets
-        config.weights = config.weights if weights is None else weights
         settings, estimate = data.renderer(config).settings, None
         proxy = experiment.encoder(config)
         with checkpoints.manager(pathlib.Path(run), read_only=True) as saved:

@@ -52,7 +52,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def setup(run):
-    return setups.open_run(str(run), None, None)
+    return setups.open_run(str(run))
 
 
 def sound_of(setup, preset, note=NOTE):
@@ -321,8 +321,8 @@ def test_a_folder_resumes_and_bad_files_do_not_end_it(
     other = sound_of(setup, setup.bank.presets[2])
     sounds = folder_of(
         tmp_path / "in",
-        ("a", target),
-        ("b", np.zeros(RATE, np.float32)),
+        ("a", np.zeros(RATE, np.float32)),
+        ("b", target),
         ("d", other),
     )
     (sounds / "c.wav").write_text("no sound")
@@ -330,10 +330,10 @@ def test_a_folder_resumes_and_bad_files_do_not_end_it(
     with pytest.raises(ValueError, match="2 of the sounds"):
         run_command(run, out, sounds)
     errors = capsys.readouterr().err
-    assert "b.wav is silent" in errors and "c.wav is not an audio" in errors
-    results = [out / name / "result.json" for name in "ad"]
+    assert "a.wav is silent" in errors and "c.wav is not an audio" in errors
+    results = [out / name / "result.json" for name in "bd"]
     before = [path.stat().st_mtime_ns for path in results]
-    for name in "bc":
+    for name in "ac":
         (sounds / f"{name}.wav").unlink()
     summary = run_command(run, out, sounds)
     assert summary["sounds"] == 2

@@ -194,7 +194,6 @@ def write(
     ):
         files.append(folder / name)
         files[-1].write_text(text)
-    sweeps = len(next(iter(result["scores"].values())))
-    title = f"{about['synth']}: order of sweeps told by {sweeps} attributes"
+    title = f"{about['synth']}: does distance follow the order of a sweep?"
     files.append(heat_map(summary, title, folder / "ranking.png"))
     return files

@@ -1,4 +1,4 @@
-"""The ranking study's sweeps on Dexed: 16 attributes x 10 presets x 20 steps.
+"""The ranking study's sweeps on Dexed: 17 attributes x 10 presets x 20 steps.
 
     python -m launch.rank --synth dexed --models mel128,mfcc40,mstft
 

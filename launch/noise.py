@@ -216,7 +216,7 @@ def table(found: dict[str, Any]) -> str:
     elif largest.get("fresh", 0.0) <= QUIET:
         lines.append(
             "A render depends on those before it: set --config.host.isolation"
-            "=process, or try --config.host.warm_up=0."
+            "=process, and --config.host.warm_up=0."
         )
     else:
         lines.append(

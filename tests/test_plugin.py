@@ -87,15 +87,15 @@ def test_from_a_plugin_to_a_proxy(checkout, tmp_path):
         f"--config.plugin={path}",
         f"--config.data={tmp_path}/data",
         f"--config.run={tmp_path}/run",
-        "--config.num_train=768",
-        "--config.validation=(1,128)",
-        "--config.num_test=128",
+        "--config.num_train=384",
+        "--config.validation=(1,64)",
+        "--config.num_test=64",
         "--config.render.hold=0.2",
         "--config.render.duration=0.4",
         "--config.sizes.hidden=128",
         "--config.sizes.blocks=2",
         "--config.batch=32",
-        "--config.epochs=20",
+        "--config.epochs=16",
     ]
     made = run("launch.precompute", *options, folder=checkout)
     assert "noise floor of Proxy Fixture 1.2.3 (VST3, reset)" in made
@@ -112,7 +112,7 @@ def test_from_a_plugin_to_a_proxy(checkout, tmp_path):
     run("launch.evaluate", f"--run={tmp_path}/run", folder=checkout)
     text = (tmp_path / "run" / "evaluation.json").read_text()
     scores = json.loads(text)["results"]["synthetic"]
-    # A ranking of 128 by chance: 1/128 (1 + 1/2 + ... + 1/128) = .042.
+    # A ranking of 64 by chance: 1/64 (1 + 1/2 + ... + 1/64) = .074.
     mrr = scores["hn_oh"]["metrics"]["mrr/preset_to_audio"]["mean"]
     assert mrr > 0.2
 
@@ -146,6 +146,8 @@ def train(synth, folder, *options, **kwargs):
         "--config.num_test=4",
         f"--config.run={folder}/run",
         f"--config.data={folder}/data",
+        # Waiting for a sound is not repeatable on a busy machine.
+        "--config.host.warm_up=0",
         *options,
         **kwargs,
     )

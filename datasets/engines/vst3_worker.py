@@ -2,12 +2,14 @@
 
 It is run as a script and imports as little as it can, so that a fresh process
 costs a tenth of a second. Requests come in and replies go out over one pipe,
-whose descriptor is the script's argument. It ends when the pipe does, and the
-kernel ends it when a plug-in hangs and nobody is left to notice.
+sounds through a file that both sides have in memory; the script's arguments
+are the descriptors of the two. It ends when the pipe does, and the kernel ends
+it when a plug-in hangs and nobody is left to notice.
 """
 
 import ctypes
 import importlib.metadata
+import mmap
 import multiprocessing.connection
 import os
 import re
@@ -46,7 +48,14 @@ def _parameter(parameter: Any) -> dict[str, Any]:
 
 
 class Host:
-    """A loaded plug-in, and what may be asked of it."""
+    """A loaded plug-in, and what may be asked of it.
+
+    Args:
+      sound: where rendered sounds go, float32.
+    """
+
+    def __init__(self, sound: np.ndarray) -> None:
+        self.sound = sound
 
     def load(
         self, path: str, name: str | None, warm_up: float, srand: bool
@@ -98,8 +107,8 @@ class Host:
         samples: int,
         rate: int,
         reset: bool,
-    ) -> tuple[np.ndarray, int]:
-        """Renders a preset: mono float32, and the memory in use."""
+    ) -> tuple[int, int]:
+        """Renders a preset, mono; its length, and the memory in use."""
         if reset:
             self._reset()
         # A list held across a reset would point into freed memory.
@@ -126,8 +135,9 @@ class Host:
                 raise
             self.channels = 1
             audio = process()
-        mono = np.ascontiguousarray(audio.mean(axis=0), np.float32)
-        return mono, _memory()
+        kept = min(audio.shape[1], len(self.sound))
+        audio[:, :kept].mean(axis=0, out=self.sound[:kept])
+        return audio.shape[1], _memory()
 
     def texts(self, places: list[int], points: int) -> list[list[str]]:
         """Value texts of parameters, at `points` raw values from 0 to 1."""
@@ -154,7 +164,8 @@ def main() -> None:
     # Ctrl-C goes to the whole group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pipe = multiprocessing.connection.Connection(int(sys.argv[1]))
-    host = Host()
+    shared = mmap.mmap(int(sys.argv[2]), 0)
+    host = Host(np.frombuffer(shared, np.float32))
     while True:
         try:
             method, limit, arguments = pipe.recv()

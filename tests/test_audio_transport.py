@@ -17,8 +17,11 @@ PARTS = {
 }
 
 
+_embed = jax.jit(MODEL.embed)
+
+
 def embed(rows):
-    return np.asarray(jax.jit(MODEL.embed)({}, np.asarray(rows, np.float32)))
+    return np.asarray(_embed({}, np.asarray(rows, np.float32)))
 
 
 def tone(pitch=220.0, seconds=1.0, rate=0.0, depth=0.0, decay=0.0):
@@ -40,7 +43,7 @@ def clips():
 
 def reference(row):
     """The definition, in float64, by other means."""
-    window = scipy.signal.get_window("hann", 1024)
+    window = np.asarray(scipy.signal.get_window("hann", 1024))
     padded = np.pad(row.astype(np.float64), 512, mode="reflect")
     slices = np.lib.stride_tricks.sliding_window_view(padded, 1024)[::512]
     power = np.abs(np.fft.rfft(slices * window)) ** 2 / (window**2).sum()
@@ -97,7 +100,7 @@ def test_gradients_are_finite_and_reach_the_sound():
     def total(x):
         return MODEL.embed({}, x).sum()
 
-    gradient = np.asarray(jax.grad(total)(jnp.asarray(wave)))
+    gradient = np.asarray(jax.jit(jax.grad(total))(jnp.asarray(wave)))
     assert np.isfinite(gradient).all()
     assert np.abs(gradient[:2]).max(axis=1).min() > 0
 
@@ -105,9 +108,9 @@ def test_gradients_are_finite_and_reach_the_sound():
 @pytest.mark.parametrize("at_once", [0, 1, 2])
 def test_batch_and_chunks_do_not_matter(at_once):
     wave = jnp.asarray(clips())
-    ours = transport.transport640(wave, at_once=at_once)
-    alone = transport.transport640(wave[1:2])
-    np.testing.assert_allclose(ours[1], alone[0], atol=1e-5)
+    together = jax.jit(lambda x: transport.transport640(x, at_once=at_once))
+    alone = embed(wave[1:2])
+    np.testing.assert_allclose(together(wave)[1], alone[0], atol=1e-5)
 
 
 def test_a_longer_recording_of_the_same_sound_embeds_alike():

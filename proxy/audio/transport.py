@@ -30,7 +30,7 @@ so that L1 distances keep growing, and scaled to weigh about the same:
 
 Only the second part is independent of level. Which parts there are, their
 exponents and their scales were chosen on the sweeps of `launch.rank` on Dexed,
-and checked on those of a small subtractive synthesizer.
+with an eye on those of a small subtractive synthesizer.
 """
 
 import jax.numpy as jnp

@@ -97,8 +97,21 @@ def match_file(
     how: match_search.Options,
     folder: pathlib.Path,
     asked: dict[str, Any],
+    warm: set[int],
 ) -> dict[str, Any]:
-    """Matches one file and writes what was found; see `match_output.write`."""
+    """Matches one file and writes what was found; see `match_output.write`.
+
+    Args:
+      setup: what the run offers.
+      item: the file.
+      how: options of the search.
+      folder: where to.
+      asked: what the result is to be recognised by.
+      warm: lengths that searches are compiled for; grows.
+
+    Returns:
+      The content of result.json.
+    """
     rate = setup.settings.sample_rate
     sound = sounds.read(item.path, rate, most=setup.settings.duration)
     remarks = list(sound.remarks)
@@ -113,6 +126,9 @@ def match_file(
         hold = sounds.hold(sound.audio, rate)
     for remark in remarks:
         print(f"{item.name}: {remark}", flush=True)
+    if len(sound.audio) not in warm and not how.evaluations:
+        match_search.warm_up(setup, len(sound.audio), how)
+        warm.add(len(sound.audio))
     found = match_search.search(
         setup, sound.audio, note, hold, how, label=item.name
     )
@@ -167,7 +183,7 @@ def match(paths: list[str]) -> tuple[list[dict[str, Any]], int]:
         "stages": list(how.stages),
     }
     results: list[dict[str, Any]] = []
-    failed = 0
+    failed, warm = 0, set[int]()
     setup: match_setup.Setup | None = None
     for item in items:
         folder = out / item.name
@@ -184,7 +200,7 @@ def match(paths: list[str]) -> tuple[list[dict[str, Any]], int]:
                 continue
             if setup is None:
                 setup = match_setup.open_run(_RUN.value, _PRESETS.value)
-            result = match_file(setup, item, how, folder, asked)
+            result = match_file(setup, item, how, folder, asked, warm)
             score = result["candidates"][0]["distances"]["a_mean"]
             print(
                 f"{item.name}: note {result['note']}, a_mean {score:.3f}, "

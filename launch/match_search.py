@@ -536,6 +536,27 @@ def search(
         return _finish(judge, left, until, interrupted)
 
 
+def warm_up(setup: Setup, samples: int, options: Options) -> None:
+    """Compiles what searches for sounds of a length need.
+
+    Without this, the first sound's budget would pay for it.
+
+    Args:
+      setup: what a run offers.
+      samples: length of the sounds.
+      options: of the searches.
+    """
+    few = dataclasses.replace(
+        options,
+        evaluations=2 * options.parents + 2 * options.starts + 128,
+        nearest=options.parents,
+        steps=1,
+    )
+    noise = np.random.default_rng(0).normal(size=samples).astype(np.float32)
+    note, hold = setup.settings.note, setup.settings.hold
+    search(setup, 0.1 * noise, note, hold, few)
+
+
 def _stages(setup: Setup, judge: Judge) -> Iterator[tuple[str, np.ndarray]]:
     """Runs the stages; yields the name and best preset of each.
 

@@ -18,7 +18,7 @@ from launch import checkpoints, data, experiment, match_output
 from launch import match as command
 from launch import match_search as searching
 from launch import match_setup as setups
-from matching import distances
+from matching import distances, refine
 from proxy import spaces
 
 SPACE = spaces.get("dexed")
@@ -211,6 +211,19 @@ def test_a_budget_in_seconds_ends_the_search(setup, target, monkeypatch):
     # Each look at the clock takes 20 ms.
     assert 50 < found.renders < 2_000
     assert 2.0 < found.seconds < 4.5
+
+
+def test_warming_up_compiles_all_that_a_search_needs(setup, target):
+    length = len(target) - 5_000  # that no other test compiled
+    options = dataclasses.replace(OPTIONS, evaluations=0, seconds=2.0)
+    searching.warm_up(setup, length, options)
+    names = ("_quick", "_goal")
+    compiled = [getattr(searching, name)(8, RATE) for name in names]
+    others = [refine.propose, refine.descend, distances._measure]
+    before = [f._cache_size() for f in (*compiled, *others)]
+    options = dataclasses.replace(OPTIONS, nearest=32)
+    searching.search(setup, target[:length], NOTE, HOLD, options)
+    assert [f._cache_size() for f in (*compiled, *others)] == before
 
 
 def test_ctrl_c_keeps_the_best_so_far(setup, target, monkeypatch):

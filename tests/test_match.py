@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import types
+from typing import Any
 
 import jax
 import numpy as np
@@ -218,8 +219,8 @@ def test_warming_up_compiles_all_that_a_search_needs(setup, target):
     options = dataclasses.replace(OPTIONS, evaluations=0, seconds=2.0)
     searching.warm_up(setup, length, options)
     names = ("_quick", "_goal")
-    compiled = [getattr(searching, name)(8, RATE) for name in names]
-    others = [refine.propose, refine.descend, distances._measure]
+    compiled: list[Any] = [getattr(searching, name)(8, RATE) for name in names]
+    others: list[Any] = [refine.propose, refine.descend, distances._measure]
     before = [f._cache_size() for f in (*compiled, *others)]
     options = dataclasses.replace(OPTIONS, nearest=32)
     searching.search(setup, target[:length], NOTE, HOLD, options)

@@ -349,7 +349,8 @@ def embedder(config: Config) -> embedding.Embed:
         from datasets import torch_models
 
         path = config.get("weights") or None
-        return torch_models.load(model.name, path).embed
+        loaded = torch_models.load(model.name, path)
+        return lambda sounds: loaded.embed(np.asarray(sounds))
     return embedding.embedder(model, audio_variables(config))
 
 

@@ -94,7 +94,7 @@ def initial_bias(
     if not config.center:
         return None
     mean = np.mean(embeddings[:65_536], axis=0, dtype=np.float64)
-    return mean.astype(np.float32)
+    return np.asarray(mean, np.float32)
 
 
 def empty_state(config: Config) -> objective.TrainState:

@@ -227,7 +227,7 @@ def test_ensure_builds_then_finds(config, capfd):
     second = data.ensure(config)
     out, _ = capfd.readouterr()
     assert "building" not in out
-    assert second == first
+    assert second == first and first.synthetic is not None
     columns = first.synthetic.columns("train")
     assert columns["preset"].shape == (40, 100)
     assert columns["embedding"].shape == (40, 128)
@@ -235,6 +235,7 @@ def test_ensure_builds_then_finds(config, capfd):
 
 def test_verify_reads_everything_again(config):
     dataset = data.ensure(config)
+    assert dataset.synthetic is not None
     root = pathlib.Path(config.data)
     assert command.verify(root) == [
         (str(root / "synthetic"), "train", 3, 40),
@@ -268,6 +269,7 @@ def test_training_batches_go_on_where_they_stopped(config):
 
 def test_validate_scores_every_ranking_once(config):
     dataset = data.ensure(config)
+    assert dataset.synthetic is not None
     columns = dataset.synthetic.columns("validation")
     mesh = devices.mesh()
     seen = []
@@ -291,6 +293,7 @@ def test_handcrafted_presets_are_gated_split_and_kept(
 ):
     """A bank made of the synthetic presets, and one that is silent."""
     dataset = data.ensure(config)
+    assert dataset.synthetic is not None
     space = engines.get("dexed").space
     presets = np.array(dataset.synthetic.columns("train")["preset"])
     silent = presets[:1].copy()

@@ -8,7 +8,7 @@ The second goes on with the first on hand-crafted presets; a tenth of them is
 held out for validation, another tenth for the test.
 Hardware: two CPU cores; the data, 77,824 presets at about 100/s, takes
 a quarter of an hour, the training a few minutes.
-Figure to compare: none is published at this size; see docs/matching.md.
+Figure to compare: none is published at this size; see matching/README.md.
 """
 
 from configs import matching

@@ -7,7 +7,8 @@ Names: dexed, diva, talnm (whose proxies alone are in the paper). Five preset
 encoders on 10.24 million presets with mn04; a transformer on 2.56 million
 with mn20_mel, tuned on hand-crafted presets; three schedules of the estimator
 with three seeds each.
-Hardware: many CPU cores to render and GPUs to train; see docs/clusters.md.
+Hardware: many CPU cores to render and GPUs to train; see
+launch/clusters/README.md.
 Figures to compare: in the docstrings of the experiments' own files.
 """
 

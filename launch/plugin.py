@@ -6,7 +6,7 @@
 
 `inspect` lists a plug-in's parameters and says which of them are those of a
 known synthesizer. `scaffold` writes a first table of a new one's parameters,
-to be edited by hand; docs/adding_a_synthesizer.md goes on from there. `noise`
+to be edited by hand; proxy/spaces/README.md goes on from there. `noise`
 says how far renders of the same preset differ.
 """
 

@@ -16,7 +16,7 @@ shards there, and takes from there what is there already: for machines that
 share no folder, and for training on another machine than the one that
 rendered. `--runner=DirectRunner` builds the synthetic shards on Apache Beam,
 `--runner=DataflowRunner`, FlinkRunner or SparkRunner on a cluster of it;
-docs/clusters.md has working command lines.
+launch/clusters/README.md has working command lines.
 
 `--shards=3,5-9` names shards of the synthetic data set, which are numbered
 through its splits train, validation, test. `--verify` reads every shard

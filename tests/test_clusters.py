@@ -10,7 +10,11 @@ import pytest
 from tests.test_configs import read
 
 ROOT = pathlib.Path(__file__).parents[1]
-FILES = sorted([*(ROOT / "docs").rglob("*.*"), ROOT / "README.md"])
+ROOMS = ("proxy", "matching", "datasets", "launch", "configs")
+PAGES = sorted(
+    [ROOT / "README.md", *(p for r in ROOMS for p in (ROOT / r).rglob("*.md"))]
+)
+FILES = [*PAGES, *sorted((ROOT / "launch" / "clusters").glob("*.[sy]*"))]
 
 
 def commands():
@@ -36,6 +40,14 @@ def commands():
 
 def test_there_are_some():
     assert len(list(commands())) >= 8
+    assert {path.suffix for path in FILES} == {".md", ".sbatch", ".yaml"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_pages_link_to_what_is_there(page):
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+    for link in (link for link in links if "://" not in link):
+        assert (page.parent / link).exists(), link
 
 
 @pytest.mark.parametrize("line", list(commands()))

@@ -63,7 +63,7 @@ def checkout(tmp_path_factory):
 
 
 def test_from_a_plugin_to_a_proxy(checkout, tmp_path):
-    """As docs/adding_a_synthesizer.md says."""
+    """As proxy/spaces/README.md says."""
     path = plugin()
     found = run("launch.plugin", "inspect", path, folder=checkout)
     assert "Proxy Fixture 1.2.3 by Synth Proxy: 20 parameters" in found

@@ -118,3 +118,25 @@ def proxy_config(synth: str, encoder: str) -> Any:
         {"subset": 4096, "repeats": 100, "seed": 42}
     )
     return config
+
+
+def few_presets(config: Any, steps_per_epoch: int) -> None:
+    """The recipe for tens of thousands of presets on two CPU cores.
+
+    Args:
+      config: of hn_oh; changed.
+      steps_per_epoch: batches of 256 in the training presets.
+    """
+    # Averages in decibels are far from zero.
+    config.center = True
+    config.epochs = 20
+    config.batch = 256
+    config.optimizer.learning_rate = 6e-3
+    config.optimizer.b1 = 0.93
+    config.optimizer.b2 = 0.987
+    config.optimizer.eps = 2e-7
+    config.optimizer.warmup_steps = steps_per_epoch
+    config.optimizer.warmup_factor = 0.1
+    config.optimizer.cosine_steps = (config.epochs - 1) * steps_per_epoch
+    config.optimizer.restart_steps = 0
+    config.evaluation.repeats = 10

@@ -67,20 +67,9 @@ def small_proxy_config(synth: str) -> Any:
     config.validation = (64, 64)
     config.num_test = 8_192
     config.shard_size = 4_096
-    # Mel averages in decibels are far from zero.
-    config.center = True
-    config.epochs = 20
-    config.batch = 256
-    config.optimizer.learning_rate = 6e-3
-    config.optimizer.b1 = 0.93
-    config.optimizer.b2 = 0.987
-    config.optimizer.eps = 2e-7
+    common.few_presets(config, 256)
     # Few presets for 6 million weights: without decay, they are memorised.
     config.optimizer.weight_decay = 0.5
-    config.optimizer.warmup_steps = 256
-    config.optimizer.warmup_factor = 0.1
-    _rest_is_cosine(config, 20 * 256)
-    config.evaluation.repeats = 10
     return config
 
 

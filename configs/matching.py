@@ -23,12 +23,6 @@ SCHEDULES = (
 _PAPER_PRESETS = {"dexed": 22_116, "diva": 7_721}
 
 
-def _rest_is_cosine(config: Any, steps: int) -> None:
-    """Half a cosine after the warm-up, to the end of so many steps."""
-    config.optimizer.cosine_steps = steps - config.optimizer.warmup_steps
-    config.optimizer.restart_steps = 0
-
-
 def proxy_config(synth: str) -> Any:
     """The paper's proxy for matching: tfm on mn20_mel, 2.56 M presets.
 
@@ -95,7 +89,9 @@ def finetuned(config: Any, *, epochs: int, presets: int) -> Any:
     config.optimizer.b2 = 0.998
     config.optimizer.eps = 1e-8
     config.optimizer.warmup_factor = 0.1
-    _rest_is_cosine(config, presets // 64 * epochs)
+    steps = presets // 64 * epochs
+    config.optimizer.cosine_steps = steps - config.optimizer.warmup_steps
+    config.optimizer.restart_steps = 0
     return config
 
 

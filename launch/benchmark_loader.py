@@ -128,7 +128,7 @@ def run(seconds: float = 3.0) -> list[dict[str, Any]]:
             "per second": rate,
             "unit": "rows",
             "GB/s": rate * width / 1e9,
-            "of limit": 100 * rate / limit,
+            "of limit": 100 * (rate / limit),
             "of mlp_oh": rate / unfed,
         }
         for what, rate in rates.items()

@@ -111,7 +111,7 @@ def run(seconds: float = 5.0) -> list[dict[str, Any]]:
             "unit": "presets",
         }
     )
-    return [{**r, "of limit": 100 * r["per core"] / bare_rate} for r in rows]
+    return [{**r, "of limit": 100 * (r["per core"] / bare_rate)} for r in rows]
 
 
 def _precomputed(renderer: engines.Renderer, count: int) -> tuple[float, float]:

@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import scipy.signal
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 import proxy.spaces
@@ -264,6 +263,10 @@ class DexedRenderer:
             raise ImportError(
                 "the Dexed engine needs dexed-py: pip install dexed-py"
             ) from error
+        # Takes most of a second, which not every command needs.
+        from scipy import signal
+
+        self._filter = signal.lfilter
         self.settings = settings or RenderSettings()
         self.space = proxy.spaces.get("dexed")
         self.version = f"dexed-py {importlib.metadata.version('dexed-py')}"
@@ -374,7 +377,7 @@ class DexedRenderer:
             raise RenderError(str(error)) from error
         local.sound[start:] = sound[:length]
         pole = np.float32(1 - 126 / settings.sample_rate)
-        audio = scipy.signal.lfilter(
+        audio = self._filter(
             np.array([_GAIN, -_GAIN], np.float32),
             np.array([1, -pole], np.float32),
             local.sound,

@@ -131,6 +131,8 @@ def match_config(synth: str, name: str) -> Any:
         "embed_batch",
         "data_seed",
         "render",
+        "plugin",
+        "host",
         "presets",
         "weights",
         "workers",

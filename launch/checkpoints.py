@@ -56,6 +56,8 @@ _FREE = (
     "run",
     "checkpoints",
     "workers",
+    "plugin",
+    "host",
     "data",
     "weights",
     "log_every",

@@ -83,12 +83,18 @@ class Dataset:
 # Specs -----------------------------------------------------------------------
 
 
-def renderer(config: Config) -> engines.Renderer:
+def renderer(
+    config: Config, settings: engines.RenderSettings | None = None
+) -> engines.Renderer:
     """The engine of a config, at the sample rate of its audio model.
 
     Without the synthesizer's plug-in, but with data in `config.data` that was
     made elsewhere, it is an engine that stands for the one they were made
     with, and raises when it is to render.
+
+    Args:
+      config: an experiment.
+      settings: how presets are made to sound, in place of the config's.
 
     Raises:
       ValueError: for an unknown synthesizer, audio model or render setting,
@@ -96,9 +102,9 @@ def renderer(config: Config) -> engines.Renderer:
       ImportError: when the engine is not installed.
       RuntimeError: when a plug-in cannot be loaded.
     """
-    model = audio.get(config.audio_model)
-    settings = engines.RenderSettings.from_dict(
-        {**dict(config.get("render", {})), "sample_rate": model.sample_rate}
+    rate = audio.get(config.audio_model).sample_rate
+    settings = settings or engines.RenderSettings.from_dict(
+        {**dict(config.get("render", {})), "sample_rate": rate}
     )
     if absent := _absent_plugin(config):
         version = _version_elsewhere(config)

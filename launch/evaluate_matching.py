@@ -363,7 +363,7 @@ def _prepare(
     prepared = {}
     for where, goal in targets(opened, options).items():
         settings = dataclasses.replace(opened.settings, hold=goal.hold)
-        renderer = engines.get(opened.config.synth, settings)
+        renderer = data.renderer(opened.config, settings)
         scored = {
             name: (
                 presets,

@@ -5,9 +5,10 @@
 
 Takes WAV, FLAC and MP3 files, folders of them, and folders in NSynth's format.
 RUN is the run of an estimator, or, with --noestimator, of a proxy. For each
-sound a folder in DIR holds the ranked presets (.syx for Dexed, .json), their
-sounds, their distances and a picture. Ctrl-C keeps the best so far; the same
-command goes on with the sounds that are not finished.
+sound a folder in DIR holds the ranked presets (.json; .syx for Dexed,
+.vstpreset for a plug-in), their sounds, their distances and a picture. Ctrl-C
+keeps the best so far; the same command goes on with the sounds that are not
+finished.
 """
 
 import dataclasses
@@ -45,6 +46,12 @@ _PRESETS = _flag(
     "presets",
     None,
     "File or folder of banks, in place of the run's.",
+)
+_PLUGIN = _flag(
+    flags.DEFINE_string,
+    "plugin",
+    None,
+    "Path of the synthesizer's VST3 plug-in, in place of the run's.",
 )
 _NOTE = _flag(
     flags.DEFINE_integer,
@@ -143,7 +150,14 @@ def match_file(
         "asked": asked,
     }
     return match_output.write(
-        folder, item.name, found, sound.audio, setup.space, rate, about
+        folder,
+        item.name,
+        found,
+        sound.audio,
+        setup.space,
+        rate,
+        about,
+        setup.state,
     )
 
 
@@ -199,7 +213,9 @@ def match(paths: list[str]) -> tuple[list[dict[str, Any]], int]:
                 print(f"error: {error}", file=sys.stderr, flush=True)
                 continue
             if setup is None:
-                setup = match_setup.open_run(_RUN.value, _PRESETS.value)
+                setup = match_setup.open_run(
+                    _RUN.value, _PRESETS.value, _PLUGIN.value
+                )
             result = match_file(setup, item, how, folder, asked, warm)
             score = result["candidates"][0]["distances"]["a_mean"]
             print(

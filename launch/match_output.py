@@ -1,8 +1,9 @@
 """What matching leaves behind: preset files, sounds, a picture, tables."""
 
+import contextlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -41,6 +42,7 @@ def write(
     space: ParameterSpace,
     sample_rate: int,
     about: Mapping[str, Any],
+    state: Callable[[Float[np.ndarray, " parameters"]], bytes] | None = None,
 ) -> dict[str, Any]:
     """Writes all there is about a matched sound.
 
@@ -52,6 +54,7 @@ def write(
       space: of the presets.
       sample_rate: of the sounds.
       about: further entries of the result.
+      state: see `match_setup.Setup`.
 
     Returns:
       The content of result.json, which is written last.
@@ -71,6 +74,11 @@ def write(
             handcrafted.save(
                 file.with_suffix(suffix), preset[None], [title], space
             )
+        if state is not None:
+            # Of a plug-in that saves none, the other files are left.
+            with contextlib.suppress(ValueError):
+                values = np.asarray(space.to_plugin(preset), np.float32)
+                file.with_suffix(".vstpreset").write_bytes(state(values))
     picture(folder / "match.png", target, match.clips[0], sample_rate, name)
     candidates = [
         {

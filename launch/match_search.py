@@ -522,9 +522,7 @@ def search(
         leave=False,
         bar_format="{desc}: {percentage:3.0f}%|{bar:20}| {postfix}",
     ) as bar:
-        judge = Judge(
-            engines.get(setup.synth, settings), target, note, options, bar
-        )
+        judge = Judge(setup.engine(settings), target, note, options, bar)
         left: dict[str, np.ndarray] = {}
         until: dict[str, tuple[int, float]] = {}
         interrupted = False

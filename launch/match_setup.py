@@ -1,6 +1,7 @@
 """What matching a sound needs of a run: engine, proxy, estimator, bank."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from datasets import engines
+from datasets.engines import vst3
 from launch import Config, checkpoints, data, embedding, experiment
 from launch import matching_run as matching
 from matching import decode
@@ -43,7 +45,7 @@ class Setup:
     """Everything that is the same for all sounds of a command.
 
     Attributes:
-      synth: name of the engine.
+      engine: makes the run's engine, at other settings.
       space: its parameters.
       settings: how the bank and the proxy's training data were rendered.
       embed: sounds at the rate of the settings to embeddings.
@@ -52,9 +54,11 @@ class Setup:
       bank: where searches start.
       estimate: a sound at that rate to a hard preset; None for the run of a
         proxy.
+      state: what a plug-in saves of raw plug-in values, as a .vstpreset file;
+        None for an engine that is no plug-in.
     """
 
-    synth: str
+    engine: Callable[[engines.RenderSettings], engines.Renderer]
     space: ParameterSpace
     settings: engines.RenderSettings
     embed: embedding.Embed
@@ -67,14 +71,18 @@ class Setup:
         ]
         | None
     )
+    state: Callable[[Float[np.ndarray, " parameters"]], bytes] | None
 
 
-def open_run(run: str, presets: str | None = None) -> Setup:
+def open_run(
+    run: str, presets: str | None = None, plugin: str | None = None
+) -> Setup:
     """Opens the run of an estimator or of a proxy.
 
     Args:
       run: its directory.
       presets: banks in place of those of the run, None for these.
+      plugin: path of a VST3 plug-in in place of the run's, likewise.
 
     Returns:
       The setup. The bank is the training split of the run's hand-crafted
@@ -82,22 +90,32 @@ def open_run(run: str, presets: str | None = None) -> Setup:
 
     Raises:
       FileNotFoundError: when there is no run or no bank.
-      ValueError: when it does not fit.
+      ValueError: when it does not fit, or the plug-in is missing.
     """
     config, saved = checkpoints.load(run)
     saved.close()
+    if plugin is not None:
+        with config.unlocked():
+            config.plugin = plugin
+    engine = data.renderer(config)
+    if isinstance(engine, engines.AbsentRenderer):
+        name = vst3.variable(config.synth)
+        raise engines.MissingPluginError(
+            f"matching renders presets, and the plug-in of {config.synth} is "
+            f"not here: set the environment variable {name} or --plugin to "
+            "its .vst3 file or folder"
+        )
     if "proxy" in config:
         opened = matching.load(run)
-        settings, proxy = opened.settings, opened.proxy
+        proxy, source = opened.proxy, opened.handcrafted
         variables = opened.proxy_variables
         estimate = _estimator(opened)
-        source = opened.handcrafted
         if presets is not None:
             config.presets = presets
             source = data.matching_source(config)
     else:
         config.presets = config.presets if presets is None else presets
-        settings, estimate = data.renderer(config).settings, None
+        estimate = None
         proxy = experiment.encoder(config)
         with checkpoints.manager(pathlib.Path(run), read_only=True) as saved:
             state = checkpoints.restore(
@@ -108,14 +126,15 @@ def open_run(run: str, presets: str | None = None) -> Setup:
         variables = matching.proxy_variables(state)
         source = _bank_of_proxy(config)
     return Setup(
-        synth=config.synth,
+        engine=functools.partial(data.renderer, config),
         space=spaces.get(config.synth),
-        settings=settings,
+        settings=engine.settings,
         embed=data.embedder(config),
         proxy=proxy,
         proxy_variables=jax.device_put(variables),
         bank=_open_bank(source),
         estimate=estimate,
+        state=getattr(engine, "write_state", None),
     )
 
 

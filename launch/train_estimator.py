@@ -22,7 +22,7 @@ import optax
 import tqdm
 from jaxtyping import Int64
 
-from datasets import loader, shards
+from datasets import engines, loader, shards
 from launch import (
     Config,
     checkpoints,
@@ -200,8 +200,16 @@ def validator(
       A function from the state and the extremes of the spectrograms to
       `a_mean`, the parameter metrics and `failed`, how many predictions
       could not be rendered and count as silence.
+
+    Raises:
+      MissingPluginError: (a `ValueError`) there is nothing to render with.
     """
     space, renderer = spaces.get(config.synth), data.renderer(config)
+    if isinstance(renderer, engines.AbsentRenderer):
+        raise engines.MissingPluginError(
+            "validation renders what is predicted, which data made elsewhere "
+            f"cannot replace: {renderer.missing}"
+        )
     network = matching_run.network(config)
     columns = source.columns("validation", ("preset", "audio", "audio_scale"))
     rows = data.matching_rows(config, source, "validation")
@@ -272,6 +280,7 @@ def train(config: Config) -> pathlib.Path:
       ValueError: when config, data and run directory do not fit together.
       SystemExit: after SIGTERM or Ctrl-C, with a checkpoint saved.
     """
+    data.check_engine(config)
     mesh = devices.mesh(config.devices or None)
     devices.check_batch(config.batch, mesh)
     # What can be wrong is found before hours of rendering.

@@ -461,13 +461,10 @@ class PluginRenderer:
           PluginError: too many presets in a row did, or the plug-in cannot
             be loaded any more.
         """
-        values = np.asarray(values, np.float64)
-        self._check(values)
+        bound = self._bound(values)
         note = self.settings.note if note is None else note
         if not 0 <= note <= 127:
             raise RenderError(f"MIDI note {note} is outside 0 to 127")
-        bound = {place: values[i] for i, place in self._positions.items()}
-        bound = {place: float(value) for place, value in bound.items()}
         try:
             try:
                 audio = self._attempt(bound, note, fresh=False)
@@ -481,7 +478,9 @@ class PluginRenderer:
             self._faults = self._silent = 0
         return fade(audio, self.settings)
 
-    def _check(self, values: np.ndarray) -> None:
+    def _bound(self, values: np.ndarray) -> dict[int, float]:
+        """Values by their place in the plug-in, checked."""
+        values = np.asarray(values, np.float64)
         if values.shape != (self.space.num_parameters,):
             raise RenderError(
                 f"{values.size} plug-in values given, {self.space.name} has "
@@ -495,6 +494,7 @@ class PluginRenderer:
                 f"plug-in value of {self.space.parameters[row].name!r} is "
                 f"{values[row]}, outside [0, 1]"
             )
+        return {p: float(values[i]) for i, p in self._positions.items()}
 
     def _count(self, fault: str) -> None:
         """Ends the run when a fault is the last of too many in a row."""
@@ -532,9 +532,7 @@ class PluginRenderer:
           ValueError: it is damaged, or the plug-in does not take it.
         """
         with self._reading:
-            if self._reader is None:
-                self._reader = Worker(self.path, self.contract)
-                self._initial = self._ask_reader("state")
+            self._open_reader()
             if kind == "h2p":
                 data, kind = vst3_state.with_h2p(self._initial, data), ""
             if kind != "state":
@@ -545,8 +543,31 @@ class PluginRenderer:
             values[row] = found[place]
         return values
 
+    def write_state(self, values: Float[np.ndarray, " parameters"]) -> bytes:
+        """The plug-in's own state of a preset, as hosts load it.
+
+        Args:
+          values: raw values in [0, 1] of all parameters of the space.
+
+        Returns:
+          The content of a .vstpreset file.
+
+        Raises:
+          RenderError: a value is out of range.
+          ValueError: the plug-in gives no state.
+        """
+        bound = self._bound(values)
+        with self._reading:
+            self._open_reader()
+            return self._ask_reader("write_state", bound)
+
+    def _open_reader(self) -> None:
+        if self._reader is None:
+            self._reader = Worker(self.path, self.contract)
+            self._initial = self._ask_reader("state")
+
     def _ask_reader(self, method: str, *arguments: Any) -> Any:
-        """Asks the worker that reads states, which never renders."""
+        """Asks the worker for states, which renders no sounds."""
         assert self._reader is not None
         try:
             return self._reader.ask(method, *arguments, timeout=_LOAD_SECONDS)
@@ -554,7 +575,7 @@ class PluginRenderer:
             self._reader.close()
             self._reader = None
             raise ValueError(
-                f"{self.info['name']} does not take this state: {error}"
+                f"{self.info['name']} does not take or give this state: {error}"
             ) from None
 
 

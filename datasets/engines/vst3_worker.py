@@ -98,6 +98,26 @@ class Host:
         self._seed()
         self.plugin.reset()
 
+    def _set(self, values: dict[int, float]) -> None:
+        # A list held across a reset would point into freed memory.
+        parameters = self.plugin._parameters
+        for place, value in values.items():
+            parameters[place].raw_value = value
+
+    def _process(
+        self, messages: list[tuple[bytes, float]], duration: float, rate: int
+    ) -> np.ndarray:
+        """Plays, on two channels or, where there is but one, on that."""
+        try:
+            return self.plugin.process(
+                messages, duration, rate, self.channels, _BLOCK, False
+            )
+        except ValueError as error:
+            if self.channels == 1 or "channel output" not in str(error):
+                raise
+            self.channels = 1
+            return self._process(messages, duration, rate)
+
     def render(
         self,
         values: dict[int, float],
@@ -111,30 +131,15 @@ class Host:
         """Renders a preset, mono; its length, and the memory in use."""
         if reset:
             self._reset()
-        # A list held across a reset would point into freed memory.
-        parameters = self.plugin._parameters
-        for place, value in values.items():
-            parameters[place].raw_value = value
+        self._set(values)
         messages = [
             (bytes([0x90, note, velocity]), times[0]),
             (bytes([0x80, note, 0]), times[1]),
         ]
         # Half a sample more, as the host rounds down.
         duration = (samples + 0.5) / rate
-
-        def process() -> np.ndarray:
-            return self.plugin.process(
-                messages, duration, rate, self.channels, _BLOCK, False
-            )
-
         self._seed()
-        try:
-            audio = process()
-        except ValueError as error:
-            if self.channels == 1 or "channel output" not in str(error):
-                raise
-            self.channels = 1
-            audio = process()
+        audio = self._process(messages, duration, rate)
         kept = min(audio.shape[1], len(self.sound))
         audio[:, :kept].mean(axis=0, out=self.sound[:kept])
         return audio.shape[1], _memory()
@@ -150,6 +155,14 @@ class Host:
 
     def state(self) -> bytes:
         """The plug-in's initial state, in the layout of .vstpreset files."""
+        return bytes(self.plugin.preset_data)
+
+    def write_state(self, values: dict[int, float]) -> bytes:
+        """The state of a preset, in the layout of .vstpreset files."""
+        self._reset()
+        self._set(values)
+        # The part that makes the sound is told when it next has to.
+        self._process([], 0.1, 44_100)
         return bytes(self.plugin.preset_data)
 
     def read_state(self, data: bytes, kind: str) -> list[float]:

@@ -6,6 +6,7 @@ import sys
 # glibc's malloc.h.
 _TRIM_THRESHOLD = -1
 _MMAP_MAX = -4
+_ARENA_MAX = -8
 
 
 def keep_memory() -> bool:
@@ -14,9 +15,11 @@ def keep_memory() -> bool:
     glibc maps every large block anew and unmaps it when freed, so the
     temporaries of a training step on a CPU are paged in, zeroed, at every
     step; where faults are dear (virtual machines) that can take longer than
-    the step. The price: the process keeps its peak size. Same as
-    `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1` in the environment. Call
-    it before the first computation.
+    the step. Neither setting holds for the heaps that threads other than the
+    first one allocate from, JAX's among them, so all share one heap. The
+    price: the process keeps its peak size. Same as `MALLOC_MMAP_MAX_=0
+    MALLOC_TRIM_THRESHOLD_=-1 MALLOC_ARENA_MAX=1` in the environment. Call it
+    before the first computation.
 
     Returns:
       Whether the C library understood; other than glibc does not.
@@ -26,4 +29,5 @@ def keep_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, -1))
+    settings = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _ARENA_MAX: 1}
+    return all(mallopt(name, value) for name, value in settings.items())

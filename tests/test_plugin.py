@@ -1,5 +1,6 @@
-"""Plug-ins by the documented commands, from a scaffold to a trained proxy."""
+"""Plug-ins by the documented commands, from a scaffold to matched sounds."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -9,11 +10,16 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from scipy.io import wavfile
 
-from datasets import shards
+from datasets import engines, handcrafted, precompute, shards
+from datasets.engines import vst3
 from launch import noise
 from launch import plugin as command
+from matching import distances
 from tests.plugins import plugin
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -28,6 +34,16 @@ SMALL = [
     "--config.batch=8",
     "--config.epochs=1",
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_once(tmp_path_factory):
+    """What one command has compiled, the next takes from a folder."""
+    folder = tmp_path_factory.mktemp("compiled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+        yield
 
 
 def run(*command, folder=ROOT, succeeds=True, **env):
@@ -51,6 +67,9 @@ def run(*command, folder=ROOT, succeeds=True, **env):
 
 # A plug-in of one's own -------------------------------------------------------
 
+# Of the scaffolded synthesizer's data.
+RENDER = engines.RenderSettings(hold=0.2, duration=0.4)
+
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
@@ -62,9 +81,19 @@ def checkout(tmp_path_factory):
     return folder
 
 
-def test_from_a_plugin_to_a_proxy(checkout, tmp_path):
-    """As proxy/spaces/README.md says."""
-    path = plugin()
+def fixture_options(folder):
+    return [
+        "--config.synth=fixture",
+        f"--config.data={folder}/data",
+        f"--config.render.hold={RENDER.hold}",
+        f"--config.render.duration={RENDER.duration}",
+    ]
+
+
+@pytest.fixture(scope="module")
+def proxy_run(checkout, tmp_path_factory):
+    """The run of a proxy of a plug-in, as proxy/spaces/README.md says."""
+    folder, path = tmp_path_factory.mktemp("fixture"), plugin()
     found = run("launch.plugin", "inspect", path, folder=checkout)
     assert "Proxy Fixture 1.2.3 by Synth Proxy: 20 parameters" in found
     assert "4 choices: Sine, Triangle, Saw, Square" in found
@@ -83,15 +112,12 @@ def test_from_a_plugin_to_a_proxy(checkout, tmp_path):
 
     options = [
         "--config=configs/quickstart.py",
-        "--config.synth=fixture",
         f"--config.plugin={path}",
-        f"--config.data={tmp_path}/data",
-        f"--config.run={tmp_path}/run",
+        *fixture_options(folder),
+        f"--config.run={folder}/run",
         "--config.num_train=384",
         "--config.validation=(1,64)",
         "--config.num_test=64",
-        "--config.render.hold=0.2",
-        "--config.render.duration=0.4",
         "--config.sizes.hidden=128",
         "--config.sizes.blocks=2",
         "--config.batch=32",
@@ -99,22 +125,158 @@ def test_from_a_plugin_to_a_proxy(checkout, tmp_path):
     ]
     made = run("launch.precompute", *options, folder=checkout)
     assert "noise floor of Proxy Fixture 1.2.3 (VST3, reset)" in made
-    assert f"{tmp_path}/data/synthetic: complete" in made
-    kept = noise.read(tmp_path / "data" / "synthetic")
-    assert kept is not None and kept["order"]["max_difference"] == 0
-    spec = shards.read_spec(tmp_path / "data" / "synthetic")
-    assert spec["synth"] == "fixture"
-    assert spec["synth_version"] == "Proxy Fixture 1.2.3 (VST3, reset)"
+    assert f"{folder}/data/synthetic: complete" in made
 
     # The data are enough: no plug-in from here on.
-    options[2] = "--config.plugin="
+    options[1] = "--config.plugin="
     run("launch.train", *options, folder=checkout)
-    run("launch.evaluate", f"--run={tmp_path}/run", folder=checkout)
-    text = (tmp_path / "run" / "evaluation.json").read_text()
+    return folder / "run"
+
+
+def test_from_a_plugin_to_a_proxy(checkout, proxy_run):
+    data = proxy_run.parent / "data" / "synthetic"
+    kept = noise.read(data)
+    assert kept is not None and kept["order"]["max_difference"] == 0
+    spec = shards.read_spec(data)
+    assert spec["synth"] == "fixture"
+    assert spec["synth_version"] == "Proxy Fixture 1.2.3 (VST3, reset)"
+    run("launch.evaluate", f"--run={proxy_run}", folder=checkout)
+    text = (proxy_run / "evaluation.json").read_text()
     scores = json.loads(text)["results"]["synthetic"]
     # A ranking of 64 by chance: 1/64 (1 + 1/2 + ... + 1/64) = .074.
     mrr = scores["hn_oh"]["metrics"]["mrr/preset_to_audio"]["mean"]
     assert mrr > 0.2
+
+
+def space_of(checkout):
+    """The scaffolded space; it is no module of this checkout."""
+    scope = {}
+    source = (checkout / "proxy" / "spaces" / "fixture.py").read_text()
+    exec(source, scope)
+    return scope["SPACE"]
+
+
+@pytest.fixture
+def target(checkout, tmp_path):
+    """The file of a sound of the plug-in, and the engine that made it."""
+    space = space_of(checkout)
+    # No shorter than `launch.match` takes sounds.
+    settings = dataclasses.replace(RENDER, duration=1.0)
+    engine = vst3.PluginRenderer(str(plugin()), space, settings)
+    presets = precompute.draw(space, 7, "target", range(9))[:, 0]
+    for values in np.asarray(space.to_plugin(presets)):
+        sound = engine.render(values)
+        if engines.check_level(sound, settings) is None:
+            break
+    file = tmp_path / "sound.wav"
+    wavfile.write(file, settings.sample_rate, sound)
+    yield file, engine
+    engine.close()
+
+
+def a_mean(clips, sound):
+    """Distances of sounds from one."""
+    found = distances.measure(
+        jnp.stack(clips),
+        jnp.asarray(sound[None]),
+        sample_rate=RENDER.sample_rate,
+        chosen=("a_mean",),
+    )
+    return np.asarray(found["a_mean"])
+
+
+def match(checkout, run_folder, target, *options, **kwargs):
+    """Matches a sound; checks what was found, and returns its `a_mean`.
+
+    And the target as it was compared: it starts where it is heard.
+    """
+    file, engine = target
+    out = file.parent / "out"
+    told = run(
+        "launch.match",
+        file,
+        f"--run={run_folder}",
+        f"--out={out}",
+        f"--hold={RENDER.hold}",
+        f"--note={RENDER.note}",
+        *options,
+        folder=checkout,
+        **kwargs,
+    )
+    # The plug-in's noise floor stands beside its distances.
+    assert "noise floor of Proxy Fixture 1.2.3 (VST3, reset)" in told
+    found = out / "sound"
+    result = json.loads((found / "result.json").read_text())
+    assert (found / "match.png").exists()
+    _, clip = wavfile.read(found / "match-1.wav")
+    preset = handcrafted.load(found / "match-1.json", engine.space).presets[0]
+    values = np.asarray(engine.space.to_plugin(preset))
+    state = (found / "match-1.vstpreset").read_bytes()
+    # Both files hold what was heard.
+    loaded = engine.read_state(state, "vstpreset")
+    np.testing.assert_allclose(loaded, values, atol=1e-6)
+    for given in (values, loaded):
+        np.testing.assert_allclose(engine.render(given), clip, atol=1e-6)
+    _, heard = wavfile.read(found / "target.wav")
+    heard = engines.fade(heard.copy(), engine.settings)
+    best = result["candidates"][0]["distances"]["a_mean"]
+    assert best == pytest.approx(a_mean([clip], heard)[0], abs=1e-2)
+    return best, heard, result
+
+
+def test_from_a_sound_to_a_preset(checkout, proxy_run, target):
+    """With the run of a proxy; its config names no plug-in."""
+    words = ("--noestimator", "--evaluations=400", "--nearest=64")
+    told = run(
+        "launch.match",
+        target[0],
+        f"--run={proxy_run}",
+        f"--out={target[0].parent}",
+        folder=checkout,
+        succeeds=False,
+    )
+    assert "set the environment variable FIXTURE_VST3 or --plugin" in told
+    best, heard, result = match(
+        checkout, proxy_run, target, *words, FIXTURE_VST3=str(plugin())
+    )
+    assert result["renders"] == 400
+    assert result["bank"] == "384 synthetic presets"
+    engine, space = target[1], target[1].space
+    known = precompute.draw(space, 0, "train", range(384))[:, 0]
+    mean = np.asarray(space.to_plugin(space.snap(known.mean(0))))
+    default = np.array([p.default for p in space.parameters])
+    others = [engine.render(mean), engine.render(default)]
+    assert best < 0.5 * a_mean(others, heard).min()
+
+
+def test_from_a_sound_through_an_estimator(checkout, proxy_run, target):
+    folder = proxy_run.parent
+    run(
+        "launch.train",
+        "--config=configs/dexed_match.py:ploss_small",
+        *fixture_options(folder),
+        f"--config.plugin={plugin()}",
+        "--config.audio_model=mel128",
+        f"--config.proxy={proxy_run}",
+        f"--config.run={folder}/match",
+        "--config.stand_in.train=16",
+        "--config.stand_in.validation=4",
+        "--config.stand_in.test=4",
+        "--config.batch=8",
+        "--config.epochs=1",
+        folder=checkout,
+    )
+    *_, result = match(
+        checkout,
+        folder / "match",
+        target,
+        "--evaluations=9",
+        "--nearest=8",
+        "--nogradient",
+        "--noevolution",
+    )
+    assert result["stages"][0]["stage"] == "estimator"
+    assert result["bank"] == "16 synthetic presets"
 
 
 # Diva and TAL-NoiseMaker ----------------------------------------------------

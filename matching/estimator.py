@@ -85,28 +85,23 @@ def _convolve(x, kernel, strides=(2, 2), padding=_PADDING):
     )
 
 
-def _convolve_one_channel(x, kernel, together: int = 2):
-    """Convolution of one channel, a few neighbouring outputs at a time.
+def _convolve_one_channel(x, kernel):
+    """Convolution of one channel, one tap of the kernel after the other.
 
-    Columns of a block become channels: the convolution then has enough of
-    them for the vector units, at the price of some products with zero.
+    The compiler makes a single loop of them that keeps the sums of an
+    output's features in a register; a product of matrices this thin would
+    spend its time on copying patches.
     """
-    batch, height, width, _ = x.shape
-    size, _, _, out = kernel.shape
+    height, width = x.shape[1:3]
+    size = kernel.shape[0]
     rows, columns = _output_size(height, size), _output_size(width, size)
-    wide = 2 * together
-    blocks = -(-columns // together)
-    right = wide * (blocks + 1) - width - _PADDING
-    x = jnp.pad(x[..., 0], ((0, 0), (_PADDING,) * 2, (_PADDING, right)))
-    x = x.reshape(batch, height + 2 * _PADDING, blocks + 1, wide)
-    # Which tap an output of the block has for an input of it or of the next.
-    tap = np.arange(2 * wide)[:, None] - 2 * np.arange(together)
-    inside = ((tap >= 0) & (tap < size))[:, :, None]
-    taps = kernel[:, np.clip(tap, 0, size - 1), 0, :]
-    taps = jnp.where(inside, taps, 0)
-    taps = taps.reshape(size, 2, wide, together * out)
-    y = _convolve(x, taps, (2, 1), 0)
-    return y.reshape(batch, rows, blocks * together, out)[:, :, :columns]
+    x = jnp.pad(x, ((0, 0), (_PADDING,) * 2, (_PADDING,) * 2, (0, 0)))
+    y = jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
+    for i in range(size):
+        for j in range(size):
+            seen = x[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2]
+            y += seen.astype(y.dtype) * kernel[i, j, 0]
+    return y.astype(x.dtype)
 
 
 def _forward(x, kernel):

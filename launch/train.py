@@ -32,7 +32,6 @@ from launch import (
     devices,
     experiment,
     metrics,
-    plots,
 )
 from proxy import objective, spaces
 
@@ -208,6 +207,9 @@ def train(
                 raise SystemExit(143)
             since, since_step = time.monotonic(), step
     if writes:
+        # Matplotlib would have everybody wait at the start.
+        from launch import plots
+
         plots.training_curves(run)
         say(f"{run}: {total:,} steps done")
     return run
@@ -216,6 +218,8 @@ def train(
 def main() -> None:
     """Runs the command."""
     config = _CONFIG.value
+    # Looking for accelerators takes seconds.
+    data.check_engine(config)
     data.initialize_distributed()
     print(devices.describe(), flush=True)
     if "proxy" in config:

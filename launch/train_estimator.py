@@ -30,7 +30,6 @@ from launch import (
     devices,
     matching_run,
     metrics,
-    plots,
     sounds,
 )
 from launch import train as proxy_training
@@ -411,6 +410,9 @@ def train(config: Config) -> pathlib.Path:
                 )
                 raise SystemExit(143)
             since, since_step = time.monotonic(), step
+    # Matplotlib would have everybody wait at the start.
+    from launch import plots
+
     plots.matching_curves(run)
     tqdm.tqdm.write(f"{run}: {total:,} steps done")
     return run

@@ -297,6 +297,20 @@ def test_without_diva_one_message_says_what_to_do(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_that_message_waits_for_nothing_heavy():
+    code = "import sys; from launch import train, train_estimator; "
+    code += "print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    heavy = {"matplotlib", "scipy", "tensorflow_datasets", "pedalboard"}
+    assert not heavy & set(done.stdout.split())
+
+
 def train(synth, folder, *options, **kwargs):
     return run(
         "launch.train",

@@ -75,12 +75,12 @@ def _output_size(size: int, kernel: int) -> int:
     return (size + 2 * _PADDING - kernel) // 2 + 1
 
 
-def _convolve(x, kernel, strides=(2, 2), padding=_PADDING):
+def _convolve(x, kernel, strides=(2, 2), padding=((_PADDING, _PADDING),) * 2):
     return jax.lax.conv_general_dilated(
         x,
         kernel,
         strides,
-        [(padding, padding)] * 2,
+        padding,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
@@ -104,12 +104,38 @@ def _convolve_one_channel(x, kernel):
     return y.astype(x.dtype)
 
 
-def _forward(x, kernel):
-    if x.shape[-1] > 1 or kernel.shape[0] > 5:
-        return _convolve(x, kernel)
-    return jax.lax.platform_dependent(
-        x, kernel, cpu=_convolve_one_channel, default=_convolve
+def _convolve_in_pairs(x, kernel):
+    """Convolution of two neighbouring columns at a time.
+
+    Twice the features, for half as many products with zero: the compiler has
+    a fast way only for more than 16.
+    """
+    width, size, features = x.shape[2], kernel.shape[0], kernel.shape[-1]
+    columns = _output_size(width, size)
+    pairs = -(-columns // 2)
+    empty = [(0, 0)] * 2
+    both = [
+        jnp.pad(kernel, [(0, 0), shift, *empty]) for shift in ((0, 2), (2, 0))
+    ]
+    right = 4 * (pairs - 1) + size + 2 - _PADDING - width
+    y = _convolve(
+        x,
+        jnp.concatenate(both, -1),
+        (2, 4),
+        ((_PADDING, _PADDING), (_PADDING, right)),
     )
+    return y.reshape(*y.shape[:2], 2 * pairs, features)[:, :, :columns]
+
+
+def _forward(x, kernel):
+    def on_cpu(x, kernel):
+        if x.shape[-1] == 1 and kernel.shape[0] <= 5:
+            return _convolve_one_channel(x, kernel)
+        if 8 < kernel.shape[-1] <= 16 and x.shape[-1] <= 16:
+            return _convolve_in_pairs(x, kernel)
+        return _convolve(x, kernel)
+
+    return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=_convolve)
 
 
 def _phases(kernel):
@@ -125,16 +151,11 @@ def _phases(kernel):
 
 
 def _from_phases(phases, shape):
-    """`[batch, rows, columns, 2, 2, channels]` back to `shape`."""
+    """`[batch, rows, columns, 2, 2, channels]`, put together and cut."""
     batch, rows, columns, _, _, channels = phases.shape
     image = phases.transpose(0, 1, 3, 2, 4, 5)
     image = image.reshape(batch, 2 * rows, 2 * columns, channels)
-    # It starts `_PADDING` before the input, and may end before its last row
-    # or column, which then no output has seen.
-    height, width = shape[1:3]
-    image = image[:, _PADDING : _PADDING + height, _PADDING : _PADDING + width]
-    missing = [(0, n - m) for n, m in zip(shape, image.shape, strict=True)]
-    return jnp.pad(image, missing)
+    return image[:, : shape[1], : shape[2]]
 
 
 def _input_gradient_by_phase(shape, kernel, cotangent):
@@ -148,7 +169,12 @@ def _input_gradient_by_phase(shape, kernel, cotangent):
     phases = _phases(kernel)[::-1, :, ::-1].transpose(0, 2, 5, 1, 3, 4)
     half, _, out = phases.shape[:3]
     phases = phases.reshape(half, half, out, 4 * channels)
-    gradient = _convolve(cotangent, phases, (1, 1), half - 1)
+    # What is left of an image's first or below its last pixel is not needed.
+    padding = [
+        (half - 2, -(-n // 2) - m + 1)
+        for n, m in zip(shape[1:3], cotangent.shape[1:3], strict=True)
+    ]
+    gradient = _convolve(cotangent, phases, (1, 1), padding)
     rows, columns = gradient.shape[1:3]
     return _from_phases(
         gradient.reshape(batch, rows, columns, 2, 2, channels), shape
@@ -162,12 +188,19 @@ def _input_gradient_by_patch(shape, kernel, cotangent):
     batch, rows, columns, _ = cotangent.shape
     patches = cotangent.reshape(-1, out) @ phases.reshape(-1, out).T
     patches = patches.reshape(batch, rows, columns, half, 2, half, 2, channels)
+    # The image starts at the second block of 2 x 2.
+    height, width = (-(-n // 2) for n in shape[1:3])
     gradient = jnp.zeros((), patches.dtype)
     for i in range(half):
         for j in range(half):
-            shift = [(i, half - 1 - i), (j, half - 1 - j)]
-            gradient += jnp.pad(
-                patches[:, :, :, i, :, j], [(0, 0), *shift, *[(0, 0)] * 3]
+            part = patches[:, :, :, i, :, j]
+            shift = [(i - 1, height - rows - i + 1)]
+            shift += [(j - 1, width - columns - j + 1)]
+            padding = [(0, 0), *shift, *[(0, 0)] * 3]
+            gradient += jax.lax.pad(
+                part,
+                jnp.zeros((), part.dtype),
+                [(low, high, 0) for low, high in padding],
             )
     return _from_phases(gradient, shape)
 
@@ -314,14 +347,17 @@ class Estimator(nn.Module):
                 flat = x.reshape(-1, features)
                 flat = norm(name=f"norm_{i}")(flat, train=train)
                 x = flat.reshape(x.shape)
-        x = nn.Dense(
+        # In two dimensions, since the CPU backend's gradient of a product of
+        # more is slower.
+        pixels = nn.Dense(
             MIXED,
             kernel_init=_KERNEL,
             bias_init=_uniform_bias(CHANNELS[-1]),
             dtype=self.dtype,
             name="mixer",
-        )(x)
-        x = nn.leaky_relu(x, _SLOPE).mean((1, 2))
+        )(x.reshape(-1, CHANNELS[-1]))
+        pixels = nn.leaky_relu(pixels, _SLOPE)
+        x = pixels.reshape(len(x), -1, MIXED).mean(1)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = nn.Dense(
             self.outputs,

@@ -64,12 +64,15 @@ def test_published_weights_behind_a_prefix_and_what_is_refused():
         estimator.from_published(state)
 
 
-# Rows and columns that the last window does not reach, one channel, more
-# channels than the threshold between the two input gradients, odd kernels.
+# Rows and columns that the last window does not reach, one channel, features
+# that are found in pairs, more channels than the threshold between the two
+# input gradients, odd kernels.
 SHAPES = [
     ((2, 128, 33, 1), 5, 8),
     ((2, 16, 19, 1), 4, 3),
     ((2, 17, 20, 6), 4, 5),
+    ((2, 17, 21, 8), 4, 16),
+    ((2, 8, 18, 3), 5, 9),
     ((2, 16, 21, 6), 5, 5),
     ((2, 3, 6, 256), 4, 7),
     ((2, 4, 5, 256), 5, 7),
@@ -92,17 +95,25 @@ def test_strided_convolution_and_its_gradients(shape, size, features):
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
 
-    y = plain(x, kernel)
-    cotangent = jax.random.normal(keys[2], y.shape)
+    cotangent = jax.random.normal(
+        keys[2], jax.eval_shape(plain, x, kernel).shape
+    )
 
-    def run(convolution):
+    def run(convolution, *arrays):
+        x, kernel, cotangent = arrays
         y, pull = jax.vjp(convolution, x, kernel)
         return y, *pull(cotangent)
 
-    ours = jax.jit(lambda: run(estimator.strided_convolution))()
-    theirs = jax.jit(lambda: run(plain))()
-    for a, b in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+    single = x, kernel, cotangent
+    with jax.enable_x64(True):
+        double = [jnp.asarray(a, jnp.float64) for a in single]
+        exact = jax.jit(lambda *a: run(plain, *a))(*double)
+        ours = jax.jit(lambda *a: run(estimator.strided_convolution, *a))
+        close = ours(*double), ours(*single)
+    for precision, found in zip((1e-12, 1e-5), close, strict=True):
+        for a, b in zip(found, exact, strict=True):
+            atol = precision * np.abs(b).max()
+            np.testing.assert_allclose(a, b, rtol=0, atol=atol)
 
 
 class Reference(nn.Module):

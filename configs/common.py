@@ -54,6 +54,11 @@ def proxy_config(synth: str, encoder: str) -> Any:
     config.embed_batch = 64
     config.keep_audio = False
     config.data_seed = 0
+    # Of a numerical parameter, the probability of its default, and of the two
+    # ends of its interval; the paper draws uniformly.
+    config.sampling = ml_collections.ConfigDict(
+        {"at_default": 0.0, "at_end": 0.0}
+    )
     config.render = ml_collections.ConfigDict(
         {
             "note": 60,

@@ -130,6 +130,7 @@ def match_config(synth: str, name: str) -> Any:
         "shard_size",
         "embed_batch",
         "data_seed",
+        "sampling",
         "render",
         "plugin",
         "host",

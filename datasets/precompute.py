@@ -100,6 +100,7 @@ def draw(
     split: str,
     rows: Sequence[int],
     attempts: Sequence[int] = (0,),
+    sampling: Mapping[str, float] | None = None,
 ) -> Float[np.ndarray, "rows attempts parameters"]:
     """Draws synthetic presets, each a pure function of its coordinates.
 
@@ -109,9 +110,13 @@ def draw(
       split: splits are independent of each other.
       rows: so are rows of a split,
       attempts: and attempts at a row.
+      sampling: arguments of `ParameterSpace.from_uniform`, none: as the paper.
 
     Returns:
       float32 presets.
+
+    Raises:
+      ValueError: for a `sampling` that cannot be.
     """
     uniform = np.empty((len(rows), len(attempts), space.num_used), np.float32)
     key = np.array([seed, _stream(split)], np.uint64)
@@ -123,7 +128,8 @@ def draw(
             np.random.Generator(bits).random(
                 dtype=np.float32, out=uniform[i, j]
             )
-    return np.asarray(space.from_uniform(uniform), np.float32)
+    presets = space.from_uniform(uniform, **(sampling or {}))
+    return np.asarray(presets, np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +157,11 @@ def _sound(
 
 
 def render_rows(
-    renderer: engines.Renderer, seed: int, split: str, rows: Sequence[int]
+    renderer: engines.Renderer,
+    seed: int,
+    split: str,
+    rows: Sequence[int],
+    sampling: Mapping[str, float] | None = None,
 ) -> _Rows:
     """Draws and renders synthetic rows.
 
@@ -160,6 +170,7 @@ def render_rows(
       seed: of the data set.
       split: of the rows.
       rows: their numbers.
+      sampling: see `draw`.
 
     Returns:
       Their presets and sounds, the reasons for drawing again, and which
@@ -180,7 +191,8 @@ def render_rows(
             break
         # Several attempts at a time: most are known to be silent unheard.
         attempts = range(first, first + _ATTEMPTS)
-        drawn = draw(space, seed, split, [rows[i] for i in left], attempts)
+        these = [rows[i] for i in left]
+        drawn = draw(space, seed, split, these, attempts, sampling)
         values = space.to_plugin(drawn.reshape(-1, space.num_used))
         silent = engines.surely_silent(renderer, values)
         values = values.reshape(*drawn.shape[:2], -1)
@@ -350,7 +362,7 @@ def _rendered(
 
     def start(shard: _Shard, rows: range) -> tuple[_Shard, Any]:
         if spec.source == "synthetic":
-            args = (render_rows, spec.seed, shard.split, rows)
+            args = (render_rows, spec.seed, shard.split, rows, spec.sampling)
         else:
             these = slice(rows.start, rows.stop)
             args = (
@@ -482,7 +494,8 @@ def set_aside(
 
     Returns:
       "split", "shard", "row", "attempt" and "reason" of each, in this order:
-      the preset is `draw(space, spec.seed, split, [row], [attempt])`.
+      the preset is `draw(space, spec.seed, split, [row], [attempt],
+      spec.sampling)`.
     """
     absent = set(shards.missing(directory, spec))
     found = []

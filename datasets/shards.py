@@ -43,6 +43,7 @@ import numpy as np
 from jaxtyping import Float, Int, Int16, Int64, Shaped
 
 from datasets import engines
+from proxy.space import check_sampling
 
 FORMAT = 1
 _REMEDY = (
@@ -83,6 +84,8 @@ class DataSpec:
       format: version of this layout.
       weights_sha256: of the audio model's weights; "" for a model without
         weights, and for data sets made before this was recorded.
+      at_default: how presets are sampled, see `ParameterSpace.from_uniform`;
+      at_end: and this. Both are 0 in the paper and for given presets.
     """
 
     name: str
@@ -103,6 +106,8 @@ class DataSpec:
     presets: str = ""
     format: int = FORMAT
     weights_sha256: str = ""
+    at_default: float = 0.0
+    at_end: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks the fields.
@@ -132,6 +137,12 @@ class DataSpec:
                 )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}, need 0 <= seed < 2^63")
+        check_sampling(**self.sampling)
+
+    @property
+    def sampling(self) -> dict[str, float]:
+        """Arguments of `ParameterSpace.from_uniform`."""
+        return {"at_default": self.at_default, "at_end": self.at_end}
 
     @property
     def samples(self) -> int:
@@ -172,9 +183,10 @@ class DataSpec:
         """Plain values, ready for JSON."""
         spec = dataclasses.asdict(self)
         spec["splits"] = dict(self.splits)
-        if not self.weights_sha256:
-            # As data sets were written before there was this field.
-            del spec["weights_sha256"]
+        # As data sets were written before there were these fields.
+        for field in ("weights_sha256", "at_default", "at_end"):
+            if not spec[field]:
+                del spec[field]
         return spec
 
     @classmethod

@@ -218,6 +218,11 @@ def _validation(config: Config) -> tuple[int, int]:
     return rankings, candidates
 
 
+def _sampling(config: Config) -> dict[str, float]:
+    """How synthetic presets are drawn; configs may be older than the field."""
+    return {k: float(v) for k, v in dict(config.get("sampling", {})).items()}
+
+
 def synthetic_spec(
     config: Config, engine: engines.Renderer, *, fetch: bool = True
 ) -> shards.DataSpec:
@@ -252,6 +257,7 @@ def synthetic_spec(
         ),
         shard_size=config.shard_size,
         keep_audio=config.keep_audio,
+        **_sampling(config),
     )
 
 
@@ -515,6 +521,7 @@ def matching_source(config: Config) -> Source:
         ),
         shard_size=min(config.shard_size, 512),
         keep_audio=True,
+        **_sampling(config),
     )
     source = Source(directory, spec)
     _build(config, engine, source, embed)

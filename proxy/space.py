@@ -212,6 +212,19 @@ def space(
     )
 
 
+def check_sampling(at_default: float, at_end: float) -> None:
+    """Checks the two probabilities of `ParameterSpace.from_uniform`.
+
+    Raises:
+      ValueError: when one is negative, or they are 1 and more together.
+    """
+    if min(at_default, at_end) < 0 or at_default + at_end >= 1:
+        raise ValueError(
+            f"sampling: at_default is {at_default} and at_end is {at_end}; "
+            "need probabilities that are less than 1 together"
+        )
+
+
 def _index(chosen: list[bool]) -> np.ndarray:
     # 32 bits with and without jax_enable_x64: one trace serves both.
     return np.flatnonzero(chosen).astype(np.int32)
@@ -415,6 +428,11 @@ class ParameterSpace:
                 low[i], high[i] = (p.values or (0,))[0], (p.values or (1,))[-1]
         return low, high
 
+    @functools.cached_property
+    def _defaults(self) -> np.ndarray:
+        """The preset nearest to the table's defaults."""
+        return self.from_plugin(np.array([p.default for p in self.parameters]))
+
     def index(self, name: str) -> int:
         """Column of a used parameter in a preset.
 
@@ -440,22 +458,54 @@ class ParameterSpace:
     # Sampling --------------------------------------------------------------
 
     def from_uniform(
-        self, u: Float[Any, "*batch parameters"]
+        self,
+        u: Float[Any, "*batch parameters"],
+        *,
+        at_default: float = 0.0,
+        at_end: float = 0.0,
     ) -> Float[Any, "*batch parameters"]:
         """Maps uniform numbers to presets by inverse distribution functions.
 
         Continuous parameters are uniform in their interval, discrete ones
         follow their weights (the paper's synthetic presets, section 2.1).
 
+        People leave much of a preset as they found it and turn knobs all the
+        way. `at_default` and `at_end` give a share of the probability of every
+        numerical parameter to its default and, half each, to its two ends;
+        the rest keeps its shape. Both are 0 in the paper, whose synthetic
+        presets rarely come near those made by hand.
+
         Args:
           u: uniform in [0, 1).
+          at_default: probability of the default, or of the allowed value
+            nearest to it.
+          at_end: probability of the lowest and the highest value together.
 
         Returns:
           Presets, independent across columns.
 
         Raises:
-          ValueError: when the last axis is not `num_used`.
+          ValueError: when the last axis is not `num_used`, or the two
+            probabilities are not such: negative, or 1 and more together.
         """
+        check_sampling(at_default, at_end)
+        if not at_default + at_end:
+            return self._from_uniform(u)
+        self._check(u, self.num_used, "a block of uniforms")
+        xp = _namespace(u)
+        columns = self.numerical
+        part = u[..., columns]
+        taken = at_default + at_end
+        rest = xp.clip((part - taken) / (1 - taken), 0, 1 - 2**-20)
+        presets = self._from_uniform(self._put(u, columns, rest))
+        low, high = (xp.asarray(b[columns], u.dtype) for b in self._bounds)
+        default = xp.asarray(self._defaults[columns], u.dtype)
+        values = xp.where(part < taken, high, presets[..., columns])
+        values = xp.where(part < at_default + at_end / 2, low, values)
+        values = xp.where(part < at_default, default, values)
+        return self._put(presets, columns, values)
+
+    def _from_uniform(self, u: Any) -> Any:
         self._check(u, self.num_used, "a block of uniforms")
         xp = _namespace(u)
         low, high = (xp.asarray(b, u.dtype) for b in self._bounds)
@@ -469,19 +519,31 @@ class ParameterSpace:
         return self._put(presets, self._discrete, drawn)
 
     def sample(
-        self, key: Key[Array, ""], shape: tuple[int, ...] = ()
+        self,
+        key: Key[Array, ""],
+        shape: tuple[int, ...] = (),
+        *,
+        at_default: float = 0.0,
+        at_end: float = 0.0,
     ) -> Float[Array, "*batch parameters"]:
         """Draws random presets.
 
         Args:
           key: JAX random key.
           shape: batch shape.
+          at_default: see `from_uniform`.
+          at_end: see `from_uniform`.
 
         Returns:
           float32 presets, `[*shape, num_used]`.
+
+        Raises:
+          ValueError: when the two are no probabilities, see `from_uniform`.
         """
         return self.from_uniform(
-            jax.random.uniform(key, (*shape, self.num_used))
+            jax.random.uniform(key, (*shape, self.num_used)),
+            at_default=at_default,
+            at_end=at_end,
         )
 
     # Encodings -------------------------------------------------------------

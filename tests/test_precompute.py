@@ -118,6 +118,21 @@ def test_draws_are_independent():
     np.testing.assert_array_equal(block[1:].reshape(4, -1), draws[:4])
 
 
+def test_a_data_set_is_sampled_as_its_spec_says(embed, tmp_path):
+    spec = dataclasses.replace(make_spec(), at_default=0.5, at_end=0.1)
+    build(spec, tmp_path, embed)
+    presets = shards.read(tmp_path, spec, "train", 1)["preset"]
+    rows = list(spec.shard_rows("train", 1))
+    drawn = precompute.draw(
+        SPACE, 3, "train", rows, range(200), {"at_default": 0.5, "at_end": 0.1}
+    )
+    for preset, attempts in zip(presets, drawn, strict=True):
+        assert (attempts == preset).all(-1).any()
+    # Others were made otherwise, and are not taken for these.
+    with pytest.raises(shards.ShardError, match=r"at_default: wanted nothing"):
+        shards.open_directory(tmp_path, make_spec())
+
+
 @pytest.mark.parametrize(
     "options",
     [{"workers": 2}, {"workers": 5}, {"in_flight": 3}, {"processes": True}],

@@ -202,6 +202,52 @@ def test_sampling_follows_intervals_and_weights(space):
         assert (error < 5 * np.sqrt(expected / count) + 1e-9).all(), p.name
 
 
+def test_sampling_as_people_do(space):
+    """Shares of defaults and ends are as asked for; the rest is as before."""
+    count = 20_000
+    uniform = _uniform(space, 5, count)
+    presets = space.from_uniform(uniform, at_default=0.5, at_end=0.1)
+    plain = space.from_uniform(uniform)
+    values = np.array([p.default for p in space.parameters])
+    default = space.from_plugin(values)
+    low, high = (
+        space.snap(np.full(space.num_used, bound)) for bound in (-1.0, 1e3)
+    )
+    error = 5 / np.sqrt(count)
+    for column in space.numerical:
+        x = presets[:, column]
+        shares = {}
+        for value, share in ((default, 0.5), (low, 0.05), (high, 0.05)):
+            found = float(value[column])
+            shares[found] = shares.get(found, 0.0) + share
+        for value, share in shares.items():
+            # A grid's value is also drawn as one among the others.
+            other = np.mean(np.abs(plain[:, column] - value) < 1e-6)
+            wanted = share + 0.4 * other
+            assert np.mean(np.abs(x - value) < 1e-6) == pytest.approx(
+                wanted, abs=error
+            )
+        rest = x[uniform[:, column] >= 0.6]
+        again = plain[:, column]
+        assert rest.mean() == pytest.approx(again.mean(), abs=2 * error)
+        assert rest.std() == pytest.approx(again.std(), abs=2 * error)
+    others = np.setdiff1d(np.arange(space.num_used), space.numerical)
+    np.testing.assert_array_equal(presets[:, others], plain[:, others])
+    np.testing.assert_allclose(space.snap(presets), presets, atol=1e-6)
+    traced = jax.jit(
+        lambda u: space.from_uniform(u, at_default=0.5, at_end=0.1)
+    )(jnp.asarray(uniform[:64]))
+    np.testing.assert_allclose(traced, presets[:64], atol=1e-6)
+
+
+@pytest.mark.parametrize("shares", [(-0.1, 0.0), (0.0, -0.1), (0.5, 0.5)])
+def test_sampling_that_cannot_be(space, shares):
+    with pytest.raises(ValueError, match=r"at_default is .* at_end is"):
+        space.from_uniform(
+            _uniform(space, 0, 1), at_default=shares[0], at_end=shares[1]
+        )
+
+
 def test_sampling_depends_on_the_key_only(space):
     def draw(seed):
         return np.asarray(space.sample(jax.random.key(seed), (4,)))

@@ -2,6 +2,7 @@
 
     python -m launch.benchmark                     # every stage
     python -m launch.benchmark render audio        # some of them
+    python -m launch.benchmark render --synth=NAME --plugin=PATH
     python -m launch.benchmark train --encoders hn_oh,tfm
 
 Stages: render (presets to sound and to shards), audio (sound to embedding),
@@ -39,6 +40,12 @@ _MODELS = flags.DEFINE_list("models", None, "Audio models of the audio stage.")
 _BATCH = flags.DEFINE_integer(
     "batch", None, "Batch size in place of each stage's own.", lower_bound=1
 )
+_SYNTH = flags.DEFINE_string(
+    "synth", None, "Synthesizer of the render stage (default: Dexed)."
+)
+_PLUGIN = flags.DEFINE_string(
+    "plugin", None, "Path of its VST3 plug-in; else the environment's."
+)
 _JSON = flags.DEFINE_string("json", None, "File to write the figures to.")
 
 STAGES = ("render", "audio", "loader", "train", "matching")
@@ -47,6 +54,7 @@ STAGES = ("render", "audio", "loader", "train", "matching")
 def _options(stage: str) -> dict[str, Any]:
     """The flags that a stage understands and that were given."""
     given = {
+        "render": {"synth": _SYNTH.value, "plugin": _PLUGIN.value},
         "audio": {"models": _MODELS.value, "batch": _BATCH.value},
         "train": {"encoders": _ENCODERS.value, "batch": _BATCH.value},
     }.get(stage, {})

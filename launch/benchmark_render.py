@@ -10,13 +10,13 @@ import numpy as np
 
 from datasets import engines, precompute, shards
 from datasets.engines import dexed
-from launch import embedding
+from launch import benchmark_plugin, embedding
 from proxy import audio
 
 _PRESETS = 64
 
 
-def _rate(
+def rate(
     work: Callable[[int], Any], seconds: float, threads: int = 1
 ) -> tuple[float, float]:
     """Calls of `work(i)` per second, and per second of processor time."""
@@ -29,9 +29,12 @@ def _rate(
             calls[thread] += 1
 
     started, used = time.perf_counter(), time.process_time()
-    workers = [threading.Thread(target=loop, args=(i,)) for i in range(threads)]
+    more = range(1, threads)
+    workers = [threading.Thread(target=loop, args=(i,)) for i in more]
     for worker in workers:
         worker.start()
+    # Plug-ins are made anew in the main thread only.
+    loop(0)
     for worker in workers:
         worker.join()
     total = sum(calls)
@@ -41,7 +44,9 @@ def _rate(
     )
 
 
-def run(seconds: float = 5.0) -> list[dict[str, Any]]:
+def run(
+    seconds: float = 5.0, synth: str = "dexed", plugin: str = ""
+) -> list[dict[str, Any]]:
     """Measures renders per second, of 5 s of audio at 44.1 kHz.
 
     The bare engine is dexed-py given ready DX7 voices; ours starts from
@@ -52,12 +57,17 @@ def run(seconds: float = 5.0) -> list[dict[str, Any]]:
 
     Args:
       seconds: time for each of the measurements.
+      synth: another synthesizer than Dexed's own engine, see
+        `benchmark_plugin`.
+      plugin: path of its VST3 plug-in.
 
     Returns:
       One row a measurement: "what", "per second" (of wall-clock time), "per
       core" (per second of processor time), "unit", and "of limit", the share
       in percent of the bare engine's rate per core.
     """
+    if not engines.embedded(synth, plugin):
+        return benchmark_plugin.run(rate, synth, plugin, seconds)
     import dexed as bare
 
     renderer = engines.get("dexed")
@@ -66,11 +76,11 @@ def run(seconds: float = 5.0) -> list[dict[str, Any]]:
     uniform = rng.random((_PRESETS, space.num_used), np.float32)
     values = np.asarray(space.to_plugin(space.from_uniform(uniform)))
     voices = [v.tobytes() for v in dexed.to_voices(values, space)]
-    synth = bare.DexedSynth(settings.sample_rate)._synth
+    player = bare.DexedSynth(settings.sample_rate)._synth
 
     def render_bare(i: int) -> None:
-        synth.load_sysex(voices[i % _PRESETS])
-        synth.render(
+        player.load_sysex(voices[i % _PRESETS])
+        player.render(
             settings.note, settings.velocity, settings.hold, settings.duration
         )
 
@@ -91,7 +101,7 @@ def run(seconds: float = 5.0) -> list[dict[str, Any]]:
     rows = []
     for what, work, threads, presets in measurements:
         work(0)
-        wall, processor = _rate(work, seconds, threads)
+        wall, processor = rate(work, seconds, threads)
         rows.append(
             {
                 "what": what,

@@ -392,6 +392,27 @@ def test_noise_is_measured_by_a_command():
     assert "in the reverse order" in found and "fresh process" in found
 
 
+def test_a_plugin_is_timed_beside_its_bare_host(tmp_path):
+    run(
+        "launch.benchmark",
+        "render",
+        "--synth=talnm",
+        f"--plugin={plugin('talnm')}",
+        "--seconds=0.2",
+        f"--json={tmp_path}/rates.json",
+    )
+    rates = json.loads((tmp_path / "rates.json").read_text())
+    bare, *ours = rates["render"]["rows"]
+    assert bare["what"] == "bare pedalboard, TAL-NoiseMaker"
+    assert bare["of limit"] == 100
+    assert ours[0]["what"] == "our host, 1 worker, TAL-NoiseMaker"
+    for row in ours:
+        assert row["per second"] > 0
+        assert row["of limit"] == pytest.approx(
+            100 * row["per core"] / bare["per core"]
+        )
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

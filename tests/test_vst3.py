@@ -566,7 +566,9 @@ def test_a_hundredth_of_2000_crashes_hangs_and_gives_nan(path, space, tmp_path):
     while len(left):
         drawn = np.stack(
             [
-                precompute.draw(risky, 1, "train", [row], [attempts[row]])[0, 0]
+                precompute.draw(
+                    risky, 1, "train", [int(row)], [int(attempts[row])]
+                )[0, 0]
                 for row in left
             ]
         )
@@ -575,7 +577,7 @@ def test_a_hundredth_of_2000_crashes_hangs_and_gives_nan(path, space, tmp_path):
         for row, v in zip(left[faulty], value[faulty], strict=True):
             reason = "nan" if v >= 0.99 else "hang" if v >= 0.98 else "crash"
             wanted.append(
-                ("train", row // 512, row, int(attempts[row]), reason)
+                ("train", int(row) // 512, int(row), int(attempts[row]), reason)
             )
         left = left[faulty]
         attempts[left] += 1

@@ -72,4 +72,6 @@ def test_a_shown_command_exists_and_takes_its_flags(line):
                 assert part in field, word
                 field = field[part]
         elif known is not None:
-            assert name in known, f"{module.__name__} has no --{name}"
+            # A switch is turned off with --noNAME.
+            there = name in known or name.removeprefix("no") in known
+            assert there, f"{module.__name__} has no --{name}"

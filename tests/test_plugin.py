@@ -212,9 +212,9 @@ def match(checkout, run_folder, target, *options, **kwargs):
     preset = handcrafted.load(found / "match-1.json", engine.space).presets[0]
     values = np.asarray(engine.space.to_plugin(preset))
     state = (found / "match-1.vstpreset").read_bytes()
-    # Both files hold what was heard.
+    # Both files hold what was heard; steps have three decimals in a space.
     loaded = engine.read_state(state, "vstpreset")
-    np.testing.assert_allclose(loaded, values, atol=1e-6)
+    np.testing.assert_allclose(loaded, values, atol=6e-4)
     for given in (values, loaded):
         np.testing.assert_allclose(engine.render(given), clip, atol=1e-6)
     _, heard = wavfile.read(found / "target.wav")

@@ -4,6 +4,7 @@
     python -m launch.benchmark render audio        # some of them
     python -m launch.benchmark render --synth=NAME --plugin=PATH
     python -m launch.benchmark train --encoders hn_oh,tfm
+    python -m launch.benchmark memory --sizes=4096,16384
 
 Stages: render (presets to sound and to shards), audio (sound to embedding),
 loader (shards to batches), train (batches to parameters), matching (the
@@ -11,7 +12,9 @@ estimator). Prints a table for each and, with --json, writes the same to a
 file, so that two machines or two commits compare. Every rate stands beside its
 share of the stage's physical limit: the bare engine's rate per core, the best
 matrix product measured in the same run, or the memory's bandwidth. Each stage
-runs in a process of its own, so that its peak memory is its own, too.
+runs in a process of its own, so that its peak memory is its own, too. The
+stage memory, which takes minutes and only runs when it is named, runs the
+commands themselves on the quickstart at several sizes.
 Absolute figures drift on a shared machine: run it in turns with what it is
 compared to.
 """
@@ -46,9 +49,14 @@ _SYNTH = flags.DEFINE_string(
 _PLUGIN = flags.DEFINE_string(
     "plugin", None, "Path of its VST3 plug-in; else the environment's."
 )
+_SIZES = flags.DEFINE_list(
+    "sizes", None, "Numbers of presets of the memory stage, ascending."
+)
 _JSON = flags.DEFINE_string("json", None, "File to write the figures to.")
 
 STAGES = ("render", "audio", "loader", "train", "matching")
+# Only when named: takes minutes.
+ON_DEMAND = ("memory",)
 
 
 def _options(stage: str) -> dict[str, Any]:
@@ -57,6 +65,7 @@ def _options(stage: str) -> dict[str, Any]:
         "render": {"synth": _SYNTH.value, "plugin": _PLUGIN.value},
         "audio": {"models": _MODELS.value, "batch": _BATCH.value},
         "train": {"encoders": _ENCODERS.value, "batch": _BATCH.value},
+        "memory": {"presets": _SIZES.value and list(map(int, _SIZES.value))},
     }.get(stage, {})
     options = {k: v for k, v in given.items() if v is not None}
     return {"seconds": _SECONDS.value, **options}
@@ -103,6 +112,8 @@ def show(stage: str, result: dict[str, Any]) -> str:
         intfmt=",",
     )
     memory = [f"{k}: {v:g}" for k, v in result.items() if k.startswith("peak")]
+    if stage in ON_DEMAND:  # its work is done in other processes
+        memory = []
     return f"\n{stage}\n{table}\n{', '.join(memory)}"
 
 
@@ -110,7 +121,7 @@ def benchmark(stages: list[str]) -> dict[str, dict[str, Any]]:
     """Runs stages one after the other and prints each one's table.
 
     Args:
-      stages: names among `STAGES`.
+      stages: names among `STAGES` and `ON_DEMAND`.
 
     Returns:
       Of each stage, what `run_stage` returns.
@@ -118,10 +129,11 @@ def benchmark(stages: list[str]) -> dict[str, dict[str, Any]]:
     Raises:
       ValueError: when a stage is unknown.
     """
-    unknown = [s for s in stages if s not in STAGES]
+    known = (*STAGES, *ON_DEMAND)
+    unknown = [s for s in stages if s not in known]
     if unknown:
         raise ValueError(
-            f"unknown stages {', '.join(unknown)} (known: {', '.join(STAGES)})"
+            f"unknown stages {', '.join(unknown)} (known: {', '.join(known)})"
         )
     results = {}
     spawn = multiprocessing.get_context("spawn")

@@ -10,6 +10,7 @@ from launch import (
     benchmark,
     benchmark_loader,
     benchmark_matching,
+    benchmark_memory,
     benchmark_render,
 )
 from matching import estimator
@@ -78,3 +79,29 @@ def test_estimator_flops():
             output = found["__call__"][0]
             products += output.size * kernel.size // kernel.shape[-1]
     assert benchmark_matching.network_flops(141) == 2 * products
+
+
+def test_memory_of_commands_on_their_own():
+    rows = benchmark_memory.run(presets=(512, 1024), proxy_only=True)
+    assert [row["command"] for row in rows] == [
+        "precompute",
+        "train",
+        "evaluate",
+    ]
+    for row in rows:
+        first, last = (row[f"MB at {n} presets"] for n in ("512", "1,024"))
+        # A process that has loaded JAX, and not the two cores' whole machine.
+        assert 100 < first < 4000 and 100 < last < 4000
+        assert row["kB per preset"] == pytest.approx((last - first) / 0.512)
+
+
+def test_memory_of_sizes_that_cannot_be():
+    with pytest.raises(ValueError, match="sizes 2048, 1024"):
+        benchmark_memory.run(presets=(2048, 1024))
+
+
+def test_memory_of_a_command_that_fails(tmp_path):
+    with pytest.raises(RuntimeError, match="launch.evaluate.*ended with 1"):
+        benchmark_memory._peak(
+            ["launch.evaluate", f"--run={tmp_path / 'none'}"], tmp_path
+        )

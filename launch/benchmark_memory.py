@@ -1,0 +1,173 @@
+"""How much memory the commands take on the quickstart, and how it grows."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tqdm
+
+_RATE = 44_100
+
+
+def _peak(command: Sequence[str], folder: pathlib.Path) -> float:
+    """The most memory that a command holds at a time, in bytes.
+
+    Raises:
+      RuntimeError: when it fails; with the end of what it printed.
+    """
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=pathlib.Path(__file__).parents[1],
+            env={**os.environ, "TMPDIR": str(folder)},
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            output.seek(0)
+            text = output.read().decode(errors="replace").strip()
+            raise RuntimeError(
+                f"{' '.join(command)}: ended with {process.returncode}: "
+                f"{text[-500:]}"
+            )
+    # In kilobytes, on macOS in bytes.
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _tone(path: pathlib.Path) -> None:
+    from scipy.io import wavfile
+
+    time = np.arange(2 * _RATE) / _RATE
+    sound = 0.5 * np.sin(880 * np.pi * time)
+    wavfile.write(path, _RATE, sound.astype(np.float32))
+
+
+def commands(
+    folder: pathlib.Path, presets: int, *, proxy_only: bool = False
+) -> Iterator[tuple[str, list[str]]]:
+    """Commands on a quickstart of some size, in an order that works.
+
+    Args:
+      folder: for everything that they write.
+      presets: to train on; a quarter as many to test, and an eighth of that
+        for the estimator, which keeps their sounds.
+      proxy_only: whether to leave out the estimator and what comes after it.
+
+    Yields:
+      A name, and the command's module and arguments.
+    """
+    proxy, match = str(folder / "proxy"), str(folder / "match")
+    quickstart = [
+        "--config=configs/quickstart.py",
+        f"--config.data={folder / 'data'}",
+        f"--config.num_train={presets}",
+        f"--config.num_test={presets // 4}",
+        f"--config.evaluation.subset={min(4096, presets // 4)}",
+        "--config.validation=(4,64)",
+        f"--config.shard_size={min(1024, presets)}",
+        "--config.epochs=1",
+    ]
+    yield "precompute", ["launch.precompute", *quickstart]
+    yield "train", ["launch.train", *quickstart, f"--config.run={proxy}"]
+    yield "evaluate", ["launch.evaluate", f"--run={proxy}"]
+    if proxy_only:
+        return
+    members = f"--config.run={folder / 'population'}"
+    seeds = "--seeds=0,1"
+    yield "population", ["launch.population", *quickstart, seeds, members]
+    study = [
+        "--space=configs/sweeps/hn.py",
+        "--trials=1",
+        f"--out={folder / 'sweep'}",
+    ]
+    yield "sweep", ["launch.sweep", *quickstart, *study]
+    sounds = {"train": presets // 8, "validation": 64, "test": 64}
+    estimator = [
+        "--config=configs/dexed_match.py:mix_small",
+        "--config.audio_model=transport640",
+        "--config.sampling.at_default=0.5",
+        "--config.sampling.at_end=0.1",
+        f"--config.data={folder / 'data'}",
+        f"--config.proxy={proxy}",
+        f"--config.run={match}",
+        "--config.epochs=1",
+        "--config.validation_rows=64",
+        *(f"--config.stand_in.{k}={n}" for k, n in sounds.items()),
+    ]
+    yield "train (estimator)", ["launch.train", *estimator]
+    yield "evaluate (estimator)", ["launch.evaluate", f"--run={match}"]
+    _tone(folder / "tone.wav")
+    yield (
+        "match",
+        [
+            "launch.match",
+            str(folder / "tone.wav"),
+            f"--run={match}",
+            f"--out={folder / 'matched'}",
+            "--evaluations=500",
+            "--note=69",
+        ],
+    )
+    page = f"--out={folder / 'site'}"
+    yield "report", ["launch.report", proxy, match, page]
+
+
+def run(
+    seconds: float = 0.0,
+    presets: Sequence[int] = (4_096, 16_384),
+    *,
+    proxy_only: bool = False,
+) -> list[dict[str, Any]]:
+    """Measures the commands, each in a process of its own, at several sizes.
+
+    Args:
+      seconds: ignored; commands take as long as they take.
+      presets: sizes of the quickstart, ascending.
+      proxy_only: see `commands`.
+
+    Returns:
+      One row a command: "command", "MB at N presets" for each size, and "kB
+      per preset", the growth from the smallest to the largest. A megabyte is
+      10^6 bytes.
+
+    Raises:
+      RuntimeError: when a command fails.
+      ValueError: when the sizes do not ascend from 512 on.
+    """
+    del seconds
+    if list(presets) != sorted(set(presets)) or min(presets) < 512:
+        raise ValueError(
+            f"sizes {', '.join(map(str, presets))}: need numbers of presets "
+            "that ascend, the first at least 512"
+        )
+    peaks: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        for size in presets:
+            folder = pathlib.Path(name) / str(size)
+            folder.mkdir()
+            todo = list(commands(folder, size, proxy_only=proxy_only))
+            bar = tqdm.tqdm(todo, desc=f"{size:,} presets", unit="command")
+            for command, arguments in bar:
+                bar.set_postfix_str(command)
+                peak = _peak(arguments, folder)
+                peaks.setdefault(command, []).append(peak)
+    return [
+        {
+            "command": command,
+            **{
+                f"MB at {size:,} presets": peak / 1e6
+                for size, peak in zip(presets, found, strict=True)
+            },
+            "kB per preset": (found[-1] - found[0])
+            / 1e3
+            / max(presets[-1] - presets[0], 1),
+        }
+        for command, found in peaks.items()
+    ]

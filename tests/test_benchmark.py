@@ -101,7 +101,7 @@ def test_memory_of_sizes_that_cannot_be():
 
 
 def test_memory_of_a_command_that_fails(tmp_path):
-    with pytest.raises(RuntimeError, match="launch.evaluate.*ended with 1"):
+    with pytest.raises(RuntimeError, match=r"launch\.evaluate.*ended with 1"):
         benchmark_memory._peak(
             ["launch.evaluate", f"--run={tmp_path / 'none'}"], tmp_path
         )

@@ -391,8 +391,10 @@ def _build(
             f"({len(pairs) - len(absent)} already there)",
             flush=True,
         )
-    if absent:
-        _note_noise(engine, directory, quiet)
+    if absent and isinstance(engine, engines.AbsentRenderer):
+        raise engines.MissingPluginError(f"{directory}: {engine.missing}")
+    # Of data that came from elsewhere, too: shards travel without it.
+    _note_noise(engine, directory, quiet=quiet or not absent)
     report = precompute.build(
         spec,
         directory,
@@ -409,11 +411,9 @@ def _build(
 
 
 def _note_noise(
-    engine: engines.Renderer, directory: pathlib.Path, quiet: bool
+    engine: engines.Renderer, directory: pathlib.Path, *, quiet: bool
 ) -> None:
-    """Keeps a plug-in's noise floor beside the data it is about to make."""
-    if isinstance(engine, engines.AbsentRenderer):
-        raise engines.MissingPluginError(f"{directory}: {engine.missing}")
+    """Keeps a plug-in's noise floor beside the data that it makes."""
     if not hasattr(engine, "contract"):
         return
     from launch import noise

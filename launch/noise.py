@@ -154,20 +154,22 @@ def read(directory: pathlib.Path) -> dict[str, Any] | None:
         ) from error
 
 
-def of_run(run: str | pathlib.Path) -> str:
+def of_run(run: str | pathlib.Path, before: str = "\n") -> str:
     """What to print beside the audio metrics of a run.
 
     Args:
       run: directory of a run, of a proxy or of an estimator.
+      before: what goes before it where there is something to print.
 
     Returns:
-      A line end and `describe` of the run's data; "" when no plug-in made
-      them.
+      `describe` of the run's data; "" when no plug-in made them.
     """
     config = json.loads((pathlib.Path(run) / "config.json").read_text())
+    if not config.get("data"):
+        return ""
     root = pathlib.Path(config["data"]).expanduser()
     for path in sorted(root.glob(f"*/{FILE}")):
-        return "\n" + describe(read(path.parent))
+        return before + describe(read(path.parent))
     return ""
 
 

@@ -12,7 +12,7 @@ from scipy.io import wavfile
 
 from datasets import handcrafted
 from launch import evaluate_matching as evaluation
-from launch import plots, table_notes
+from launch import noise, plots, table_notes
 from proxy import spaces
 from proxy.audio import spectral
 
@@ -100,6 +100,8 @@ def sections(
             "Out-of-domain sounds were not evaluated: launch.evaluate takes a "
             "folder of NSynth notes with --nsynth."
         )
+    floors = dict.fromkeys(noise.of_run(run, "") for run, _, _ in found)
+    notes += [f"{text[0].upper()}{text[1:]}." for text in floors if text]
     players = []
     for synth in dict.fromkeys(config["synth"] for _, config, _ in found):
         mine = [f for f in found if f[1]["synth"] == synth]

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float
 
-from launch import evaluate, plots
+from launch import evaluate, noise, plots
 
 _POINTS = 400
 
@@ -49,6 +49,7 @@ def sections(
             bank = "no bank of hand-crafted presets: synthetic ones alone"
         if config["init"]:
             bank += f"; fine-tuned from {config['init']}"
+        bank += noise.of_run(run, "; ")
         found.append(
             {
                 "title": f"{config['name']}: {config['encoder']} on "

@@ -35,6 +35,7 @@ from launch import (
     devices,
     evaluate,
     evaluate_matching,
+    noise,
     report,
     train,
     train_estimator,
@@ -234,7 +235,8 @@ def tables(runs: Sequence[str], out: pathlib.Path) -> str:
         else:
             found = json.loads((run / "evaluation.json").read_text())
             text = evaluate.table(found["results"], found["bank"])
-        parts.append(f"## {config['name']}\n\n{text}")
+        floor = noise.of_run(run, "\n\n")
+        parts.append(f"## {config['name']}\n\n{text}{floor}")
     if (out / "comparison.json").exists():
         compared = json.loads((out / "comparison.json").read_text())
         text = evaluate_matching.comparison_table(compared)

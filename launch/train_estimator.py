@@ -30,6 +30,7 @@ from launch import (
     devices,
     matching_run,
     metrics,
+    noise,
     sounds,
 )
 from launch import train as proxy_training
@@ -293,6 +294,8 @@ def train(config: Config) -> pathlib.Path:
         "train", ("preset", "embedding", "audio", "audio_scale")
     )
     validate = validator(config, source)
+    if floor := noise.of_run(run, ""):
+        tqdm.tqdm.write(floor)
     epoch_steps = len(rows) // config.batch
     total = config.epochs * epoch_steps
     schedule = schedules.get(

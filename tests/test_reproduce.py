@@ -54,7 +54,8 @@ def tiny_plan():
     proxy.evaluation.repeats, proxy.evaluation.subset = 2, 32
     match = dexed_match.get_config("mix_small")
     match.name, match.run = "tiny_mix", "runs/tiny_mix"
-    match.audio_model, match.data = "mel128", proxy.data
+    match.audio_model, match.data = proxy.audio_model, proxy.data
+    match.sampling = proxy.sampling
     match.render.update(RENDER)
     match.proxy, match.shard_size = proxy.run, 64
     match.num_train, match.batch, match.epochs = 24, 8, 2

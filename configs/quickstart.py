@@ -38,7 +38,9 @@ def get_config():
 
     common.few_presets(config, 64)
     # Few presets for 6 million weights: without decay, they are memorised.
-    config.optimizer.weight_decay = 1.0
+    config.optimizer.weight_decay = 0.3
+    config.optimizer.learning_rate = 3e-3
+    config.average = 0.99
     config.log_every = 32
 
     config.evaluation.subset = 4_096

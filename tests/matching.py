@@ -1,6 +1,7 @@
 """A small proxy and what an estimator learns from, for tests."""
 
 import functools
+import json
 import pathlib
 
 import jax
@@ -11,6 +12,7 @@ from launch import (
     checkpoints,
     experiment,
     matching_run,
+    noise,
     train_estimator,
 )
 from matching import losses
@@ -37,6 +39,21 @@ def save_proxy(folder: pathlib.Path) -> str:
         checkpoints.save(manager, 0, state, None)
         manager.wait_until_finished()
     return config.run
+
+
+def note_noise(data: pathlib.Path) -> str:
+    """Lets data be those of a noisy plug-in; returns what is printed of it."""
+    found = {
+        "plugin": "Noisy 1.0 (VST3, reset)",
+        **{
+            what: dict.fromkeys(noise.METRICS, 0.25)
+            for what in ("order", "process")
+        },
+    }
+    folder = data / "noisy"
+    folder.mkdir(parents=True)
+    (folder / noise.FILE).write_text(json.dumps(found))
+    return noise.describe(found)
 
 
 def match_config(folder: pathlib.Path, name: str, run: str):

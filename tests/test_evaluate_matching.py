@@ -124,6 +124,7 @@ def test_runs_are_compared_sound_by_sound_over_seeds():
 
 
 def test_the_command_writes_sounds_presets_and_tables(folder):
+    floor = matching.note_noise(folder / "data")
     runs = [str(folder / name) for name in ("ploss_0", "mix_0", "mix_1")]
     output = finish(
         start(
@@ -139,6 +140,7 @@ def test_the_command_writes_sounds_presets_and_tables(folder):
     for words in ("in-domain, 4", "out-of-domain, 2", "nearest neighbour"):
         assert words in output
     assert "hand-crafted: no bank" in output and "mix, relaxed" in output
+    assert output.count(floor) == len(runs)
     inside = folder / "mix_0" / "matching"
     content = json.loads((inside / "evaluation.json").read_text())
     assert content["stand_in"] and content["step"] == 7

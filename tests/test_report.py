@@ -16,8 +16,9 @@ from playwright import sync_api
 from scipy.io import wavfile
 
 from datasets import handcrafted
-from launch import report, table_notes
+from launch import report, reproduce, table_notes
 from proxy import spaces
+from tests import matching
 
 SPACE = spaces.get("dexed")
 RATE = 16_000
@@ -58,7 +59,12 @@ def tone(path, pitch):
 def matching_run(folder, schedule, seed, *, stand_in=False):
     run = folder / f"{schedule}_{seed}"
     run.mkdir(parents=True)
-    config = {"name": run.name, "synth": "dexed", "schedule": schedule}
+    config = {
+        "name": run.name,
+        "synth": "dexed",
+        "schedule": schedule,
+        "data": str(folder.parent / "data"),
+    }
     (run / "config.json").write_text(json.dumps(config))
     rng = np.random.default_rng(seed)
     content = {
@@ -119,6 +125,7 @@ def proxy_run(folder, picture):
         "num_train": 512,
         "epochs": 3,
         "init": "",
+        "data": str(folder.parent / "data"),
     }
     (run / "config.json").write_text(json.dumps(config))
     metric = {"mean": 0.125, "std": 0.002}
@@ -167,6 +174,7 @@ def site(tmp_path_factory):
     ranking.mkdir()
     (ranking / "ranking.json").write_text("{}")
     shutil.copyfile(folder / "plot.png", ranking / "heat_map.png")
+    matching.note_noise(folder / "data")
     out = folder / "site"
     # A page that is there is replaced.
     report.build([runs / "proxy"], out, "An older page")
@@ -207,6 +215,16 @@ def test_every_reference_is_there_and_nothing_is_elsewhere(site):
     np.testing.assert_allclose(bank.presets[0], wanted, atol=1e-6)
     voice = files[3].with_suffix(".syx")
     assert len(voice.read_bytes()) == 163
+
+
+def test_distances_stand_beside_the_noise_floor(site):
+    floor = "oise floor of Noisy 1.0 (VST3, reset), the same preset rendered "
+    floor += "again: stft 0.25"
+    page = (site / "index.html").read_text()
+    # Of the three estimators once, and of the proxy.
+    assert page.count(f"N{floor}") == 1 and page.count(f"n{floor}") == 1
+    tables = reproduce.tables([str(site.parent / "runs" / "proxy")], site)
+    assert f"\n\nn{floor}" in tables
 
 
 @pytest.fixture(scope="module")

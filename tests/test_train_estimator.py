@@ -62,7 +62,10 @@ def train(folder, name, **fields):
 @pytest.fixture(scope="module")
 def finished(folder):
     """An uninterrupted run, and what it printed."""
-    return folder / "run", finish(train(folder, "run"))
+    floor = matching.note_noise(folder / "data")
+    output = finish(train(folder, "run"))
+    assert floor in output
+    return folder / "run", output
 
 
 def test_a_run_leaves_metrics_checkpoints_and_pictures(finished, folder):

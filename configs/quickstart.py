@@ -4,7 +4,7 @@
     python -m launch.evaluate --run runs/quickstart
     python -m launch.reproduce --config configs/quickstart.py
 
-The last does all that the paper does, in small: two encoders, three
+The last does all that the paper does, in small: five encoders, three
 estimators that learn through a proxy, tables, and a page to listen.
 
 Synthetic presets are drawn as people make them: half of the numerical
@@ -47,6 +47,38 @@ def get_config():
     return config
 
 
+# The encoders that take minutes or hours at the paper's size, in small: sizes,
+# epochs, learning rate.
+SMALL = {
+    "hn_pt": ({"hidden": 512, "blocks": 6, "token": 16}, 10, 3e-3),
+    "hn_ptgru": ({"hidden": 256, "blocks": 2, "token": 32}, 5, 3e-3),
+    "tfm": (
+        {
+            "hidden": 64,
+            "blocks": 2,
+            "heads": 4,
+            "factor": 2.0,
+            "pooling": "cls",
+        },
+        5,
+        1e-3,
+    ),
+}
+
+
+def _small(encoder: str) -> Any:
+    config = get_config()
+    config.name, config.run = (
+        f"quickstart_{encoder}",
+        f"runs/quickstart_{encoder}",
+    )
+    sizes, config.epochs, config.optimizer.learning_rate = SMALL[encoder]
+    config.encoder, config.sizes = encoder, sizes
+    config.average = 0.0
+    config.optimizer.cosine_steps = (config.epochs - 1) * 64
+    return config
+
+
 def get_plan() -> dict[str, Any]:
     """Everything in small, see `configs.paper.get_plan`."""
     hn, mlp = get_config(), get_config()
@@ -75,7 +107,7 @@ def get_plan() -> dict[str, Any]:
         matches.append(paper.seeded(config, 0))
     return {
         "name": "quickstart",
-        "proxies": [hn, mlp],
+        "proxies": [hn, mlp, *map(_small, SMALL)],
         "tuned": [tuned],
         "matches": matches,
     }

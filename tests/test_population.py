@@ -247,7 +247,8 @@ def test_a_diverging_member_leaves_the_others_alone(finished, tmp_path):
 def test_bad_members_are_told():
     config = quickstart.get_config()
     found = population.members(config, [], [])
-    assert pathlib.Path(found[0].run).name == "seed0_rate0.006"
+    rate = config.optimizer.learning_rate
+    assert pathlib.Path(found[0].run).name == f"seed0_rate{rate:g}"
     assert found[0].data_seed == config.data_seed
     with pytest.raises(ValueError, match="twice: runs/quickstart/seed1"):
         population.members(config, [1, 1], [])

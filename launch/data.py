@@ -218,7 +218,7 @@ def _validation(config: Config) -> tuple[int, int]:
     return rankings, candidates
 
 
-def _sampling(config: Config) -> dict[str, float]:
+def _sampling(config: Config) -> dict[str, Any]:
     """How synthetic presets are drawn; configs may be older than the field."""
     return {k: float(v) for k, v in dict(config.get("sampling", {})).items()}
 

@@ -42,6 +42,7 @@ def test_renders_and_shards_beside_the_bare_engine():
     bare, written = rows[0], rows[-1]
     assert bare["what"] == "bare dexed-py" and bare["of limit"] == 100
     assert written["what"] == "drawn, rendered, mel128, written"
+    assert rows[-2]["what"] == "rendered, mel128, written"
     assert written["of limit"] == pytest.approx(
         100 * written["per core"] / bare["per core"]
     )

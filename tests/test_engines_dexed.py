@@ -472,5 +472,5 @@ def test_real_voices_sound(renderer):
 
 def test_the_benchmark_measures_both_engines():
     rows = benchmark_render.run(0.1)
-    assert [row["unit"] for row in rows] == ["renders"] * 3 + ["presets"] * 2
+    assert [row["unit"] for row in rows] == ["renders"] * 3 + ["presets"] * 3
     assert all(row["per second"] > 0 < row["per core"] for row in rows)

@@ -47,23 +47,21 @@ def run(
     Returns:
       A row for each: clips/s of the median batch; arithmetic of a clip in
       GFLOP (convolutions, FFTs and mel bands as written, taps over padding
-      included), the rate this makes, and its share of the best float32 matrix
-      product measured in the same run.
+      included), the rate this makes, and its share of the best matrix product
+      of its compute type measured in the same run.
 
     Raises:
       ValueError: for an unknown model.
     """
     allocator.keep_memory()
     chosen = [audio.get(name) for name in models or MODELS]
-    peak = benchmark_train.peak()
+    peaks = {d: benchmark_train.peak(d) for d in benchmark_train.dtypes()}
     rows = []
     for model in chosen:
-        dtypes = [jnp.float32]
-        if model.weights and jax.default_backend() != "cpu":
-            dtypes.append(jnp.bfloat16)
+        dtypes = benchmark_train.dtypes() if model.weights else [jnp.float32]
         exact = None
         for dtype in dtypes:
-            row, embeddings = _measure(model, dtype, batch, seconds, peak)
+            row, embeddings = _measure(model, dtype, batch, seconds, peaks[dtype])
             if exact is None:
                 exact = embeddings
             else:

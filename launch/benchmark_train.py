@@ -38,21 +38,40 @@ def run(
       batch: presets in a step; the paper's when None.
       space: the synthesizer.
 
+    On an accelerator each is timed in bfloat16 too.
+
     Returns:
-      A row for each: batch, compile time (s), median time of a step (ms),
-      presets/s, rate of the matrix products (GFLOP/s) and its share of the
-      peak measured just before, and compilations after the first step.
+      A row for each: compute type, batch, compile time (s), median time of a
+      step (ms), presets/s, rate of the matrix products (GFLOP/s) and its share
+      of the peak measured just before, and compilations after the first step.
     """
     allocator.keep_memory()
     return [
-        _measure(name, space, batch or _BATCH.get(name, 512), seconds)
+        _measure(name, space, batch or _BATCH.get(name, 512), seconds, dtype)
         for name in encoders or PAPER
+        for dtype in dtypes()
     ]
 
 
-def peak(size: int = 2048, seconds: float = 1.0) -> float:
-    """Best rate of a square float32 matrix product here, in FLOP/s."""
-    a = jnp.ones((size, size))
+def dtypes() -> list[Any]:
+    """Compute types worth timing here: bfloat16 is slower on CPUs."""
+    if jax.default_backend() == "cpu":
+        return [jnp.float32]
+    return [jnp.float32, jnp.bfloat16]
+
+
+def peak(dtype: Any = jnp.float32, seconds: float = 1.0) -> float:
+    """Best rate of a square matrix product here, in FLOP/s.
+
+    Its size fills the device; its values are random, since zeros and ones
+    take an accelerator less power and let it run faster.
+
+    Args:
+      dtype: of the product.
+      seconds: time spent on it.
+    """
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    a = jax.random.normal(jax.random.key(0), (size, size), dtype)
     multiply = jax.jit(jnp.matmul)
     jax.block_until_ready(multiply(a, a))
     return 2 * size**3 / min(_times(lambda: multiply(a, a), seconds))
@@ -100,7 +119,10 @@ def product_flops(jaxpr: Any) -> int:
 
 
 def prepare(
-    name: str, batch: int, space_name: str = "dexed"
+    name: str,
+    batch: int,
+    space_name: str = "dexed",
+    dtype: Any = jnp.float32,
 ) -> tuple[Any, Any, dict[str, Any]]:
     """A training step as `launch.train` maps it over the devices.
 
@@ -108,6 +130,7 @@ def prepare(
       name: of an encoder, at the paper's size.
       batch: presets in a step.
       space_name: the synthesizer.
+      dtype: compute type; parameters are float32.
 
     Returns:
       The compiled step, its first state, and a batch of random data.
@@ -115,10 +138,13 @@ def prepare(
     space = spaces.get(space_name)
     mesh = devices.mesh()
     accumulate = _ACCUMULATE.get(name, 1)
-    if batch % (accumulate * mesh.size):
+    elsewhere = jax.default_backend() != "cpu"
+    if elsewhere or batch % (accumulate * mesh.size):
         accumulate = 1
     devices.check_batch(batch, mesh)
-    encoder = zoo.build(name, space, _DIMENSION, axis_name=devices.AXIS)
+    encoder = zoo.build(
+        name, space, _DIMENSION, axis_name=devices.AXIS, dtype=dtype
+    )
     update = optimizer.adamw(1e-3)
     step = objective.train_step(
         encoder, space, update, axis_name=devices.AXIS, accumulate=accumulate
@@ -138,11 +164,11 @@ def prepare(
 
 
 def _measure(
-    name: str, space_name: str, batch: int, seconds: float
+    name: str, space_name: str, batch: int, seconds: float, dtype: Any
 ) -> dict[str, Any]:
-    mapped, state, data = prepare(name, batch, space_name)
+    mapped, state, data = prepare(name, batch, space_name, dtype)
     number = len(jax.devices())
-    ceiling = peak()
+    ceiling = peak(dtype)
     flops = number * product_flops(jax.make_jaxpr(mapped)(state, data))
     compilations: list[float] = []
 
@@ -166,6 +192,7 @@ def _measure(
         jax.monitoring.unregister_event_duration_listener(listen)
     return {
         "encoder": name,
+        "dtype": jnp.dtype(dtype).name,
         "batch": batch,
         "compile s": round(first, 2),
         "ms": round(1e3 * median, 1),

@@ -483,16 +483,20 @@ def _complete(source: Source) -> bool:
     return not shards.missing(source.directory, source.spec)
 
 
-def matching_source(config: Config) -> Source:
+def matching_source(
+    config: Config, *, task: int = 0, num_tasks: int = 1
+) -> Source:
     """The presets with audio that sound matching learns from, built if missing.
 
     Args:
       config: a matching experiment. With `presets`, those banks; without,
         synthetic presets: `stand_in` says how many in each split.
+      task: of the shards, every `num_tasks`-th one from `task` on.
+      num_tasks: see `precompute.share`.
 
     Returns:
       Splits train, validation and test with the columns preset, embedding,
-      audio and audio_scale.
+      audio and audio_scale; complete unless a part was asked for.
 
     Raises:
       ShardError: when the folder holds other data, is damaged or full.
@@ -500,10 +504,11 @@ def matching_source(config: Config) -> Source:
     """
     engine = renderer(config)
     embed = functools.partial(embedder, config)
+    part = {"task": task, "num_tasks": num_tasks}
     if config.presets:
         crafted, presets, names = _handcrafted(config, engine)
         given = {"presets": presets, "names": names}
-        _build(config, engine, crafted, embed, **given)
+        _build(config, engine, crafted, embed, **part, **given)
         return crafted
     if jax.process_index() == 0:
         print(f"{NO_BANK}; synthetic presets stand in for them", flush=True)
@@ -524,7 +529,7 @@ def matching_source(config: Config) -> Source:
         **_sampling(config),
     )
     source = Source(directory, spec)
-    _build(config, engine, source, embed)
+    _build(config, engine, source, embed, **part)
     return source
 
 

@@ -19,18 +19,21 @@ rendered. `--runner=DirectRunner` builds the synthetic shards on Apache Beam,
 launch/clusters/README.md has working command lines.
 
 `--shards=3,5-9` names shards of the synthetic data set, which are numbered
-through its splits train, validation, test. `--verify` reads every shard
+through its splits train, validation, test. The config of an estimator
+(configs/dexed_match.py) builds the presets and sounds that it learns from.
+`--verify` reads every shard
 again and compares it with its checksum; it builds nothing.
 """
 
 import contextlib
 import pathlib
+from typing import Any
 
 import tabulate
 from absl import flags
 
 from datasets import mirror, precompute, shards
-from launch import cli, data, spread
+from launch import Config, cli, data, spread
 
 _FLAGS = cli.flag_values(__name__)
 _CONFIG = cli.define_config(_FLAGS)
@@ -94,6 +97,32 @@ def verify(root: pathlib.Path) -> list[tuple[str, str, int, int]]:
     return rows
 
 
+def build(config: Config, part: dict[str, Any]) -> list[data.Source]:
+    """Builds the data of a proxy or an estimator.
+
+    Args:
+      config: an experiment.
+      part: `numbers`, `task` and `num_tasks` of `data.ensure`.
+
+    Returns:
+      The data sets, complete unless a part was asked for.
+
+    Raises:
+      ShardError: when a folder holds other data, is damaged or full.
+      ValueError: when a config field is out of range, or an estimator's data
+        is to be built by numbers or elsewhere than here.
+    """
+    if "schedule" not in config:
+        dataset = data.ensure(config, **part)
+        return [s for s in (dataset.synthetic, dataset.handcrafted) if s]
+    if part.pop("numbers") is not None:
+        raise ValueError(
+            "--shards names shards of a proxy's data, and this is an "
+            "estimator's config; --task and --num_tasks share its shards out"
+        )
+    return [data.matching_source(config, **part)]
+
+
 def main() -> None:
     """Runs the command."""
     config = _CONFIG.value
@@ -113,6 +142,11 @@ def main() -> None:
     }
     with contextlib.ExitStack() as stack:
         if _MIRROR.value or _RUNNER.value:
+            if "schedule" in config:
+                raise ValueError(
+                    "--mirror and --runner are for a proxy's data, and this "
+                    "is an estimator's config; leave them out"
+                )
             spread.prepare(
                 config,
                 stack,
@@ -123,10 +157,8 @@ def main() -> None:
             )
         if _RUNNER.value and mirror.is_remote(_MIRROR.value or ""):
             return
-        dataset = data.ensure(config, **part)
-    for source in (dataset.synthetic, dataset.handcrafted):
-        if source is None:
-            continue
+        sources = build(config, part)
+    for source in sources:
         left = len(shards.missing(source.directory, source.spec))
         state = f"{left} shards missing" if left else "complete"
         print(f"{source.directory}: {state}")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from datasets import shards
-from launch import data, matching_run, metrics, train_estimator
+from launch import data, matching_run, metrics, precompute, train_estimator
 from matching import distances
 from proxy import objective
 from tests import matching
@@ -244,3 +244,17 @@ def test_too_large_a_batch_is_refused(folder):
 def test_a_proxy_is_no_matching_run(folder):
     with pytest.raises(ValueError, match="is the run of a proxy"):
         matching_run.load(folder / "proxy")
+
+
+def test_precompute_builds_its_data_in_parts(tmp_path) -> None:
+    config = matching.match_config(tmp_path, "ploss_small", "run")
+    config.shard_size = 8
+    part: dict[str, Any] = {"numbers": None, "num_tasks": 2}
+    (source,) = precompute.build(config, {**part, "task": 0})
+    left = len(shards.missing(source.directory, source.spec))
+    assert left > 0
+    (source,) = precompute.build(config, {**part, "task": 1})
+    assert not shards.missing(source.directory, source.spec)
+    assert data.matching_source(config).spec == source.spec
+    with pytest.raises(ValueError, match="--shards"):
+        precompute.build(config, {"numbers": [0], "task": 0, "num_tasks": 1})

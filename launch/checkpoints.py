@@ -228,9 +228,16 @@ def restore(
 
 
 def restore_raw(checkpoints: ocp.CheckpointManager, step: int) -> Any:
-    """Reads a checkpoint as it was saved: dictionaries of NumPy arrays."""
-    tree: Any = checkpoints.restore(step, args=ocp.args.StandardRestore())
-    return jax.tree.map(np.asarray, tree)
+    """Reads a checkpoint as it was saved: dictionaries of NumPy arrays.
+
+    Whatever devices it was saved on: these need not be there.
+    """
+    place = checkpoints.directory / str(step) / "default"
+    with ocp.PyTreeCheckpointer() as reader:
+        saved: Any = reader.metadata(place).item_metadata
+        on_host = ocp.RestoreArgs(restore_type=np.ndarray)
+        kinds = jax.tree.map(lambda _: on_host, saved.tree)
+        return reader.restore(place, restore_args=kinds)
 
 
 _SAME = ("synth", "audio_model", "encoder", "sizes")

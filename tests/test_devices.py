@@ -1,10 +1,15 @@
 """Placement on devices and its errors."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
 
-from launch import devices
+from launch import checkpoints, devices
 
 
 def test_mesh_has_one_axis():
@@ -42,3 +47,30 @@ def test_description_names_the_devices():
 def test_warns_of_an_unused_accelerator(monkeypatch):
     monkeypatch.setattr(devices, "_accelerator", lambda: "an NVIDIA GPU")
     assert "jax is the CPU build" in devices.describe()
+
+
+_READ = """
+import pathlib, sys
+from launch import checkpoints
+
+with checkpoints.manager(pathlib.Path(sys.argv[1]), read_only=True) as saved:
+    tree = checkpoints.restore_raw(saved, 3)
+print(type(tree["x"]).__name__, tree["x"].tolist())
+"""
+
+
+def test_a_checkpoint_is_read_where_its_devices_are_not(tmp_path):
+    tree = {"x": np.arange(8.0, dtype=np.float32)}
+    placed = devices.place(tree, devices.split(devices.mesh(4)))
+    with checkpoints.manager(tmp_path) as saved:
+        checkpoints.save(saved, 3, placed, None)
+        saved.wait_until_finished()
+    read = subprocess.run(
+        [sys.executable, "-c", _READ, str(tmp_path)],
+        cwd=pathlib.Path(__file__).parents[1],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},  # one device
+        capture_output=True,
+        text=True,
+    )
+    wanted = f"ndarray {tree['x'].tolist()}"
+    assert read.stdout.strip() == wanted, read.stderr

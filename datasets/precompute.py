@@ -12,8 +12,9 @@ in the last bits.)
 * Embeddings are computed in blocks of `spec.embed_batch` rows that start at
   fixed rows of the shard, the last one padded with silence.
 
-Rendering runs in worker threads (or spawned processes) that are kept a fixed
-number of rows ahead; meanwhile the accelerator embeds the blocks before, and
+Rendering runs in worker threads, or, where more cores are at hand than an
+engine's threads can use, in spawned processes. They are kept a fixed number of
+rows ahead; meanwhile the accelerator embeds the blocks before, and
 the calling thread writes the ones before those.
 """
 
@@ -27,11 +28,14 @@ import json
 import multiprocessing
 import os
 import pathlib
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import tqdm
 from jaxtyping import Float
@@ -250,6 +254,18 @@ _worker_renderer: engines.Renderer | None = None
 def _start_worker(renderer: engines.Renderer) -> None:
     global _worker_renderer
     _worker_renderer = renderer
+    # Accelerators belong to the parent.
+    jax.config.update("jax_platforms", "cpu")
+    # Ctrl-C is the parent's to answer, and nobody outlives it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _in_worker(function: Callable[..., _Rows], *args: Any) -> _Rows:
@@ -597,7 +613,7 @@ def build(
     presets: dict[str, Float[np.ndarray, "rows parameters"]] | None = None,
     names: dict[str, Sequence[str]] | None = None,
     workers: int = 0,
-    processes: bool = False,
+    processes: bool | None = None,
     only: Sequence[tuple[str, int]] | None = None,
     in_flight: int = 1,
     progress: bool = True,
@@ -619,7 +635,9 @@ def build(
       names: their names, by split.
       workers: how many, 0 for one per core, or as many as the engine's
         `workers_per_core`.
-      processes: whether workers are spawned processes and not threads.
+      processes: whether workers are spawned processes and not threads, which
+        a script has to be ready for (`if __name__ == "__main__"`); None: when
+        there are more than the engine's `max_threads`, where it has one.
       only: the shards to build, None for all; see `share`.
       in_flight: blocks to hand to `embed` before the first is fetched.
       progress: whether to show it on stderr.
@@ -647,6 +665,8 @@ def build(
     size = {pair: len(spec.shard_rows(*pair)) for pair in chosen}
     if workers <= 0:
         workers = num_workers() * getattr(renderer, "workers_per_core", 1)
+    if processes is None:
+        processes = workers > getattr(renderer, "max_threads", workers)
     # Enough for every worker while a block is collected and another embedded.
     ahead = 2 * workers + -(-spec.embed_batch // _CHUNK)
     redrawn = collections.Counter[str]()

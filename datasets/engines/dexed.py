@@ -255,6 +255,9 @@ class DexedRenderer:
     """
 
     name = "dexed"
+    # Threads of one process that can render without waiting for each other:
+    # a quarter of the work around a render holds the interpreter lock.
+    max_threads = 4
 
     def __init__(self, settings: RenderSettings | None = None) -> None:
         try:

@@ -12,6 +12,7 @@ interrupted: a `Position` is all there is to save.
 import contextlib
 import dataclasses
 import itertools
+import mmap
 import os
 import pathlib
 import queue
@@ -267,6 +268,8 @@ def blocks(
 ) -> Iterator[tuple[range, dict[str, np.ndarray]]]:
     """Yields a split in order, once.
 
+    Mapped columns take no more memory than a block.
+
     Args:
       columns: arrays of equal length.
       size: rows of a block; the last one may have fewer.
@@ -281,6 +284,21 @@ def blocks(
             part,
             {k: np.array(c[first : part.stop]) for k, c in columns.items()},
         )
+        release(columns)
+
+
+def release(columns: Columns) -> None:
+    """Gives back the memory that mapped columns take once they are read.
+
+    What is read again comes from the file, or from where the system keeps it.
+
+    Args:
+      columns: arrays; those that are not mapped from a file stay as they are.
+    """
+    for column in columns.values():
+        mapped = getattr(column, "_mmap", None)
+        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _length(columns: Columns) -> int:

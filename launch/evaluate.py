@@ -107,6 +107,7 @@ _OUT = flags.DEFINE_string(
 Predict = Callable[[Float[np.ndarray, "samples parameters"]], np.ndarray]
 _TOP = (1, 5, 10)
 _KEPT = 1024
+_DRAWN = 4096
 _PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
@@ -138,8 +139,8 @@ def _score(predicted: jax.Array, audio: jax.Array) -> dict[str, Any]:
 
 
 def score(
-    predicted: Float[np.ndarray, "samples embedding"],
-    audio: Float[np.ndarray, "samples embedding"],
+    predict: Predict,
+    columns: loader.Columns,
     *,
     subset: int,
     repeats: int,
@@ -147,9 +148,12 @@ def score(
 ) -> dict[str, Any]:
     """Scores predictions over random subsets.
 
+    Each subset is read and predicted by itself, so that memory does not grow
+    with the number of presets.
+
     Args:
-      predicted: f(x) of every preset.
-      audio: g(s(x)), same order.
+      predict: f, from presets to embeddings.
+      columns: "preset" and "embedding", g(s(x)), in the same order.
       subset: presets in a subset, at most all of them.
       repeats: how many subsets; one when a subset is everything.
       seed: subset i is drawn with seed + i.
@@ -158,7 +162,7 @@ def score(
       "metrics" (name to mean and standard deviation over subsets), "ranks"
       (of the first subset, preset to audio), "subset", "repeats" and "count".
     """
-    count = len(audio)
+    count = len(columns["preset"])
     subset = min(subset, count)
     repeats = repeats if subset < count else 1
     kept, first = [], None
@@ -167,7 +171,9 @@ def score(
     ):
         rng = np.random.default_rng(seed + i)
         chosen = np.sort(rng.permutation(count)[:subset])
-        found = jax.device_get(_score(predicted[chosen], audio[chosen]))
+        preset, audio = (columns[k][chosen] for k in ("preset", "embedding"))
+        loader.release(columns)
+        found = jax.device_get(_score(predict(preset), audio))
         kept.append(found["scores"])
         first = found["ranks"] if first is None else first
     metrics = {
@@ -339,10 +345,10 @@ def evaluate(
     results: dict[str, dict[str, Any]] = {}
     for where, columns in test_sets(config, dataset).items():
         results[where] = found = {}
-        audio = np.asarray(columns["embedding"])
         for name, model in models.items():
-            predicted = model(columns["preset"])
-            found[name] = score(predicted, audio, **config.evaluation)
+            found[name] = score(model, columns, **config.evaluation)
+        audio = np.array(columns["embedding"][:_DRAWN])
+        predicted = models[config.encoder](columns["preset"][:_DRAWN])
         slug = where.replace(" ", "_")
         plots.rank_histogram(
             {name: f["ranks"] for name, f in found.items()},

@@ -53,6 +53,21 @@ def test_columns_are_decoded_once(dataset, monkeypatch):
     assert not list(dataset.glob(".cache/*/test/.tmp-*"))
 
 
+def test_blocks_give_back_the_memory_of_columns(dataset, monkeypatch):
+    columns = loader.open_columns(dataset, SPEC, "train")
+    released = []
+    monkeypatch.setattr(loader, "release", lambda c: released.append(list(c)))
+    kept = [block for _, block in loader.blocks(columns, 3)]
+    assert released == [["preset", "embedding"]] * 3
+    monkeypatch.undo()
+    before = {k: np.array(c) for k, c in columns.items()}
+    loader.release({**columns, "more": np.ones(3)})
+    for key, column in columns.items():
+        np.testing.assert_array_equal(column, before[key])
+        whole = np.concatenate([block[key] for block in kept])
+        np.testing.assert_array_equal(whole, before[key])
+
+
 def test_names(dataset):
     names = loader.open_names(dataset, SPEC, "train")
     assert names == [f"Flöte {row}" for row in range(7)]

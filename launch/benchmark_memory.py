@@ -69,7 +69,7 @@ def commands(
         f"--config.data={folder / 'data'}",
         f"--config.num_train={presets}",
         f"--config.num_test={presets // 4}",
-        f"--config.evaluation.subset={min(4096, presets // 4)}",
+        f"--config.evaluation.subset={min(1024, presets // 4)}",
         "--config.validation=(4,64)",
         f"--config.shard_size={min(1024, presets)}",
         "--config.epochs=1",

@@ -61,7 +61,9 @@ def run(
         dtypes = benchmark_train.dtypes() if model.weights else [jnp.float32]
         exact = None
         for dtype in dtypes:
-            row, embeddings = _measure(model, dtype, batch, seconds, peaks[dtype])
+            row, embeddings = _measure(
+                model, dtype, batch, seconds, peaks[dtype]
+            )
             if exact is None:
                 exact = embeddings
             else:

@@ -666,7 +666,7 @@ def build(
     if workers <= 0:
         workers = num_workers() * getattr(renderer, "workers_per_core", 1)
     if processes is None:
-        processes = workers > getattr(renderer, "max_threads", workers)
+        processes = bool(workers > getattr(renderer, "max_threads", workers))
     # Enough for every worker while a block is collected and another embedded.
     ahead = 2 * workers + -(-spec.embed_batch // _CHUNK)
     redrawn = collections.Counter[str]()

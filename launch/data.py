@@ -504,7 +504,7 @@ def matching_source(
     """
     engine = renderer(config)
     embed = functools.partial(embedder, config)
-    part = {"task": task, "num_tasks": num_tasks}
+    part: dict[str, Any] = {"task": task, "num_tasks": num_tasks}
     if config.presets:
         crafted, presets, names = _handcrafted(config, engine)
         given = {"presets": presets, "names": names}

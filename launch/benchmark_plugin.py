@@ -15,7 +15,7 @@ from datasets.engines import vst3, vst3_binding
 _PRESETS = 32
 
 
-def _processor() -> float:
+def processor_time() -> float:
     """Seconds of processor time, ours and that of processes that ended."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + ended.ru_utime + ended.ru_stime
@@ -96,22 +96,22 @@ def run(
         engines.check_level(sound, settings)
 
     renderer.close()
-    before = _processor()
+    before = processor_time()
     render(0)
     renderer.close()
-    loading = _processor() - before
+    loading = processor_time() - before
 
     bare = _bare(renderer, np.stack(values))
     bare(0)
     rates = [("bare pedalboard", *measure(bare, seconds, 1))]
     for workers in dict.fromkeys((1, precompute.usable_cores())):
-        before, opened = _processor(), renderer.started
+        before, opened = processor_time(), renderer.started
         render(0)
         wall, _ = measure(render, seconds, workers)
         renderer.close()
         calls = round(wall * seconds) + 1
         opened = renderer.started - opened
-        used = _processor() - before - loading * opened
+        used = processor_time() - before - loading * opened
         one = "worker" if workers == 1 else "workers"
         what = f"our host, {workers} {one}"
         rates.append((what, wall, calls / max(used, 1e-9)))

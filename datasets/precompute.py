@@ -14,8 +14,8 @@ in the last bits.)
 
 Rendering runs in worker threads, or, where more cores are at hand than an
 engine's threads can use, in spawned processes. They are kept a fixed number of
-rows ahead; meanwhile the accelerator embeds the blocks before, and
-the calling thread writes the ones before those.
+rows ahead; meanwhile the accelerator embeds the blocks before, and the calling
+thread writes the ones before those.
 """
 
 import collections

@@ -3,6 +3,7 @@
 import dataclasses
 import multiprocessing
 import os
+import pathlib
 import random
 import signal
 import subprocess
@@ -135,7 +136,13 @@ def test_a_data_set_is_sampled_as_its_spec_says(embed, tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [{"workers": 2}, {"workers": 5}, {"in_flight": 3}, {"processes": True}],
+    [
+        {"workers": 2},
+        {"workers": 5, "processes": False},
+        {"workers": 3},  # more than its threads can use: processes
+        {"in_flight": 3},
+        {"processes": True},
+    ],
 )
 def test_workers_do_not_change_a_byte(reference, embed, tmp_path, options):
     build(make_spec(), tmp_path, embed, **options)
@@ -328,6 +335,40 @@ def start(directory):
         stderr=subprocess.PIPE,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
+
+
+_PARENT = """
+import multiprocessing, time
+from datasets import engines, precompute
+
+if __name__ == "__main__":
+    with precompute._pool(engines.get("dexed"), 2, True) as submit:
+        tasks = [submit(precompute.render_rows, 0, "x", [i]) for i in range(9)]
+        [task.result() for task in tasks]
+        print(*(p.pid for p in multiprocessing.active_children()), flush=True)
+        time.sleep(60)
+"""
+
+
+def test_no_worker_outlives_its_parent(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(_PARENT)
+    root = pathlib.Path(__file__).parents[1]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
+    with subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, env=env
+    ) as parent:
+        assert parent.stdout is not None
+        workers = [int(word) for word in parent.stdout.readline().split()]
+        assert workers
+        parent.send_signal(signal.SIGKILL)
+        try:
+            # They share its output, which ends with the last of them.
+            parent.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            for worker in workers:
+                os.kill(worker, signal.SIGKILL)
+            pytest.fail("workers live on")
 
 
 def finished(directory):

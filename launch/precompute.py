@@ -21,8 +21,8 @@ launch/clusters/README.md has working command lines.
 `--shards=3,5-9` names shards of the synthetic data set, which are numbered
 through its splits train, validation, test. The config of an estimator
 (configs/dexed_match.py) builds the presets and sounds that it learns from.
-`--verify` reads every shard
-again and compares it with its checksum; it builds nothing.
+`--verify` reads every shard again and compares it with its checksum; it builds
+nothing.
 """
 
 import contextlib
@@ -97,30 +97,29 @@ def verify(root: pathlib.Path) -> list[tuple[str, str, int, int]]:
     return rows
 
 
-def build(config: Config, part: dict[str, Any]) -> list[data.Source]:
+def build(
+    config: Config, *, numbers: list[int] | None, task: int, num_tasks: int
+) -> list[data.Source]:
     """Builds the data of a proxy or an estimator.
 
     Args:
       config: an experiment.
-      part: `numbers`, `task` and `num_tasks` of `data.ensure`.
+      numbers: see `data.ensure`; of a proxy only.
+      task: see `data.ensure`.
+      num_tasks: see `data.ensure`.
 
     Returns:
       The data sets, complete unless a part was asked for.
 
     Raises:
       ShardError: when a folder holds other data, is damaged or full.
-      ValueError: when a config field is out of range, or an estimator's data
-        is to be built by numbers or elsewhere than here.
+      ValueError: when a config field is out of range.
     """
-    if "schedule" not in config:
-        dataset = data.ensure(config, **part)
-        return [s for s in (dataset.synthetic, dataset.handcrafted) if s]
-    if part.pop("numbers") is not None:
-        raise ValueError(
-            "--shards names shards of a proxy's data, and this is an "
-            "estimator's config; --task and --num_tasks share its shards out"
-        )
-    return [data.matching_source(config, **part)]
+    part = {"task": task, "num_tasks": num_tasks}
+    if "proxy" in config:
+        return [data.matching_source(config, **part)]
+    dataset = data.ensure(config, numbers=numbers, **part)
+    return [s for s in (dataset.synthetic, dataset.handcrafted) if s]
 
 
 def main() -> None:
@@ -135,18 +134,18 @@ def main() -> None:
     if _WORKERS.value is not None:
         config.workers = _WORKERS.value
     text = _SHARDS.value
-    part = {
+    if "proxy" in config and (text or _MIRROR.value or _RUNNER.value):
+        raise ValueError(
+            "--shards, --mirror and --runner are for a proxy's data, and this "
+            "is an estimator's config; --task and --num_tasks share it out"
+        )
+    part: dict[str, Any] = {
         "numbers": precompute.parse_shards(text) if text else None,
         "task": _TASK.value,
         "num_tasks": _NUM_TASKS.value,
     }
     with contextlib.ExitStack() as stack:
         if _MIRROR.value or _RUNNER.value:
-            if "schedule" in config:
-                raise ValueError(
-                    "--mirror and --runner are for a proxy's data, and this "
-                    "is an estimator's config; leave them out"
-                )
             spread.prepare(
                 config,
                 stack,
@@ -157,7 +156,7 @@ def main() -> None:
             )
         if _RUNNER.value and mirror.is_remote(_MIRROR.value or ""):
             return
-        sources = build(config, part)
+        sources = build(config, **part)
     for source in sources:
         left = len(shards.missing(source.directory, source.spec))
         state = f"{left} shards missing" if left else "complete"

@@ -250,11 +250,15 @@ def test_precompute_builds_its_data_in_parts(tmp_path) -> None:
     config = matching.match_config(tmp_path, "ploss_small", "run")
     config.shard_size = 8
     part: dict[str, Any] = {"numbers": None, "num_tasks": 2}
-    (source,) = precompute.build(config, {**part, "task": 0})
+    (source,) = precompute.build(config, **part, task=0)
     left = len(shards.missing(source.directory, source.spec))
     assert left > 0
-    (source,) = precompute.build(config, {**part, "task": 1})
+    (source,) = precompute.build(config, **part, task=1)
     assert not shards.missing(source.directory, source.spec)
     assert data.matching_source(config).spec == source.spec
-    with pytest.raises(ValueError, match="--shards"):
-        precompute.build(config, {"numbers": [0], "task": 0, "num_tasks": 1})
+
+
+def test_precompute_of_it_refuses_what_is_for_a_proxy() -> None:
+    config = "--config=configs/dexed_match.py:mix_small"
+    output = finish(start("precompute", config, "--shards=0"), 1)
+    assert "error: --shards, --mirror and --runner are for a proxy" in output

@@ -32,13 +32,13 @@ def run(
 ) -> list[dict[str, Any]]:
     """Times the training step of each encoder at the paper's size.
 
+    On an accelerator in bfloat16, too.
+
     Args:
       encoders: names; the paper's five when None.
       seconds: time spent on each.
       batch: presets in a step; the paper's when None.
       space: the synthesizer.
-
-    On an accelerator each is timed in bfloat16 too.
 
     Returns:
       A row for each: compute type, batch, compile time (s), median time of a

@@ -106,6 +106,7 @@ _OUT = flags.DEFINE_string(
 
 Predict = Callable[[Float[np.ndarray, "samples parameters"]], np.ndarray]
 _TOP = (1, 5, 10)
+# Embeddings kept for the page, and those that a picture's axes are fitted to.
 _KEPT = 1024
 _DRAWN = 4096
 _PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)

@@ -73,7 +73,7 @@ def proxy_config(synth: str, encoder: str) -> Any:
     config.plugin = ""
     config.host = ml_collections.ConfigDict(
         {
-            # Of its render contract (datasets/engines/vst3.py), what is to be
+            # Of its render contract (datasets/engines/vst3/), what is to be
             # other than known: isolation, "reset" or "process"; seconds, at
             # most, until a first sound; seconds until a render has hung.
             "isolation": "",

@@ -8,7 +8,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch import allocator
+from launch.runs import allocator
 
 # Errors that a user can mend: bad input, a missing file, a full disk. They
 # are told in one line; anything else is a defect and keeps its traceback.
@@ -26,24 +26,8 @@ _TRACEBACK = flags.DEFINE_bool(
 )
 
 
-def flag_values(module: str) -> flags.FlagValues:
-    """Where a command's flags go.
-
-    Args:
-      module: its `__name__`.
-
-    Returns:
-      The program's flags when the command is run; flags of its own when it
-      is imported, so that two commands may use the same names.
-    """
-    return flags.FLAGS if module == "__main__" else flags.FlagValues()
-
-
-def define_config(values: flags.FlagValues) -> flags.FlagHolder:
+def define_config() -> flags.FlagHolder:
     """Defines `--config FILE` with `--config.field=value` overrides.
-
-    Args:
-      values: the command's flags, see `flag_values`.
 
     Returns:
       The holder of the flag; required.
@@ -53,9 +37,8 @@ def define_config(values: flags.FlagValues) -> flags.FlagHolder:
         None,
         "Experiment file; override fields with --config.field=value.",
         lock_config=True,
-        flag_values=values,
     )
-    flags.mark_flag_as_required("config", flag_values=values)
+    flags.mark_flag_as_required("config")
     return holder
 
 
@@ -74,7 +57,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _module() -> str:
     spec = sys.modules["__main__"].__spec__
-    return spec.name if spec else sys.argv[0]
+    return spec.name.removesuffix(".__main__") if spec else sys.argv[0]
 
 
 def run(main: Callable[..., None], *, arguments: bool = False) -> None:

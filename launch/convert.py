@@ -18,42 +18,25 @@ import numpy as np
 from absl import flags
 
 from configs import common
-from datasets import lightning
-from launch import Config, checkpoints, cli, experiment
+from datasets.weights import lightning
+from launch import Config, cli
+from launch.runs import build, checkpoints
 from proxy import audio, encoders, spaces
-from proxy.encoders import published
+from proxy.published import encoders as published
 
-_FLAGS = cli.flag_values(__name__)
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint",
-    "",
-    "Lightning checkpoint of the paper's code.",
-    flag_values=_FLAGS,
+    "checkpoint", "", "Lightning checkpoint of the paper's code."
 )
-_SYNTH = flags.DEFINE_string(
-    "synth", "", "dexed, diva or talnm.", flag_values=_FLAGS
-)
-_ENCODER = flags.DEFINE_string(
-    "encoder", "", "Encoder, e.g. tfm.", flag_values=_FLAGS
-)
+_SYNTH = flags.DEFINE_string("synth", "", "dexed, diva or talnm.")
+_ENCODER = flags.DEFINE_string("encoder", "", "Encoder, e.g. tfm.")
 _AUDIO_MODEL = flags.DEFINE_string(
-    "audio_model",
-    "mn04",
-    "Audio model whose embeddings it predicts.",
-    flag_values=_FLAGS,
+    "audio_model", "mn04", "Audio model whose embeddings it predicts."
 )
 _HEADS = flags.DEFINE_integer(
-    "heads",
-    None,
-    "Attention heads, where not the paper's 8.",
-    lower_bound=1,
-    flag_values=_FLAGS,
+    "heads", None, "Attention heads, where not the paper's 8.", lower_bound=1
 )
 _RUN = flags.DEFINE_string(
-    "run",
-    None,
-    "Folder to write; runs/<synth>_<encoder>_published if left.",
-    flag_values=_FLAGS,
+    "run", None, "Folder to write; runs/<synth>_<encoder>_published if left."
 )
 
 
@@ -119,7 +102,7 @@ def convert(
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} exists; remove it or choose another --run")
     rows = np.zeros((1, dimension), np.float32)
-    state = experiment.initial_state(config, rows)
+    state = build.initial_state(config, rows)
     variables = jax.tree.map(lambda x: x.astype(np.float32), variables)
     state = dataclasses.replace(
         state,

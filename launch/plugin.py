@@ -18,46 +18,40 @@ from absl import flags
 
 import proxy.spaces
 from datasets import engines
-from datasets.engines import vst3, vst3_binding, vst3_scaffold
-from launch import cli, noise
+from datasets.engines.vst3 import binding as vst3_binding
+from datasets.engines.vst3 import engine as vst3
+from datasets.engines.vst3 import scaffold as vst3_scaffold
+from launch import cli
+from launch.runs import noise
 
-_FLAGS = cli.flag_values(__name__)
 _SYNTH = flags.DEFINE_string(
     "synth",
     None,
     "Synthesizer whose parameters to look for (default: the most alike).",
-    flag_values=_FLAGS,
 )
-_NAME = flags.DEFINE_string(
-    "name", None, "Name of the new synthesizer.", flag_values=_FLAGS
-)
-_HOLD = flags.DEFINE_list(
-    "hold", [], "Parameters that presets do not vary.", flag_values=_FLAGS
-)
+_NAME = flags.DEFINE_string("name", None, "Name of the new synthesizer.")
+_HOLD = flags.DEFINE_list("hold", [], "Parameters that presets do not vary.")
 _FOLDER = flags.DEFINE_string(
     "folder",
     str(pathlib.Path(proxy.spaces.__file__).parent),
     "Where to write the table.",
-    flag_values=_FLAGS,
 )
 _PRESETS = flags.DEFINE_integer(
-    "presets", 8, "Presets to render.", lower_bound=2, flag_values=_FLAGS
+    "presets", 8, "Presets to render.", lower_bound=2
 )
 _SAMPLE_RATE = flags.DEFINE_integer(
-    "sample_rate", 32_000, "To render at, in Hz.", flag_values=_FLAGS
+    "sample_rate", 32_000, "To render at, in Hz."
 )
 _ISOLATION = flags.DEFINE_enum(
     "isolation",
     None,
     ["reset", "process"],
     "Render contract (default: the synthesizer's).",
-    flag_values=_FLAGS,
 )
 _WARM_UP = flags.DEFINE_float(
     "warm_up",
     None,
     "Seconds, at most, until a first sound (default: the synthesizer's).",
-    flag_values=_FLAGS,
 )
 
 

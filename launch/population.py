@@ -31,32 +31,19 @@ import tqdm
 from absl import flags
 
 from datasets import loader
-from launch import (
-    Config,
-    checkpoints,
-    cli,
-    data,
-    devices,
-    experiment,
-    metrics,
-    plots,
-    train,
-)
+from launch import Config, cli
+from launch.runs import build, checkpoints, data, devices, metrics, plots
+from launch.train import proxy as train_proxy
 from proxy import population, spaces
 
-_FLAGS = cli.flag_values(__name__)
-_CONFIG = cli.define_config(_FLAGS)
+_CONFIG = cli.define_config()
 _SEEDS = flags.DEFINE_list(
-    "seeds",
-    [],
-    "Seeds, e.g. 0,1,2; empty for the config's.",
-    flag_values=_FLAGS,
+    "seeds", [], "Seeds, e.g. 0,1,2; empty for the config's."
 )
 _RATES = flags.DEFINE_list(
     "learning_rates",
     [],
     "Learning rates, e.g. 1e-3,3e-3; empty for the config's.",
-    flag_values=_FLAGS,
 )
 
 
@@ -141,8 +128,8 @@ def _initial(
     }
     states = jax.jit(
         lambda rates, seeds, bias: population.init_states(
-            experiment.encoder(shared),
-            lambda **r: experiment.gradient_transformation(shared, **r),
+            build.encoder(shared),
+            lambda **r: build.gradient_transformation(shared, **r),
             rates,
             jax.vmap(jax.random.key)(seeds),
             spaces.get(shared.synth).width,
@@ -152,7 +139,7 @@ def _initial(
     )(
         rates,
         np.array([c.seed for c in configs]),
-        experiment.initial_bias(shared, columns["embedding"]),
+        build.initial_bias(shared, columns["embedding"]),
     )
     if shared.init:
         started = [
@@ -166,9 +153,9 @@ def _initial(
 def _map_step(config: Config, mesh: jax.sharding.Mesh) -> Any:
     """The members' step, split over the devices and compiled."""
     step = population.train_step(
-        experiment.encoder(config),
+        build.encoder(config),
         spaces.get(config.synth),
-        lambda **rates: experiment.gradient_transformation(config, **rates),
+        lambda **rates: build.gradient_transformation(config, **rates),
         accumulate=config.accumulate,
         decay=config.average,
     )
@@ -345,7 +332,7 @@ def train_members(
         )
     configs = members(config, seeds, learning_rates)
     devices.check_batch(config.batch, devices.mesh(1), config.accumulate)
-    experiment.empty_state(config)
+    build.empty_state(config)
     runs = _prepare(config, configs)
     dataset = data.ensure(config)
     columns = data.training_source(config, dataset).columns("train")
@@ -354,7 +341,7 @@ def train_members(
     print(f"{len(configs)} members on {mesh.size} devices", flush=True)
     rates, states = _initial(configs, columns)
     rates, states = devices.place(rates, each), devices.place(states, each)
-    step_fn, ranker = _map_step(config, mesh), experiment.validator(config)
+    step_fn, ranker = _map_step(config, mesh), build.validator(config)
     keep_best = jax.jit(population.keep_best, out_shardings=each)
     tree = {
         "states": states,
@@ -371,7 +358,7 @@ def train_members(
         if done:
             tree = checkpoints.restore(saved, tree)
             print(f"{config.run}: going on at step {done:,} of {total:,}")
-        stopped = stack.enter_context(train.catch_termination())
+        stopped = stack.enter_context(train_proxy.catch_termination())
         log = stack.enter_context(contextlib.closing(_Members(runs, done)))
         start = loader.Position(*divmod(done, epoch_steps))
         batches = stack.enter_context(

@@ -33,40 +33,27 @@ import tabulate
 from absl import flags
 
 from datasets import mirror, precompute, shards
-from launch import Config, cli, data, spread
+from launch import Config, cli, spread
+from launch.runs import data
 
-_FLAGS = cli.flag_values(__name__)
-_CONFIG = cli.define_config(_FLAGS)
+_CONFIG = cli.define_config()
 _WORKERS = flags.DEFINE_integer(
-    "workers",
-    None,
-    "Rendering workers, 0 for one per core.",
-    lower_bound=0,
-    flag_values=_FLAGS,
+    "workers", None, "Rendering workers, 0 for one per core.", lower_bound=0
 )
-_SHARDS = flags.DEFINE_string(
-    "shards", None, "Only these, e.g. 3,5-9.", flag_values=_FLAGS
-)
-_TASK = flags.DEFINE_integer(
-    "task", 0, "Number of this task, from 0.", flag_values=_FLAGS
-)
-_NUM_TASKS = flags.DEFINE_integer(
-    "num_tasks", 1, "Number of tasks.", flag_values=_FLAGS
-)
-_VERIFY = flags.DEFINE_bool(
-    "verify", False, "Check what is there instead.", flag_values=_FLAGS
-)
+_SHARDS = flags.DEFINE_string("shards", None, "Only these, e.g. 3,5-9.")
+_TASK = flags.DEFINE_integer("task", 0, "Number of this task, from 0.")
+_NUM_TASKS = flags.DEFINE_integer("num_tasks", 1, "Number of tasks.")
+_VERIFY = flags.DEFINE_bool("verify", False, "Check what is there instead.")
 _MIRROR = flags.DEFINE_string(
-    "mirror", None, "Bucket or folder to copy to and from.", flag_values=_FLAGS
+    "mirror", None, "Bucket or folder to copy to and from."
 )
 _RUNNER = flags.DEFINE_string(
-    "runner", None, "Apache Beam runner for the shards.", flag_values=_FLAGS
+    "runner", None, "Apache Beam runner for the shards."
 )
 _OPTIONS = flags.DEFINE_list(
     "pipeline_options",
     [],
     "Beam's options, e.g. direct_num_workers=2,project=NAME.",
-    flag_values=_FLAGS,
 )
 
 

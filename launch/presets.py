@@ -18,7 +18,8 @@ from typing import Any
 import tabulate
 from absl import flags
 
-from datasets import download, engines, handcrafted, precompute
+from datasets import download, engines, precompute
+from datasets.presets import bank as handcrafted
 from launch import cli
 from proxy import spaces
 
@@ -74,61 +75,30 @@ SOURCES = {
     ),
 }
 
-_FLAGS = cli.flag_values(__name__)
 _SOURCE = flags.DEFINE_enum(
-    "source",
-    "dexed",
-    list(SOURCES),
-    "Which bank to fetch.",
-    flag_values=_FLAGS,
+    "source", "dexed", list(SOURCES), "Which bank to fetch."
 )
 _CACHE = flags.DEFINE_string(
-    "cache_dir",
-    None,
-    "Where banks are kept (default: the user's cache).",
-    flag_values=_FLAGS,
+    "cache_dir", None, "Where banks are kept (default: the user's cache)."
 )
 _SYNTH = flags.DEFINE_enum(
-    "synth",
-    "dexed",
-    spaces.names(),
-    "Synthesizer of the presets.",
-    flag_values=_FLAGS,
+    "synth", "dexed", spaces.names(), "Synthesizer of the presets."
 )
 _GATE = flags.DEFINE_bool(
-    "gate",
-    False,
-    "Render the presets; drop silent and too loud ones.",
-    flag_values=_FLAGS,
+    "gate", False, "Render the presets; drop silent and too loud ones."
 )
 _SAMPLE_RATE = flags.DEFINE_integer(
-    "sample_rate",
-    44_100,
-    "Sample rate to render at, in Hz.",
-    flag_values=_FLAGS,
+    "sample_rate", 44_100, "Sample rate to render at, in Hz."
 )
 _WORKERS = flags.DEFINE_integer(
-    "workers",
-    0,
-    "Rendering threads, 0: one per core.",
-    lower_bound=0,
-    flag_values=_FLAGS,
+    "workers", 0, "Rendering threads, 0: one per core.", lower_bound=0
 )
 _LIST = flags.DEFINE_integer(
-    "list",
-    0,
-    "How many presets to list.",
-    lower_bound=0,
-    flag_values=_FLAGS,
+    "list", 0, "How many presets to list.", lower_bound=0
 )
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "File to write, .syx or .json.", flag_values=_FLAGS
-)
+_OUTPUT = flags.DEFINE_string("output", None, "File to write, .syx or .json.")
 _NAMES = flags.DEFINE_list(
-    "names",
-    None,
-    "Presets to export, by name (default: all).",
-    flag_values=_FLAGS,
+    "names", None, "Presets to export, by name (default: all)."
 )
 
 

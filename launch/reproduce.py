@@ -28,39 +28,24 @@ from typing import Any
 from absl import flags
 
 from datasets import shards
-from launch import (
-    Config,
-    cli,
-    data,
-    devices,
-    evaluate,
-    evaluate_matching,
-    noise,
-    report,
-    train,
-    train_estimator,
-)
+from launch import Config, cli
+from launch.evaluate import estimator as evaluate_estimator
+from launch.evaluate import proxy as evaluate_proxy
+from launch.report import page as report
+from launch.runs import data, devices, noise
+from launch.train import estimator as train_estimator
+from launch.train import proxy as train_proxy
 
-_FLAGS = cli.flag_values(__name__)
 _CONFIG = flags.DEFINE_string(
     "config",
     None,
     "File with get_plan(), and after a colon the name of a plan.",
     required=True,
-    flag_values=_FLAGS,
 )
-_PRESETS = flags.DEFINE_string(
-    "presets", "", "Bank of hand-crafted presets.", flag_values=_FLAGS
-)
-_NSYNTH = flags.DEFINE_string(
-    "nsynth", "", "Folder in NSynth's format.", flag_values=_FLAGS
-)
-_WEIGHTS = flags.DEFINE_string(
-    "weights", "", "Local file of the audio model.", flag_values=_FLAGS
-)
-_FOLDER = flags.DEFINE_string(
-    "folder", ".", "Where data, runs and results go.", flag_values=_FLAGS
-)
+_PRESETS = flags.DEFINE_string("presets", "", "Bank of hand-crafted presets.")
+_NSYNTH = flags.DEFINE_string("nsynth", "", "Folder in NSynth's format.")
+_WEIGHTS = flags.DEFINE_string("weights", "", "Local file of the audio model.")
+_FOLDER = flags.DEFINE_string("folder", ".", "Where data, runs and results go.")
 
 Plan = dict[str, Any]
 
@@ -180,16 +165,16 @@ def stages(
             made.add((config.data, config.num_train))
             add(f"data {config.data}", bind(data.ensure, config), config)
     for config in (*proxies, *tuned):
-        add(f"train {config.name}", bind(train.train, config), config)
+        add(f"train {config.name}", bind(train_proxy.train, config), config)
         add(
             f"evaluate {config.name}",
-            bind(evaluate.evaluate, config.run, "best", None),
+            bind(evaluate_proxy.evaluate, config.run, "best", None),
             config,
         )
     for config in matches:
         add(f"match {config.name}", bind(train_estimator.train, config), config)
     if matches:
-        options = evaluate_matching.Options(nsynth=nsynth)
+        options = evaluate_estimator.Options(nsynth=nsynth)
         runs = [config.run for config in matches]
         work = bind(_evaluate_matches, runs, options, out)
         add("evaluate matches", work, *matches)
@@ -207,11 +192,11 @@ def results_folder(plan: Plan, folder: str) -> pathlib.Path:
 
 def _evaluate_matches(
     runs: Sequence[str],
-    options: evaluate_matching.Options,
+    options: evaluate_estimator.Options,
     out: pathlib.Path,
 ) -> None:
-    results = evaluate_matching.evaluate(runs, options)
-    compared = evaluate_matching.compare(results)
+    results = evaluate_estimator.evaluate(runs, options)
+    compared = evaluate_estimator.compare(results)
     text = json.dumps(compared) + "\n"
     shards.write_atomically(out / "comparison.json", text)
 
@@ -231,15 +216,15 @@ def tables(runs: Sequence[str], out: pathlib.Path) -> str:
         config = json.loads((run / "config.json").read_text())
         if "schedule" in config:
             file = run / "matching" / "evaluation.json"
-            text = evaluate_matching.table(json.loads(file.read_text()))
+            text = evaluate_estimator.table(json.loads(file.read_text()))
         else:
             found = json.loads((run / "evaluation.json").read_text())
-            text = evaluate.table(found["results"], found["bank"])
+            text = evaluate_proxy.table(found["results"], found["bank"])
         floor = noise.of_run(run, "\n\n")
         parts.append(f"## {config['name']}\n\n{text}{floor}")
     if (out / "comparison.json").exists():
         compared = json.loads((out / "comparison.json").read_text())
-        text = evaluate_matching.comparison_table(compared)
+        text = evaluate_estimator.comparison_table(compared)
         parts.append(f"## Schedules compared\n\n{text}")
     return "\n\n".join(parts) + "\n"
 

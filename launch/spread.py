@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from datasets import mirror, precompute, shards
-from launch import Config, data
+from launch import Config
+from launch.runs import data
 
 
 def prepare(

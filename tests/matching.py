@@ -8,13 +8,8 @@ import jax
 import numpy as np
 
 from configs import dexed_match, dexed_proxy_small
-from launch import (
-    checkpoints,
-    experiment,
-    matching_run,
-    noise,
-    train_estimator,
-)
+from launch.runs import build, checkpoints, noise, opened
+from launch.train import estimator as train_estimator
 from matching import losses
 
 RENDER = {"duration": 1.0, "hold": 0.5}
@@ -34,7 +29,7 @@ def save_proxy(folder: pathlib.Path) -> str:
     config.run = str(folder / "proxy")
     config.sizes.update({"hidden": 32, "blocks": 2})
     rows = np.full((1, 128), -40, np.float32)
-    state = experiment.initial_state(config, rows)
+    state = build.initial_state(config, rows)
     with checkpoints.manager(checkpoints.prepare(config)) as manager:
         checkpoints.save(manager, 0, state, None)
         manager.wait_until_finished()
@@ -77,7 +72,7 @@ def _fresh():
     # Once for all: it takes seconds to compile.
     config = dexed_match.get_config()
     return losses.init_state(
-        matching_run.network(config),
+        opened.network(config),
         train_estimator.gradient_transformation(config),
         jax.random.key(0),
     )

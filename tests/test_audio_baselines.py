@@ -6,7 +6,7 @@ import scipy.fft
 import scipy.signal
 
 from proxy import audio
-from proxy.audio import baselines, spectral
+from proxy.audio import averages, spectral
 
 RATE = 44_100
 
@@ -89,13 +89,13 @@ def test_gradients_are_finite(name):
 @pytest.mark.parametrize("at_once", [0, 1, 2])
 def test_batch_and_chunks_do_not_matter(at_once):
     wave = clips()
-    ours = baselines.mel128(jnp.asarray(wave), at_once=at_once)
-    alone = baselines.mel128(jnp.asarray(wave[1:2]))
+    ours = averages.mel128(jnp.asarray(wave), at_once=at_once)
+    alone = averages.mel128(jnp.asarray(wave[1:2]))
     np.testing.assert_allclose(ours[1], alone[0], atol=1e-5)
 
 
 def test_silence_is_the_floor():
-    silent = baselines.mel128(jnp.zeros((1, 5000)))
+    silent = averages.mel128(jnp.zeros((1, 5000)))
     np.testing.assert_allclose(silent, (-80 + 4.2677393) / 4.5689974, rtol=1e-6)
 
 
@@ -107,7 +107,7 @@ def test_registry():
 
 def test_short_clip_is_refused():
     with pytest.raises(ValueError, match="more than 1024 samples"):
-        baselines.mel128(jnp.zeros((1, 1024)))
+        averages.mel128(jnp.zeros((1, 1024)))
 
 
 def test_mel128_uses_the_documented_bank():

@@ -1,6 +1,6 @@
 import pytest
 
-from launch import benchmark_audio
+from launch.benchmark import audio as benchmark_audio
 from proxy import audio
 from proxy.audio import efficientat
 

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from datasets import weights
-from proxy import audio, torch_weights
+from datasets.weights import published as weights
+from proxy import audio
 from proxy.audio import efficientat
+from proxy.published import efficientat as torch_weights
 from tests.shared import shared
 
 FORMS = ("shift", "convolution")

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from datasets import weights
-from proxy import audio, keras_weights
+from datasets.weights import published
+from proxy import audio
 from proxy.audio import openl3
+from proxy.published import openl3 as keras_weights
 
 
 @functools.cache
@@ -169,7 +170,7 @@ def test_all_kinds_are_registered_and_sized():
             for size in (512, 6144):
                 model = audio.get(f"openl3_{spectrum}_{content}_{size}")
                 assert model.weights == f"openl3_{spectrum}_{content}"
-                assert model.weights in weights.PUBLISHED
+                assert model.weights in published.PUBLISHED
                 clips = jax.ShapeDtypeStruct((2, 240_000), np.float32)
                 assert model.init is not None
                 tree = jax.eval_shape(model.init, jax.random.key(0))
@@ -224,7 +225,7 @@ def test_weights_file(tmp_path):
     packed = tmp_path / "a.h5.gz"
     packed.write_bytes(gzip.compress(plain.read_bytes(), 1))
     for path in (plain, packed):
-        loaded = weights.load("openl3_mel256_music", path=path)
+        loaded = published.load("openl3_mel256_music", path=path)
         jax.tree.map(np.testing.assert_array_equal, loaded, variables())
 
 
@@ -246,21 +247,21 @@ def test_layers_that_do_not_fit_are_named():
 def test_reader_refuses(tmp_path, monkeypatch):
     small = {"conv": {"conv/kernel:0": np.ones(3, np.float32)}}
     path = write(tmp_path / "a.h5", small)
-    assert weights.read_keras(path)["conv"]["conv/kernel:0"].sum() == 3
+    assert published.read_keras(path)["conv"]["conv/kernel:0"].sum() == 3
     with h5py.File(path, "a") as file:
         del file["conv/conv/kernel:0"]
         file["conv/conv/kernel:0"] = h5py.ExternalLink("/etc/passwd", "/x")
     with pytest.raises(ValueError, match=r"a\.h5 is not a Keras.*elsewhere"):
-        weights.read_keras(path)
+        published.read_keras(path)
     write(path, {"conv": {"conv/kernel:0": np.array(b"text")}})
     with pytest.raises(ValueError, match="not a plain array of numbers"):
-        weights.read_keras(path)
+        published.read_keras(path)
     (tmp_path / "b.h5").write_bytes(b"no such thing")
     with pytest.raises(ValueError, match=r"b\.h5 is not a Keras"):
-        weights.read_keras(tmp_path / "b.h5")
-    monkeypatch.setattr(weights, "_LARGEST", 100)
+        published.read_keras(tmp_path / "b.h5")
+    monkeypatch.setattr(published, "_LARGEST", 100)
     with pytest.raises(ValueError, match="more than 100 bytes"):
-        weights.read_keras(path)
+        published.read_keras(path)
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(ImportError, match=r"synth-proxy-jax\[openl3\]"):
-        weights.read_keras(path)
+        published.read_keras(path)

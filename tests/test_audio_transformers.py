@@ -1,7 +1,7 @@
 """PaSST and AudioMAE, against a forward pass in NumPy.
 
 The forward passes here read the published tensors by their published names
-and layouts; ours get them through `proxy.torch_weights`.
+and layouts; ours get them through `proxy.published.efficientat`.
 """
 
 import functools
@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from scipy import special
 
-from datasets import weights
-from proxy import audio, torch_weights
+from datasets.weights import published
+from proxy import audio
 from proxy.audio import audiomae, efficientat, passt, vit
+from proxy.published import efficientat as torch_weights
 
 WIDTH = 128  # two heads
 RNG = np.random.default_rng(0)
@@ -289,7 +290,7 @@ def test_pretrained_and_finetuned_names():
 def test_registry(name, rate, dimension):
     model = audio.get(name)
     assert (model.sample_rate, model.dimension) == (rate, dimension)
-    assert model.differentiable and model.weights in weights.PUBLISHED
+    assert model.differentiable and model.weights in published.PUBLISHED
     assert model.init is not None
     variables = jax.eval_shape(model.init, jax.random.key(0))
     clips = jax.ShapeDtypeStruct((3, 5 * rate), np.float32)

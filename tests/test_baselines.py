@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from proxy import baselines
+from proxy import linear
 
 
 def _data(count=500):
@@ -17,8 +17,8 @@ def _data(count=500):
 
 def test_moments_add_up_over_blocks():
     x, y = _data()
-    whole = baselines.moments(x, y)
-    halves = [baselines.moments(x[i::2], y[i::2]) for i in range(2)]
+    whole = linear.moments(x, y)
+    halves = [linear.moments(x[i::2], y[i::2]) for i in range(2)]
     total = jax.tree.map(jnp.add, *halves)
     for a, b in zip(whole, total, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3)
@@ -26,16 +26,14 @@ def test_moments_add_up_over_blocks():
 
 def test_mean():
     x, y = _data()
-    model = baselines.fit_mean(baselines.moments(x, y))
+    model = linear.fit_mean(linear.moments(x, y))
     expected = np.broadcast_to(np.mean(y, 0), y.shape)
-    np.testing.assert_allclose(baselines.apply(model, x), expected, rtol=1e-4)
+    np.testing.assert_allclose(linear.apply(model, x), expected, rtol=1e-4)
 
 
 def test_ridge_solves_its_normal_equations():
     x, y = (np.asarray(v, np.float64) for v in _data())
-    model = baselines.fit_ridge(
-        baselines.moments(*map(jnp.float32, (x, y))), 0.3
-    )
+    model = linear.fit_ridge(linear.moments(*map(jnp.float32, (x, y))), 0.3)
     centred = x - x.mean(0)
     weight = np.linalg.solve(
         centred.T @ centred / len(x) + 0.3 * np.eye(6),

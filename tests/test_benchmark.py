@@ -6,23 +6,21 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from launch import (
-    benchmark,
-    benchmark_loader,
-    benchmark_matching,
-    benchmark_memory,
-    benchmark_render,
-)
+from launch.benchmark import loader as benchmark_loader
+from launch.benchmark import matching as benchmark_matching
+from launch.benchmark import memory as benchmark_memory
+from launch.benchmark import render as benchmark_render
+from launch.benchmark import stages
 from matching import estimator
 
 
 def test_stages_run_in_processes_of_their_own(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(
-        benchmark,
+        stages,
         "_options",
         lambda stage: {"seconds": 0.01, "models": ["mel128"]},
     )
-    results = benchmark.benchmark(["audio"])
+    results = stages.benchmark(["audio"])
     found = json.loads(json.dumps(results))["audio"]
     assert found["peak memory (GB)"] > 0.1
     assert found["devices"].startswith("devices: 1 x")
@@ -34,7 +32,7 @@ def test_stages_run_in_processes_of_their_own(capsys, monkeypatch, tmp_path):
 
 def test_unknown_stages_are_named():
     with pytest.raises(ValueError, match="unknown stages cook"):
-        benchmark.benchmark(["render", "cook"])
+        stages.benchmark(["render", "cook"])
 
 
 def test_renders_and_shards_beside_the_bare_engine():

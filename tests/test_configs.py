@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from launch import experiment
+from launch.runs import build
 from matching import decode, schedules
 from proxy import audio, encoders, spaces
 
@@ -78,8 +78,8 @@ def test_config_names_what_exists(experiment_file):
     assert config.encoder in encoders.names()
     assert config.num_train >= config.batch
     assert len(config.validation) == 2
-    experiment.encoder(config)
-    experiment.gradient_transformation(config)
+    build.encoder(config)
+    build.gradient_transformation(config)
     if path.stem in PAPER:
         o = config.optimizer
         assert (o.learning_rate, o.b1, o.b2, o.eps) == PAPER[path.stem]

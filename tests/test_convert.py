@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from datasets import lightning
-from launch import checkpoints, convert, experiment
+from datasets.weights import lightning
+from launch import convert
+from launch.runs import build, checkpoints
 from proxy import encoders, objective, spaces
-from proxy.encoders import inputs, published
+from proxy.encoders import inputs
+from proxy.published import encoders as published
 from tests.shared import shared
 
 
@@ -190,11 +192,11 @@ def test_converted_run_predicts_the_same(
         assert config.sizes[size] == value
     again, manager = checkpoints.load(run)
     assert again.to_json() == config.to_json()
-    restored = checkpoints.restore(manager, experiment.empty_state(again))
+    restored = checkpoints.restore(manager, build.empty_state(again))
     sizes, variables = published.from_published(name, space, state)
     relaxed = space.to_relaxed(space.sample(jax.random.key(0), (3,)))
     expected = encoders.build(name, space, **sizes).apply(variables, relaxed)
-    found = objective.predict(experiment.encoder(again), restored, relaxed)
+    found = objective.predict(build.encoder(again), restored, relaxed)
     np.testing.assert_array_equal(found, expected)
     assert np.abs(found).max() > 0
     with pytest.raises(ValueError, match="exists"):

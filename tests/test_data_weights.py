@@ -7,7 +7,7 @@ import pytest
 
 from configs import quickstart
 from datasets import shards
-from launch import data
+from launch.runs import data
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_data_of_before_still_open(config, tmp_path, monkeypatch):
 
 
 def test_models_outside_jax(config, tmp_path, monkeypatch):
-    from datasets import torch_models
+    from datasets.weights import hosts
 
     class Loaded:
         sha256 = "c" * 64
@@ -81,7 +81,7 @@ def test_models_outside_jax(config, tmp_path, monkeypatch):
     monkeypatch.undo()
     asked = []
     monkeypatch.setattr(
-        torch_models,
+        hosts,
         "load",
         lambda name, path: asked.append((name, path)) or Loaded,
     )

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from launch import checkpoints, devices
+from launch.runs import checkpoints, devices
 
 
 def test_mesh_has_one_axis():

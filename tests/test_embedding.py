@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from launch import embedding
+from launch.runs import embedding
 from proxy import audio
 
 

@@ -8,8 +8,9 @@ import optax
 import pytest
 
 from proxy import encoders, spaces
-from proxy.encoders import inputs, published
+from proxy.encoders import inputs
 from proxy.encoders.norm import BatchNorm
+from proxy.published import encoders as published
 from tests.shared import shared
 
 SYNTHS = ("dexed", "diva", "talnm")

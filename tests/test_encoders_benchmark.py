@@ -6,7 +6,7 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from launch import benchmark_train
+from launch.benchmark import train as benchmark_train
 
 
 def flops(function, *args) -> int:

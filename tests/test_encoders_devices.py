@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from launch import devices
+from launch.runs import devices
 from proxy import encoders, objective, space
 
 SMALL = space.space(

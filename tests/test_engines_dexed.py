@@ -11,7 +11,7 @@ import pytest
 
 from datasets import engines
 from datasets.engines import dexed
-from launch import benchmark_render
+from launch.benchmark import render as benchmark_render
 from tests.shared import shared
 
 SETTINGS = engines.RenderSettings()

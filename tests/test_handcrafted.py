@@ -10,8 +10,10 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from datasets import engines, handcrafted, sysex
+from datasets import engines
 from datasets.engines import dexed
+from datasets.presets import bank as handcrafted
+from datasets.presets import sysex
 from proxy import spaces
 from tests.shared import shared
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from configs import common
-from datasets import engines, handcrafted, loader, shards
-from launch import data, devices
+from datasets import engines, loader, shards
+from datasets.presets import bank as handcrafted
 from launch import precompute as command
+from launch.runs import data, devices
 from tests import test_shards
 
 

@@ -13,12 +13,14 @@ import scipy.io.wavfile
 from absl.testing import flagsaver
 
 from configs import quickstart
-from datasets import engines, handcrafted
+from datasets import engines
 from datasets.engines import dexed
-from launch import checkpoints, data, experiment, match_output
-from launch import match as command
-from launch import match_search as searching
-from launch import match_setup as setups
+from datasets.presets import bank
+from launch.match import __main__ as command
+from launch.match import output
+from launch.match import search as searching
+from launch.match import setup as setups
+from launch.runs import build, checkpoints, data
 from matching import distances, refine
 from proxy import spaces
 
@@ -48,7 +50,7 @@ def run(tmp_path_factory):
     config.render.duration, config.render.hold = 1.0, 0.5
     checkpoints.prepare(config)
     data.ensure(config)
-    state = experiment.initial_state(config, np.zeros((1, 128), np.float32))
+    state = build.initial_state(config, np.zeros((1, 128), np.float32))
     with checkpoints.manager(folder / "run") as saved:
         checkpoints.save(saved, 1, state, {"mrr": 0.5})
     return folder / "run"
@@ -310,7 +312,7 @@ def test_a_sound_becomes_files(run, target, tmp_path, capsys):
     assert rate == RATE and len(written) == RATE
     for i, candidate in enumerate(result["candidates"]):
         from_json, from_syx = (
-            handcrafted.load(folder / f"match-{i + 1}{suffix}", SPACE).presets
+            bank.load(folder / f"match-{i + 1}{suffix}", SPACE).presets
             for suffix in (".json", ".syx")
         )
         # Both play the same; a .syx has the DX7's integers.
@@ -448,7 +450,7 @@ def test_a_summary_is_over_what_all_sounds_have():
             ]
         }
 
-    summary = match_output.summarise(
+    summary = output.summarise(
         [
             result(**{searching.BASELINE: 2.0, "ranking": 1.0}),
             result(**{searching.BASELINE: 4.0, "ranking": 2.0, "gradient": 3}),
@@ -456,5 +458,5 @@ def test_a_summary_is_over_what_all_sounds_have():
     )
     assert list(summary["stages"]) == [searching.BASELINE, "ranking"]
     assert summary["stages"]["ranking"]["distances"]["a_mean"] == 1.5
-    table = match_output.summary_table(summary)
+    table = output.summary_table(summary)
     assert "-50.0%" in table and "mean of 2 sounds" in table

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from launch import metrics, plots
+from launch.runs import metrics, plots
 
 
 def _opens(path):

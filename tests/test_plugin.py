@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 from scipy.io import wavfile
 
-from datasets import engines, handcrafted, precompute, shards
-from datasets.engines import vst3
-from launch import match_setup, noise
+from datasets import engines, precompute, shards
+from datasets.engines.vst3 import engine as vst3
+from datasets.presets import bank
 from launch import plugin as command
+from launch.match import setup
+from launch.runs import noise
 from matching import distances
 from tests.plugins import plugin
 
@@ -208,7 +210,7 @@ def match(checkout, run_folder, target, *options, **kwargs):
     result = json.loads((found / "result.json").read_text())
     assert (found / "match.png").exists()
     _, clip = wavfile.read(found / "match-1.wav")
-    preset = handcrafted.load(found / "match-1.json", engine.space).presets[0]
+    preset = bank.load(found / "match-1.json", engine.space).presets[0]
     values = np.asarray(engine.space.to_plugin(preset))
     state = (found / "match-1.vstpreset").read_bytes()
     # Both files hold what was heard; steps have three decimals in a space.
@@ -340,7 +342,7 @@ def test_matching_needs_the_plugin(diva, monkeypatch):
     monkeypatch.delenv("DIVA_VST3", raising=False)
     match = "set the environment variable DIVA_VST3 or --plugin"
     with pytest.raises(engines.MissingPluginError, match=match):
-        match_setup.open_run(str(diva / "run"))
+        setup.open_run(str(diva / "run"))
 
 
 def test_data_made_elsewhere_needs_no_plugin(diva, tmp_path):

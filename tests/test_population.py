@@ -12,14 +12,10 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from launch import (
-    checkpoints,
-    devices,
-    evaluate,
-    metrics,
-    population,
-    train,
-)
+from launch import population
+from launch.evaluate import proxy as evaluate_proxy
+from launch.runs import checkpoints, devices, metrics
+from launch.train import proxy as train_proxy
 from proxy import encoders, objective, optimizer, spaces
 from proxy import population as members_of
 from tests.test_train import parameters
@@ -182,7 +178,7 @@ def test_every_member_is_an_ordinary_run(finished, tmp_path):
     alone = config_for(tmp_path / "alone", config.data)
     alone.seed, alone.optimizer.learning_rate = 1, 2e-3
     alone.devices = 1
-    train.train(alone)
+    train_proxy.train(alone)
     (step, ours), (wanted_step, wanted) = (
         parameters(results[3].run),
         parameters(alone.run),
@@ -193,7 +189,7 @@ def test_every_member_is_an_ordinary_run(finished, tmp_path):
         for place in (results[3].run, pathlib.Path(alone.run))
     )
     np.testing.assert_allclose(losses, wanted_losses, rtol=1e-3)
-    found, _ = evaluate.evaluate(str(results[3].run), "best", None)
+    found, _ = evaluate_proxy.evaluate(str(results[3].run), "best", None)
     assert found["synthetic"]["hn_oh"]["metrics"]["l1"]["mean"] > 0
 
 
@@ -258,7 +254,7 @@ def test_checkpoints_may_lie_elsewhere(finished, tmp_path):
     config = config_for(tmp_path / "run", finished[0].data)
     config.checkpoints = str(tmp_path / "elsewhere")
     config.epochs = 1
-    run = train.train(config)
+    run = train_proxy.train(config)
     assert not (run / "checkpoints").exists()
     assert (tmp_path / "elsewhere" / "8").is_dir()
     _, saved = checkpoints.load(run)

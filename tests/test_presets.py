@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-from datasets import handcrafted, sysex
 from datasets.engines import dexed
+from datasets.presets import bank as handcrafted
+from datasets.presets import sysex
 from launch import cli, presets
 from proxy import spaces
 from tests.shared import shared

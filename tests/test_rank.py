@@ -10,7 +10,10 @@ from matplotlib import image
 from configs.ranking import dexed
 from datasets import engines
 from datasets.engines import dexed as engine
-from launch import rank, rank_output, rank_study, rank_table
+from launch.rank import __main__ as rank
+from launch.rank import output
+from launch.rank import study as rank_study
+from launch.rank import table as rank_table
 from proxy import spaces
 from tests.shared import shared
 
@@ -325,11 +328,11 @@ def test_published_models_are_listed_beside_the_papers_synthesizer():
     summary = rank_study.summary(
         {"mel128": {"a": [{"preset": "x", "score": 0.5}]}}
     )
-    text = rank_output.tables(summary, others=True)
+    text = output.tables(summary, others=True)
     assert "mn20" in text and "0.976" in text and text.count("mel128") == 2
-    assert "mn20" not in rank_output.tables(summary, others=False)
-    assert rank_output.published("openl3_mel256_music_6144") == 0.966
-    assert rank_output.published("transport640") is None
+    assert "mn20" not in output.tables(summary, others=False)
+    assert output.published("openl3_mel256_music_6144") == 0.966
+    assert output.published("transport640") is None
 
 
 def test_a_missing_plug_in_is_one_clear_error(study, monkeypatch, capsys):

@@ -15,8 +15,10 @@ import pytest
 from playwright import sync_api
 from scipy.io import wavfile
 
-from datasets import handcrafted
-from launch import report, reproduce, table_notes
+from datasets.presets import bank as handcrafted
+from launch import reproduce
+from launch.evaluate import notes
+from launch.report import page as report
 from proxy import spaces
 from tests import matching
 
@@ -38,15 +40,15 @@ NOTES = [
 
 
 def test_the_notes_of_the_table():
-    picked = [i if i is None else NOTES[i] for i in table_notes.pick(NOTES)]
-    assert len(picked) == len(table_notes.COLUMNS) == 10
+    picked = [i if i is None else NOTES[i] for i in notes.pick(NOTES)]
+    assert len(picked) == len(notes.COLUMNS) == 10
     # Nearest to 60, the louder of two; another source where one is missing;
     # nothing where the family is.
     assert picked[0] == "bass_electronic_001-062-127"
     assert picked[1] == "bass_acoustic_000-060-100"
     assert picked[3] == "flute_acoustic_000-055-100"
     assert picked[9] is None
-    assert table_notes.pick(["no note"]) == [None] * 10
+    assert notes.pick(["no note"]) == [None] * 10
 
 
 def tone(path, pitch):
@@ -153,9 +155,9 @@ def proxy_run(folder, picture):
 
 
 def report_columns():
-    from launch import evaluate
+    from launch.evaluate import proxy as evaluate_proxy
 
-    return evaluate.COLUMNS
+    return evaluate_proxy.COLUMNS
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,9 @@ from scipy.io import wavfile
 
 from configs import dexed_match, quickstart
 from datasets import shards
-from launch import checkpoints, plots, report_proxies, reproduce
+from launch import reproduce
+from launch.report import proxies as report_proxies
+from launch.runs import checkpoints, plots
 from tests.matching import RENDER
 
 PLANS = (

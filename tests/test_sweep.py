@@ -18,7 +18,9 @@ from optuna.distributions import (
 from optuna.trial import TrialState
 
 from configs import common, quickstart
-from launch import data, metrics, sweep, train
+from launch.runs import data, metrics
+from launch.sweep import study as sweep
+from launch.train import proxy as train_proxy
 from tests.test_population import config_for
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -66,7 +68,7 @@ def quick(monkeypatch):
         pathlib.Path(config.run).mkdir(exist_ok=True)
         pretend(config, report)
 
-    monkeypatch.setattr(train, "train", train_at_once)
+    monkeypatch.setattr(train_proxy, "train", train_at_once)
 
 
 def test_first_points_fill_the_space_and_do_not_depend_on_the_process():
@@ -134,7 +136,7 @@ def test_an_interrupted_trial_is_taken_up_again(config, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
 
-    whole = train.train
+    whole = train_proxy.train
 
     def killed(config, report):
         def die(epoch, found):
@@ -143,10 +145,10 @@ def test_an_interrupted_trial_is_taken_up_again(config, tmp_path, monkeypatch):
 
         whole(config, die)
 
-    monkeypatch.setattr(train, "train", killed)
+    monkeypatch.setattr(train_proxy, "train", killed)
     with pytest.raises(Killed):
         search(config, tmp_path, 1)
-    monkeypatch.setattr(train, "train", whole)
+    monkeypatch.setattr(train_proxy, "train", whole)
     study, numbers = search(config, tmp_path, 1)
     assert numbers == [0]
     assert study.get_trials()[0].state == TrialState.COMPLETE
@@ -194,7 +196,7 @@ def test_trials_are_pruned_or_fail(config, tmp_path, quick):
 
 
 def _work(config, out, barrier, results):
-    train.train = pretend  # a process of its own
+    train_proxy.train = pretend  # a process of its own
     barrier.wait(120)
     results.put(search(config, out, 12)[1])
 

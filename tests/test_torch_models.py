@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from datasets import torch_models
+from datasets.weights import hosts
 from proxy import audio
 
 
@@ -113,9 +113,9 @@ def libraries(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", torch)
     monkeypatch.setitem(sys.modules, "transformers", transformers)
     monkeypatch.setitem(sys.modules, "music2latent", music2latent)
-    torch_models.load.cache_clear()
+    hosts.load.cache_clear()
     yield network
-    torch_models.load.cache_clear()
+    hosts.load.cache_clear()
 
 
 def sounds(rows=20, samples=1000):
@@ -132,7 +132,7 @@ def test_embeddings_are_averaged_over_time(libraries):
         ("dac", 1000 / 1024),
         ("dac_latents", -1000 / 1024),
     ):
-        found = torch_models.load(name).embed(sounds())
+        found = hosts.load(name).embed(sounds())
         assert found.shape == (20, audio.get(name).dimension)
         assert found.dtype == np.float32
         expected = sign * np.arange(20)
@@ -140,21 +140,21 @@ def test_embeddings_are_averaged_over_time(libraries):
 
 
 def test_weights_are_told_apart(libraries):
-    first = torch_models.load("dac").sha256
-    assert torch_models.load("dac").sha256 == first and len(first) == 64
-    torch_models.load.cache_clear()
+    first = hosts.load("dac").sha256
+    assert hosts.load("dac").sha256 == first and len(first) == 64
+    hosts.load.cache_clear()
     libraries.weight[1] += 1
-    assert torch_models.load("dac").sha256 != first
+    assert hosts.load("dac").sha256 != first
 
 
 def test_wrong_models_are_named(libraries):
     libraries.channels = 7
     with pytest.raises(ValueError, match=r"shape \(7,\).*dac has 1024"):
-        torch_models.load("dac", "folder").embed(sounds())
+        hosts.load("dac", "folder").embed(sounds())
     with pytest.raises(FileNotFoundError, match=r"dac \(absent\).*folder"):
-        torch_models.load("dac", "absent")
+        hosts.load("dac", "absent")
     with pytest.raises(ValueError, match="'mel128' runs in JAX"):
-        torch_models.load("mel128")
+        hosts.load("mel128")
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_wrong_models_are_named(libraries):
 def test_missing_library(libraries, monkeypatch, name, missing, remedy):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ImportError, match=f"{name}.*{missing}.*{remedy}"):
-        torch_models.load(name)
+        hosts.load(name)
 
 
 def test_registry_says_that_no_gradient_passes():

@@ -16,7 +16,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from configs import quickstart
-from launch import checkpoints, data, evaluate, metrics
+from launch.evaluate import proxy as evaluate_proxy
+from launch.runs import checkpoints, data, metrics
 from tests.shared import shared
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -214,8 +215,8 @@ def test_fine_tuning_alone_needs_no_synthetic_presets(tmp_path):
     assert dataset.synthetic is None and dataset.handcrafted is not None
     assert not (tmp_path / "synthetic").exists()
     # It can be evaluated all the same.
-    assert list(evaluate.test_sets(config, dataset)) == ["hand-crafted"]
-    predict = evaluate.fit_baselines(config, dataset)["mean embedding"]
+    assert list(evaluate_proxy.test_sets(config, dataset)) == ["hand-crafted"]
+    predict = evaluate_proxy.fit_baselines(config, dataset)["mean embedding"]
     columns = dataset.handcrafted.columns("train")
     np.testing.assert_allclose(
         predict(columns["preset"])[0], columns["embedding"].mean(0), atol=1e-5

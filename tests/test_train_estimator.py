@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from datasets import shards
-from launch import data, matching_run, metrics, precompute, train_estimator
+from launch import precompute
+from launch.runs import data, metrics
+from launch.runs import opened as matching_run
+from launch.train import estimator as train_estimator
 from matching import distances
 from proxy import objective
 from tests import matching

@@ -15,9 +15,12 @@ import time
 import numpy as np
 import pytest
 
-from datasets import engines, handcrafted, precompute, shards
-from datasets.engines import vst3, vst3_scaffold, vst3_state
-from launch import noise
+from datasets import engines, precompute, shards
+from datasets.engines.vst3 import engine as vst3
+from datasets.engines.vst3 import scaffold as vst3_scaffold
+from datasets.engines.vst3 import state as vst3_state
+from datasets.presets import bank as handcrafted
+from launch.runs import noise
 from proxy import space as sp
 from proxy import spaces
 from tests.plugins import plugin

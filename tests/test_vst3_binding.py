@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from datasets.engines import vst3_binding, vst3_scaffold
+from datasets.engines.vst3 import binding as vst3_binding
+from datasets.engines.vst3 import scaffold as vst3_scaffold
 from proxy import space as sp
 from proxy import spaces
 from tests.shared import shared

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from datasets import weights
-from proxy import torch_weights
+from datasets.weights import published as weights
 from proxy.audio import efficientat
+from proxy.published import efficientat as torch_weights
 from tests.server import FileServer
 from tests.shared import shared
 

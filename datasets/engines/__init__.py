@@ -360,6 +360,6 @@ def get(
         raise ValueError(
             f"unknown engine {name!r}{hint}; known: {', '.join(names())}"
         )
-    from datasets.engines import vst3
+    from datasets.engines.vst3 import engine as vst3
 
     return vst3.get(name, settings, plugin, host)

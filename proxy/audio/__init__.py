@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from proxy.audio import (
     audiomae,
-    baselines,
+    averages,
     efficientat,
     openl3,
     passt,
@@ -52,7 +52,7 @@ class AudioModel:
       init: From a key to random variables of the right shapes, for timings
         and tests; None for a model without weights or outside JAX.
       host: Name of the library that computes it, for a model outside JAX:
-        `datasets.torch_models` runs it, and `embed` raises a ValueError.
+        `datasets.weights.hosts` runs it, and `embed` raises a ValueError.
     """
 
     name: str
@@ -76,7 +76,7 @@ def _baseline(
     name: str,
     dimension: int,
     function: Callable,
-    sample_rate: int = baselines.SAMPLE_RATE,
+    sample_rate: int = averages.SAMPLE_RATE,
 ) -> AudioModel:
     def embed(
         variables: Variables, audio: Float[Array, "batch samples"]
@@ -136,7 +136,7 @@ def _audiomae(name: str, sample_rate: int) -> AudioModel:
 def _host(
     name: str, host: str, sample_rate: int, dimension: int, weights: str
 ) -> AudioModel:
-    """A model that `datasets.torch_models` runs."""
+    """A model that `datasets.weights.hosts` runs."""
 
     def embed(
         variables: Variables, audio: Float[Array, "batch samples"]
@@ -153,9 +153,9 @@ def _host(
 _MODELS = {
     model.name: model
     for model in (
-        _baseline("mel128", 128, baselines.mel128),
-        _baseline("mfcc40", 40, baselines.mfcc40),
-        _baseline("mstft", 1795, baselines.mstft),
+        _baseline("mel128", 128, averages.mel128),
+        _baseline("mfcc40", 40, averages.mfcc40),
+        _baseline("mstft", 1795, averages.mstft),
         _baseline(
             "transport640",
             transport.DIMENSION,

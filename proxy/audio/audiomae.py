@@ -4,7 +4,7 @@ Network and front end after Huang et al., "Masked Autoencoders that Listen"
 (NeurIPS 2022, https://github.com/facebookresearch/AudioMAE): a ViT-B with 12
 blocks on 16x16 patches, which do not overlap, of 1,024 frames of 128 log mel
 bands. The variables are a tree `{"params": ...}`, made by `init` or, from
-published weights, by `proxy.torch_weights`; decoder and head are left out.
+published weights, by `proxy.published`; decoder and head are left out.
 """
 
 from collections.abc import Mapping

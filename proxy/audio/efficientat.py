@@ -6,7 +6,7 @@ Large-Scale Audio Tagging Via Transformer-to-CNN Knowledge Distillation"
 its HEAR wrapper (windows of 160 ms every 50 ms).
 
 The variables are a Flax tree `{"params": ..., "batch_stats": ...}`; made by
-`init`, or from published weights by `proxy.torch_weights`. Everything is in
+`init`, or from published weights by `proxy.published`. Everything is in
 evaluation mode: the model is frozen, BatchNorm is folded into the convolutions
 before it.
 
@@ -221,7 +221,7 @@ def width_of(variables: Variables) -> float:
             return width
     raise ValueError(
         "These variables are of no known EfficientAT width: load them with "
-        f"datasets.weights (one of {', '.join(WIDTHS)})."
+        f"datasets.weights.published (one of {', '.join(WIDTHS)})."
     )
 
 

@@ -11,7 +11,7 @@ The front end is the one that the published weights were trained with, kapre
 kapre 0.3, whose mel bands are others (Slaney's scale, on magnitudes).
 
 The variables are a tree `{"params": ..., "batch_stats": ...}`, made by `init`
-or, from published weights, by `proxy.keras_weights`.
+or, from published weights, by `proxy.published.openl3`.
 """
 
 import dataclasses

@@ -11,7 +11,7 @@ features are the mean of these two after the last norm.
 
 PaSST-S has 12 blocks, PaSST-L ("light") has 7. The variables are a tree
 `{"params": ...}`, made by `init` or, from published weights, by
-`proxy.torch_weights`; the classification heads are left out.
+`proxy.published.efficientat`; the classification heads are left out.
 """
 
 from collections.abc import Mapping

@@ -1,0 +1,1 @@
+"""VST3 plug-ins, hosted in worker processes."""

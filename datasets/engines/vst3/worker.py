@@ -1,0 +1,203 @@
+"""One plug-in in a process of its own, which the engine starts.
+
+It is run as a script and imports as little as it can, so that a fresh process
+costs a tenth of a second. Requests come in and replies go out over one pipe,
+sounds through a file that both sides have in memory; the script's arguments
+are the descriptors of the two. It ends when the pipe does, and the kernel ends
+it when a plug-in hangs and nobody is left to notice.
+"""
+
+import ctypes
+import importlib.metadata
+import mmap
+import multiprocessing.connection
+import os
+import re
+import resource
+import signal
+import sys
+from typing import Any
+
+import numpy as np
+
+# Plug-ins render blocks of this many samples.
+_BLOCK = 8192
+# Seconds that a hanging call may take, above what its caller waits.
+_GRACE = 30.0
+
+_libc = ctypes.CDLL(None)
+
+
+def _memory() -> int:
+    """Memory in use, in bytes; where that is not told, the most ever used."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _parameter(parameter: Any) -> dict[str, Any]:
+    return {
+        "name": parameter.name,
+        "label": parameter.label,
+        "value": parameter.raw_value,
+        "steps": parameter.num_steps,
+        "switch": parameter.is_boolean,
+    }
+
+
+class Host:
+    """A loaded plug-in, and what may be asked of it.
+
+    Args:
+      sound: where rendered sounds go, float32.
+    """
+
+    def __init__(self, sound: np.ndarray) -> None:
+        self.sound = sound
+
+    def load(
+        self, path: str, name: str | None, warm_up: float, srand: bool
+    ) -> dict[str, Any]:
+        """Loads the plug-in and tells what it is."""
+        import pedalboard
+        from pedalboard import _pedalboard
+
+        # Loading a plug-in, or setting any attribute of it, reads a thousand
+        # value texts of every parameter: half a minute for one with a
+        # parameter for each MIDI controller. Ignored names are left alone.
+        ignored = getattr(_pedalboard, "PARAMETER_NAME_REGEXES_TO_IGNORE", None)
+        if ignored is not None:
+            ignored.add(re.compile(""))
+        self._class: Any = pedalboard.VST3Plugin
+        self.srand = srand
+        self._seed()
+        self.plugin: Any = self._class(
+            path, plugin_name=name, initialization_timeout=warm_up
+        )
+        self.initial = self.plugin.raw_state
+        self.channels = 2
+        return {
+            "name": self.plugin.name,
+            "version": self.plugin.version,
+            "maker": self.plugin.manufacturer_name,
+            "instrument": self.plugin.is_instrument,
+            "host": f"pedalboard {importlib.metadata.version('pedalboard')}",
+            "parameters": [_parameter(p) for p in self.plugin._parameters],
+        }
+
+    def _seed(self) -> None:
+        if self.srand:
+            _libc.srand(0)
+
+    def _reset(self) -> None:
+        # A plug-in is made anew with the state of the one before; so that
+        # nothing of the preset before is in it, that is the initial one.
+        self._class.raw_state.fset(self.plugin, self.initial)
+        self._seed()
+        self.plugin.reset()
+
+    def _set(self, values: dict[int, float]) -> None:
+        # A list held across a reset would point into freed memory.
+        parameters = self.plugin._parameters
+        for place, value in values.items():
+            parameters[place].raw_value = value
+
+    def _process(
+        self, messages: list[tuple[bytes, float]], duration: float, rate: int
+    ) -> np.ndarray:
+        """Plays, on two channels or, where there is but one, on that."""
+        try:
+            return self.plugin.process(
+                messages, duration, rate, self.channels, _BLOCK, False
+            )
+        except ValueError as error:
+            if self.channels == 1 or "channel output" not in str(error):
+                raise
+            self.channels = 1
+            return self._process(messages, duration, rate)
+
+    def render(
+        self,
+        values: dict[int, float],
+        note: int,
+        velocity: int,
+        times: tuple[float, float],
+        samples: int,
+        rate: int,
+        reset: bool,
+    ) -> tuple[int, int]:
+        """Renders a preset, mono; its length, and the memory in use."""
+        if reset:
+            self._reset()
+        self._set(values)
+        messages = [
+            (bytes([0x90, note, velocity]), times[0]),
+            (bytes([0x80, note, 0]), times[1]),
+        ]
+        # Half a sample more, as the host rounds down.
+        duration = (samples + 0.5) / rate
+        self._seed()
+        audio = self._process(messages, duration, rate)
+        kept = min(audio.shape[1], len(self.sound))
+        audio[:, :kept].mean(axis=0, out=self.sound[:kept])
+        return audio.shape[1], _memory()
+
+    def texts(self, places: list[int], points: int) -> list[list[str]]:
+        """Value texts of parameters, at `points` raw values from 0 to 1."""
+        parameters = self.plugin._parameters
+        grid = [float(x) for x in np.linspace(0, 1, points)]
+        return [
+            [parameters[p].get_text_for_raw_value(x) for x in grid]
+            for p in places
+        ]
+
+    def state(self) -> bytes:
+        """The plug-in's initial state, in the layout of .vstpreset files."""
+        return bytes(self.plugin.preset_data)
+
+    def write_state(self, values: dict[int, float]) -> bytes:
+        """The state of a preset, in the layout of .vstpreset files."""
+        self._reset()
+        self._set(values)
+        # The part that makes the sound is told when it next has to.
+        self._process([], 0.1, 44_100)
+        return bytes(self.plugin.preset_data)
+
+    def read_state(self, data: bytes, kind: str) -> list[float]:
+        """Raw values of all parameters after loading a state."""
+        name = "raw_state" if kind == "state" else "preset_data"
+        getattr(self._class, name).fset(self.plugin, data)
+        return [p.raw_value for p in self.plugin._parameters]
+
+
+def main() -> None:
+    """Answers requests until the pipe ends."""
+    # Ctrl-C goes to the whole group; the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pipe = multiprocessing.connection.Connection(int(sys.argv[1]))
+    shared = mmap.mmap(int(sys.argv[2]), 0)
+    host = Host(np.frombuffer(shared, np.float32))
+    while True:
+        try:
+            method, limit, arguments = pipe.recv()
+        except EOFError:
+            return
+        signal.setitimer(signal.ITIMER_REAL, limit + _GRACE)
+        try:
+            reply = True, getattr(host, method)(*arguments)
+        except Exception as error:
+            reply = False, f"{type(error).__name__}: {error}"
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        try:
+            pipe.send(reply)
+        except BrokenPipeError:
+            return
+
+
+if __name__ == "__main__":
+    main()
+    # Not by way of the interpreter's end: plug-ins crash when they are
+    # unloaded, and there is nothing left to save.
+    os._exit(0)

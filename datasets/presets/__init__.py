@@ -1,0 +1,1 @@
+"""Hand-crafted presets: reading, writing, converting."""

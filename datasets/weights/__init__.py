@@ -1,0 +1,1 @@
+"""Weights of pretrained models: found, read, converted."""

@@ -1,0 +1,1 @@
+"""Every stage timed beside its physical limit."""

@@ -1,0 +1,111 @@
+"""Measures every stage on this machine, beside its physical limit.
+
+    python -m launch.benchmark                     # every stage
+    python -m launch.benchmark render audio        # some of them
+    python -m launch.benchmark render --synth=NAME --plugin=PATH
+    python -m launch.benchmark train --encoders hn_oh,tfm
+    python -m launch.benchmark memory --sizes=4096,16384
+
+Stages: render (presets to sound and to shards), audio (sound to embedding),
+loader (shards to batches), train (batches to parameters), matching (the
+estimator). Prints a table for each and, with --json, writes the same to a
+file, so that two machines or two commits compare. Every rate stands beside its
+share of the stage's physical limit: the bare engine's rate per core, the best
+matrix product measured in the same run, or the memory's bandwidth. Each stage
+runs in a process of its own, so that its peak memory is its own, too. The
+stage memory, which takes minutes and only runs when it is named, runs the
+commands themselves on the quickstart at several sizes.
+Absolute figures drift on a shared machine: run it in turns with what it is
+compared to.
+"""
+
+import concurrent.futures
+import json
+import multiprocessing
+import pathlib
+from typing import Any
+
+from absl import flags
+
+from launch import cli
+
+_SECONDS = flags.DEFINE_float("seconds", 10.0, "Time spent on each case.")
+
+_ENCODERS = flags.DEFINE_list(
+    "encoders", None, "Encoders of the train stage; all of the paper's."
+)
+
+_MODELS = flags.DEFINE_list("models", None, "Audio models of the audio stage.")
+
+_BATCH = flags.DEFINE_integer(
+    "batch", None, "Batch size in place of each stage's own.", lower_bound=1
+)
+
+_SYNTH = flags.DEFINE_string(
+    "synth", None, "Synthesizer of the render stage (default: Dexed)."
+)
+
+_PLUGIN = flags.DEFINE_string(
+    "plugin", None, "Path of its VST3 plug-in; else the environment's."
+)
+
+_SIZES = flags.DEFINE_list(
+    "sizes", None, "Numbers of presets of the memory stage, ascending."
+)
+
+_JSON = flags.DEFINE_string("json", None, "File to write the figures to.")
+
+
+def _options(stage: str) -> dict[str, Any]:
+    """The flags that a stage understands and that were given."""
+    given = {
+        "render": {"synth": _SYNTH.value, "plugin": _PLUGIN.value},
+        "audio": {"models": _MODELS.value, "batch": _BATCH.value},
+        "train": {"encoders": _ENCODERS.value, "batch": _BATCH.value},
+        "memory": {"presets": _SIZES.value and list(map(int, _SIZES.value))},
+    }.get(stage, {})
+    options = {k: v for k, v in given.items() if v is not None}
+    return {"seconds": _SECONDS.value, **options}
+
+
+def benchmark(stages: list[str]) -> dict[str, dict[str, Any]]:
+    """Runs stages one after the other and prints each one's table.
+
+    Args:
+      stages: names among `STAGES` and `ON_DEMAND`.
+
+    Returns:
+      Of each stage, what `run_stage` returns.
+
+    Raises:
+      ValueError: when a stage is unknown.
+    """
+    known = (*stages.STAGES, *stages.ON_DEMAND)
+    unknown = [s for s in stages if s not in known]
+    if unknown:
+        raise ValueError(
+            f"unknown stages {', '.join(unknown)} (known: {', '.join(known)})"
+        )
+    results = {}
+    spawn = multiprocessing.get_context("spawn")
+    for stage in stages:
+        with concurrent.futures.ProcessPoolExecutor(1, spawn) as process:
+            work = process.submit(stages.run_stage, stage, _options(stage))
+            result = work.result()
+        if not results:
+            print(result["devices"])
+        print(stages.show(stage, result), flush=True)
+        results[stage] = result
+    return results
+
+
+def main(stages: list[str]) -> None:
+    """Runs the command."""
+    results = benchmark(stages or list(stages.STAGES))
+    if _JSON.value:
+        text = json.dumps(results, indent=1) + "\n"
+        pathlib.Path(_JSON.value).write_text(text)
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments=True)

@@ -1,0 +1,65 @@
+"""Runs one stage of the benchmark and shows its table.
+
+Apart from the command, as the processes that run the stages import it.
+"""
+
+import importlib
+import resource
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import tabulate
+
+from launch.runs import allocator, devices
+
+STAGES = ("render", "audio", "loader", "train", "matching")
+# Only when named: takes minutes.
+ON_DEMAND = ("memory",)
+
+
+def run_stage(stage: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Runs a stage in this process.
+
+    Args:
+      stage: one of `STAGES`.
+      options: keyword arguments of its `run`.
+
+    Returns:
+      "devices": what was found; "rows": of the table; "peak memory (GB)": the
+      most that this process has held, and "peak device memory (GB)" where the
+      device tells.
+    """
+    allocator.keep_memory()
+    module = importlib.import_module(f"launch.benchmark.{stage}")
+    run: Callable[..., list[dict[str, Any]]] = module.run
+    found: dict[str, Any] = {
+        "devices": devices.describe(),
+        "jax": jax.__version__,
+        "rows": run(**options),
+    }
+    # In kilobytes, on macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    most = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found["peak memory (GB)"] = round(most / 1e9, 3)
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in statistics:
+        most = statistics["peak_bytes_in_use"]
+        found["peak device memory (GB)"] = round(most / 1e9, 3)
+    return found
+
+
+def show(stage: str, result: dict[str, Any]) -> str:
+    """The table of a stage, see `run_stage`."""
+    table = tabulate.tabulate(
+        result["rows"],
+        headers="keys",
+        tablefmt="github",
+        floatfmt=",.4g",
+        intfmt=",",
+    )
+    memory = [f"{k}: {v:g}" for k, v in result.items() if k.startswith("peak")]
+    if stage in ON_DEMAND:  # its work is done in other processes
+        memory = []
+    return f"\n{stage}\n{table}\n{', '.join(memory)}"

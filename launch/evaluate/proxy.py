@@ -1,0 +1,297 @@
+"""Scores a proxy beside two baselines, on synthetic and real presets.
+
+Retrieval is one-versus-all among `config.evaluation.subset` presets, repeated
+over random subsets (mean and spread), in both directions. The baselines, the
+mean embedding and ridge regression on the one-hot preset, are fitted on the
+same training data.
+"""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import tabulate
+import tqdm
+from jaxtyping import Float
+
+from datasets import loader
+from launch import Config
+from launch.runs import build, checkpoints, data, noise, plots
+from proxy import linear as baselines
+from proxy import retrieval, spaces
+
+Predict = Callable[[Float[np.ndarray, "samples parameters"]], np.ndarray]
+_TOP = (1, 5, 10)
+# Embeddings kept for the page, and those that a picture's axes are fitted to.
+_KEPT = 1024
+_DRAWN = 4096
+_PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+
+
+@jax.jit
+def _score(predicted: jax.Array, audio: jax.Array) -> dict[str, Any]:
+    """Every metric of one subset."""
+    count = predicted.shape[0]
+    by_l1 = retrieval.one_vs_all(predicted, audio, "l1")
+    by_cosine = retrieval.one_vs_all(predicted, audio, "cosine")
+    scores = {}
+    for name, ranks in by_l1._asdict().items():
+        scores[f"mrr/{name}"] = retrieval.mean_reciprocal_rank(ranks)
+        for top in _TOP[1:]:
+            scores[f"mrr@{top}/{name}"] = retrieval.mean_reciprocal_rank(
+                ranks, top
+            )
+        share = retrieval.normalized(ranks, count)
+        scores[f"mean_normalized_rank/{name}"] = share.mean()
+        scores[f"median_normalized_rank/{name}"] = jax.numpy.median(share)
+    for metric, found in (("l1", by_l1), ("cosine", by_cosine)):
+        for name, ranks in found._asdict().items():
+            for top in _TOP:
+                key = f"recall@{top}_{metric}/{name}"
+                scores[key] = retrieval.recall(ranks, top)
+    scores["l1"] = jax.numpy.abs(predicted - audio).mean()
+    scores["centroid_distance"] = retrieval.centroid_distance(audio, predicted)
+    scores["separability"] = retrieval.separability(audio, predicted)
+    return {"scores": scores, "ranks": by_l1.preset_to_audio}
+
+
+def score(
+    predict: Predict,
+    columns: loader.Columns,
+    *,
+    subset: int,
+    repeats: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Scores predictions over random subsets.
+
+    Each subset is read and predicted by itself, so that memory does not grow
+    with the number of presets.
+
+    Args:
+      predict: f, from presets to embeddings.
+      columns: "preset" and "embedding", g(s(x)), in the same order.
+      subset: presets in a subset, at most all of them.
+      repeats: how many subsets; one when a subset is everything.
+      seed: subset i is drawn with seed + i.
+
+    Returns:
+      "metrics" (name to mean and standard deviation over subsets), "ranks"
+      (of the first subset, preset to audio), "subset", "repeats" and "count".
+    """
+    count = len(columns["preset"])
+    subset = min(subset, count)
+    repeats = repeats if subset < count else 1
+    kept, first = [], None
+    for i in tqdm.trange(
+        repeats, desc="subsets", leave=False, disable=repeats == 1
+    ):
+        rng = np.random.default_rng(seed + i)
+        chosen = np.sort(rng.permutation(count)[:subset])
+        preset, audio = (columns[k][chosen] for k in ("preset", "embedding"))
+        loader.release(columns)
+        found = jax.device_get(_score(predict(preset), audio))
+        kept.append(found["scores"])
+        first = found["ranks"] if first is None else first
+    metrics = {
+        name: {
+            "mean": float(np.mean([k[name] for k in kept])),
+            "std": float(np.std([k[name] for k in kept])),
+        }
+        for name in kept[0]
+    }
+    return {
+        "metrics": metrics,
+        "ranks": first,
+        "subset": subset,
+        "repeats": repeats,
+        "count": count,
+    }
+
+
+def test_sets(
+    config: Config, dataset: data.Dataset
+) -> dict[str, loader.Columns]:
+    """What a run is tested on.
+
+    Args:
+      config: the run's config.
+      dataset: its data.
+
+    Returns:
+      "synthetic", the test split where there is one, and with a bank
+      "hand-crafted": all of its presets when none was trained on, else its
+      test split.
+    """
+    sets: dict[str, loader.Columns] = {}
+    if dataset.synthetic is not None:
+        sets["synthetic"] = dataset.synthetic.columns("test")
+    if dataset.handcrafted is not None:
+        crafted = dataset.handcrafted
+        tuned = config.source == "handcrafted"
+        splits = ("test",) if tuned else crafted.splits
+        parts = [crafted.columns(split) for split in splits]
+        sets["hand-crafted"] = {
+            name: np.concatenate([part[name] for part in parts])
+            for name in parts[0]
+        }
+    return sets
+
+
+def fit_baselines(config: Config, dataset: data.Dataset) -> dict[str, Predict]:
+    """Fits the baselines on the training split, block by block.
+
+    That of the synthetic presets, where there are any.
+
+    Args:
+      config: an experiment.
+      dataset: its data.
+
+    Returns:
+      Prediction functions by name. The penalty of ridge regression is the
+      best of five on the validation split, by L1.
+    """
+    space = spaces.get(config.synth)
+    moments = jax.jit(
+        lambda preset, y: baselines.moments(space.to_relaxed(preset), y)
+    )
+    total: Any = None
+    source = dataset.synthetic or data.training_source(config, dataset)
+    for _, block in loader.blocks(source.columns("train"), 16_384):
+        part = moments(block["preset"], block["embedding"])
+        # Double precision: millions of rows would wear out single floats.
+        part = jax.tree.map(lambda x: np.asarray(x, np.float64), part)
+        total = part if total is None else jax.tree.map(np.add, total, part)
+
+    def fit(solve: Callable[..., Any], *args: float) -> Any:
+        with jax.enable_x64(True):
+            model = solve(jax.tree.map(jax.numpy.asarray, total), *args)
+        return jax.tree.map(np.float32, model)
+
+    def linear(model: baselines.Linear) -> Predict:
+        apply = jax.jit(
+            lambda preset: baselines.apply(model, space.to_relaxed(preset))
+        )
+        return lambda presets: np.asarray(apply(np.asarray(presets)))
+
+    held_out = source.columns("validation")
+    tried = [linear(fit(baselines.fit_ridge, p)) for p in _PENALTIES]
+    errors = [
+        np.abs(f(held_out["preset"]) - held_out["embedding"]).mean()
+        for f in tried
+    ]
+    return {
+        "mean embedding": linear(fit(baselines.fit_mean)),
+        "ridge regression": tried[int(np.argmin(errors))],
+    }
+
+
+# Columns of the printed table: title, metric, number of decimals.
+COLUMNS = (
+    ("MRR p>a", "mrr/preset_to_audio", 4),
+    ("MRR a>p", "mrr/audio_to_preset", 4),
+    ("MRR@5", "mrr@5/preset_to_audio", 4),
+    ("R@1", "recall@1_cosine/preset_to_audio", 3),
+    ("R@5", "recall@5_cosine/preset_to_audio", 3),
+    ("R@10", "recall@10_cosine/preset_to_audio", 3),
+    ("norm. rank", "mean_normalized_rank/preset_to_audio", 4),
+    ("L1", "l1", 4),
+    ("centroids", "centroid_distance", 3),
+    ("told apart", "separability", 3),
+)
+
+
+def table(results: dict[str, dict[str, Any]], bank: str) -> str:
+    """The results as text.
+
+    Args:
+      results: by data ("synthetic", "hand-crafted"), by model.
+      bank: where the hand-crafted presets came from, "" when there are none:
+        their row says so.
+
+    Returns:
+      A Markdown table.
+    """
+    rows = []
+    for where, models in results.items():
+        for name, found in models.items():
+            cells = []
+            for _, metric, digits in COLUMNS:
+                value = found["metrics"][metric]
+                cell = f"{value['mean']:.{digits}f}"
+                if metric.startswith("mrr/") and found["repeats"] > 1:
+                    cell += f" ± {value['std']:.{digits}f}"
+                cells.append(cell)
+            rows.append([f"{where}, {found['subset']:,}", name, *cells])
+    if "hand-crafted" not in results:
+        rows.append([data.NO_BANK])
+    headers = ["presets", "model", *(title for title, _, _ in COLUMNS)]
+    text = tabulate.tabulate(
+        rows, headers, tablefmt="github", disable_numparse=True
+    )
+    return f"{text}\nhand-crafted presets: {bank}" if bank else text
+
+
+def evaluate(
+    run: str, which: str, presets: str | None
+) -> tuple[dict[str, Any], str]:
+    """Scores a run and writes what it found.
+
+    Args:
+      run: the run directory.
+      which: "best" or "last" checkpoint.
+      presets: banks in place of the config's, or None.
+
+    Returns:
+      The results by data and model, and the bank they used, "" for none.
+    """
+    config, saved = checkpoints.load(run)
+    if presets is not None:
+        config.presets = presets
+    dataset = data.ensure(config)
+    best = checkpoints.best_step(saved)
+    step = best if which == "best" else saved.latest_step()
+    state = checkpoints.restore(saved, build.empty_state(config), step)
+    print(f"{run}: {which} checkpoint, step {step:,}{noise.of_run(run)}")
+    predict = build.predictor(config)
+    models: dict[str, Predict] = {
+        **fit_baselines(config, dataset),
+        config.encoder: lambda x: predict(state, x),
+    }
+    folder = pathlib.Path(run)
+    results: dict[str, dict[str, Any]] = {}
+    for where, columns in test_sets(config, dataset).items():
+        results[where] = found = {}
+        for name, model in models.items():
+            found[name] = score(model, columns, **config.evaluation)
+        audio = np.array(columns["embedding"][:_DRAWN])
+        predicted = models[config.encoder](columns["preset"][:_DRAWN])
+        slug = where.replace(" ", "_")
+        plots.rank_histogram(
+            {name: f["ranks"] for name, f in found.items()},
+            found[config.encoder]["subset"],
+            f"{config.name}: sound of a preset, {where}",
+            folder / f"ranks_{slug}.png",
+        )
+        plots.embedding_map(
+            audio,
+            predicted,
+            f"{config.name}: {where}",
+            folder / f"embeddings_{slug}.png",
+        )
+        # For the page: some of them, not the ten thousands there may be.
+        np.savez_compressed(
+            folder / f"embeddings_{slug}.npz",
+            audio=audio[:_KEPT],
+            predicted=predicted[:_KEPT],
+        )
+    for found in (f for models in results.values() for f in models.values()):
+        del found["ranks"]
+    content = {"checkpoint": which, "step": step, "results": results}
+    content["bank"] = config.presets
+    text = json.dumps(content, indent=1) + "\n"
+    (folder / "evaluation.json").write_text(text)
+    return results, config.presets

@@ -1,0 +1,352 @@
+"""The ranking study: does the distance to a sound grow as it moves away?"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.stats
+import tqdm
+from jaxtyping import Float
+
+from datasets import engines, precompute
+from datasets.weights import hosts, published
+from launch.rank import table
+from launch.runs import embedding
+from proxy import audio
+
+# Neighbouring steps that differ by less than this share of the sound's root
+# mean square, -60 dB, are not heard to differ.
+AUDIBLE = 1e-3
+
+Embed = Callable[[np.ndarray], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """What was measured in the sounds of a sweep.
+
+    Attributes:
+      quietest: root mean square of its quietest step.
+      loudest: of its loudest.
+      change: least difference of two neighbouring steps, as root mean square
+        over that of the louder.
+      unfit: why the sweep is not one that can be ranked by ear, or None.
+    """
+
+    quietest: float
+    loudest: float
+    change: float
+    unfit: str | None
+
+
+def measure(
+    sounds: Float[np.ndarray, "steps samples"],
+    settings: engines.RenderSettings,
+) -> Level:
+    """Measures whether a sweep can be heard.
+
+    Args:
+      sounds: its steps in order.
+      settings: with the bounds of the level gate.
+
+    Returns:
+      Levels, the least change, and what is wrong.
+    """
+    reasons = [engines.check_level(sound, settings) for sound in sounds]
+    rms = np.sqrt(np.square(sounds, dtype=np.float64).mean(axis=1))
+    moved = np.square(np.diff(sounds, axis=0), dtype=np.float64).mean(axis=1)
+    louder = np.maximum(np.maximum(rms[1:], rms[:-1]), 1e-12)
+    change = np.sqrt(moved) / louder
+    unfit = None
+    for step, reason in enumerate(reasons):
+        if reason is not None:
+            unfit = f"step {step + 1} is {reason} (RMS {rms[step]:.4f})"
+            break
+    else:
+        if change.min() < AUDIBLE:
+            step = int(change.argmin()) + 1
+            unfit = f"steps {step} and {step + 1} sound the same"
+    return Level(float(rms.min()), float(rms.max()), float(change.min()), unfit)
+
+
+def correlation(
+    embeddings: Float[np.ndarray, "steps embedding"],
+) -> float:
+    """How well distances tell the order of a sweep.
+
+    The steps are ranked by L1 distance to the first and, in reverse, to the
+    last; Spearman's rank correlation with the true order, averaged.
+
+    Args:
+      embeddings: of the steps in order.
+
+    Returns:
+      In [-1, 1]; 1 when every step is further away than the one before. A
+      model that hears no difference at all gets 0.
+    """
+    order = np.arange(len(embeddings))
+    scores = []
+    for end, sign in ((0, 1), (-1, -1)):
+        distance = np.abs(embeddings - embeddings[end]).sum(axis=1)
+        if np.ptp(distance) == 0:
+            scores.append(0.0)
+            continue
+        # Spearman's is Pearson's correlation of ranks, tied ones averaged.
+        ranks = scipy.stats.rankdata(distance)
+        scores.append(sign * float(np.corrcoef(ranks, order)[0, 1]))
+    return float(np.mean(scores))
+
+
+def load_models(
+    names: Sequence[str], files: Mapping[str, str]
+) -> dict[str, tuple[audio.AudioModel, Embed]]:
+    """Audio models ready to embed.
+
+    Args:
+      names: of audio models.
+      files: weights, by name of audio model or of weights; models that need
+        some and are not there download them.
+
+    Returns:
+      Each with a function from `[batch, samples]` to `[batch, embedding]`.
+
+    Raises:
+      ValueError: an unknown model, or a file for a model that is not asked.
+      FileNotFoundError: weights that cannot be had.
+      ImportError: a library that is not installed.
+    """
+    models = {name: audio.get(name) for name in names}
+    asked = set(models) | {m.weights for m in models.values() if m.weights}
+    for name in files:
+        if name not in asked:
+            raise ValueError(
+                f"--weights {name}=...: none of the models takes them "
+                f"(asked: {', '.join(names)})"
+            )
+    loaded = {}
+    for name, model in models.items():
+        file = files.get(name, files.get(model.weights or ""))
+        if model.host is not None:
+            loaded[name] = model, hosts.load(name, file).embed
+            continue
+        variables = {}
+        if model.weights is not None:
+            variables = published.load(model.weights, path=file)
+        loaded[name] = model, embedding.embedder(model, variables)
+    return loaded
+
+
+def read_kept(file: pathlib.Path) -> dict[str, Any]:
+    """Scores of an earlier, perhaps interrupted run; see `run`.
+
+    Args:
+      file: as `run` wrote it; need not exist.
+
+    Returns:
+      Entries by key. A last line that was cut short is left out.
+    """
+    kept = {}
+    if file.is_file():
+        for line in file.read_text().splitlines():
+            with contextlib.suppress(ValueError, KeyError):
+                entry = json.loads(line)
+                kept[entry["key"]] = entry
+    return kept
+
+
+def _key(sweep: table.Sweep, identity: str) -> str:
+    digest = hashlib.sha256(identity.encode())
+    digest.update(np.ascontiguousarray(sweep.values).tobytes())
+    return digest.hexdigest()
+
+
+def _fingerprint(name: str, embed: Embed, samples: int) -> str:
+    """Tells a model's weights and code by what it makes of noise."""
+    noise = 0.1 * np.random.default_rng(0).standard_normal((1, samples))
+    embedding = np.asarray(embed(noise.astype(np.float32)), np.float32)
+    return f"{name} {hashlib.sha256(embedding.tobytes()).hexdigest()}"
+
+
+def _render(
+    renderer: engines.Renderer,
+    sweeps: Sequence[table.Sweep],
+    workers: int,
+) -> Iterator[np.ndarray]:
+    """Sounds of each sweep, `[steps, samples]`."""
+    values = (row for sweep in sweeps for row in sweep.values)
+    clips = engines.render_many(
+        renderer, values, workers=precompute.num_workers(workers)
+    )
+    with contextlib.closing(clips):
+        for sweep in sweeps:
+            sounds = []
+            for step in range(len(sweep.values)):
+                clip = next(clips)
+                if isinstance(clip, engines.RenderError):
+                    raise ValueError(
+                        f"{sweep.attribute}, {sweep.preset!r}, step "
+                        f"{step + 1} cannot be rendered: {clip}"
+                    )
+                sounds.append(clip)
+            yield np.stack(sounds)
+
+
+def run(
+    sweeps: Sequence[table.Sweep],
+    models: Mapping[str, tuple[audio.AudioModel, Embed]],
+    make_renderer: Callable[[int], engines.Renderer],
+    file: pathlib.Path,
+    *,
+    workers: int = 0,
+) -> dict[str, Any]:
+    """Renders all sweeps, embeds them with every model, and scores them.
+
+    Args:
+      sweeps: of one table.
+      models: as `load_models` returns them.
+      make_renderer: from a sample rate in Hz to an engine at that rate.
+      file: JSON lines; every score is noted there at once, and not worked
+        out again while sweep, engine, settings and model are the same.
+      workers: rendering threads, 0 for one per core.
+
+    Returns:
+      "scores": for each model, attribute and base preset, the correlations in
+      the order of the table (a preset may occur twice); "unfit": sweeps that
+      cannot be heard, and why; "engine": its version.
+
+    Raises:
+      ValueError: a step cannot be rendered.
+    """
+    kept = read_kept(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    keys: dict[str, list[str]] = {}
+    version = ""
+    rates = sorted({model.sample_rate for model, _ in models.values()})
+    with (
+        tqdm.tqdm(total=len(sweeps) * len(rates), unit=" sweeps") as bar,
+        file.open("a") as notes,
+    ):
+        # Ends a line that was cut short.
+        notes.write("\n" if notes.tell() else "")
+        for rate in rates:
+            bar.set_description(f"{rate / 1000:g} kHz")
+            renderer = make_renderer(rate)
+            version = renderer.version
+            played = json.dumps([version, renderer.settings.to_dict()])
+            embedders = {
+                name: embed
+                for name, (model, embed) in models.items()
+                if model.sample_rate == rate
+            }
+            samples = renderer.settings.samples
+            for name, embed in embedders.items():
+                identity = f"{played} {_fingerprint(name, embed, samples)}"
+                keys[name] = [_key(sweep, identity) for sweep in sweeps]
+            todo = [
+                i
+                for i in range(len(sweeps))
+                if any(keys[name][i] not in kept for name in embedders)
+            ]
+            bar.update(len(sweeps) - len(todo))
+            rendered = _render(renderer, [sweeps[i] for i in todo], workers)
+            for i, sounds in zip(todo, rendered, strict=True):
+                unfit = measure(sounds, renderer.settings).unfit
+                for name, embed in embedders.items():
+                    key = keys[name][i]
+                    if key not in kept:
+                        score = correlation(np.asarray(embed(sounds)))
+                        entry = {"key": key, "score": score, "unfit": unfit}
+                        kept[key] = entry
+                        notes.write(json.dumps(entry) + "\n")
+                notes.flush()
+                bar.update()
+    return {**_collect(sweeps, keys, kept), "engine": version}
+
+
+def _collect(
+    sweeps: Sequence[table.Sweep],
+    keys: Mapping[str, Sequence[str]],
+    kept: Mapping[str, Any],
+) -> dict[str, Any]:
+    scores: dict[str, Any] = {}
+    unfit: dict[str, str] = {}
+    for name, of_model in keys.items():
+        scores[name] = {}
+        for sweep, key in zip(sweeps, of_model, strict=True):
+            rows = scores[name].setdefault(sweep.attribute, [])
+            rows.append({"preset": sweep.preset, "score": kept[key]["score"]})
+            if kept[key]["unfit"] is not None:
+                where = f"{sweep.attribute}, {sweep.preset}"
+                unfit.setdefault(where, kept[key]["unfit"])
+    return {"scores": scores, "unfit": unfit}
+
+
+def summary(scores: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Means and spreads of a study.
+
+    Args:
+      scores: as `run` returns them.
+
+    Returns:
+      For each model "attributes" (mean and std over base presets), "mean"
+      over attributes, "std" over all sweeps, "worst" and "worst_attribute".
+    """
+    out = {}
+    for name, attributes in scores.items():
+        by_attribute = {}
+        every = []
+        for attribute, rows in attributes.items():
+            found = [row["score"] for row in rows]
+            every.extend(found)
+            by_attribute[attribute] = {
+                "mean": float(np.mean(found)),
+                "std": float(np.std(found)),
+            }
+        worst = min(by_attribute, key=lambda a: by_attribute[a]["mean"])
+        out[name] = {
+            "mean": float(
+                np.mean([value["mean"] for value in by_attribute.values()])
+            ),
+            "std": float(np.std(every)),
+            "worst": by_attribute[worst]["mean"],
+            "worst_attribute": worst,
+            "attributes": by_attribute,
+        }
+    return out
+
+
+def weight_files(given: list[str], models: list[str]) -> dict[str, str]:
+    """Files of weights by model, from `--weights`.
+
+    Args:
+      given: "FILE" or "MODEL=FILE".
+      models: names of the audio models.
+
+    Returns:
+      Files by name of audio model or of weights.
+
+    Raises:
+      ValueError: a bare file while several models take different weights, or
+        none takes any; a file that is missing.
+    """
+    files = {}
+    for word in given:
+        name, equals, file = word.partition("=")
+        if not equals:
+            needed = sorted({w for m in models if (w := audio.get(m).weights)})
+            if len(needed) != 1:
+                raise ValueError(
+                    f"--weights {word}: the models take "
+                    f"{', '.join(needed) or 'no weights'}; say which it is, "
+                    "--weights MODEL=FILE"
+                )
+            name, file = needed[0], word
+        if not pathlib.Path(file).expanduser().exists():
+            raise FileNotFoundError(f"no weights at {file} (--weights)")
+        files[name] = file
+    return files

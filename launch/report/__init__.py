@@ -1,0 +1,1 @@
+"""A page to read and listen to."""

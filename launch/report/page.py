@@ -1,0 +1,111 @@
+"""The page: finds runs, collects their sections, fills the template."""
+
+import json
+import pathlib
+import shutil
+from collections.abc import Iterable
+from typing import Any
+
+import jinja2
+import tqdm
+
+from launch.report import estimators, proxies
+
+_TEMPLATES = pathlib.Path(__file__).parent / "templates"
+
+
+def find_runs(places: Iterable[str]) -> list[pathlib.Path]:
+    """Runs in or below folders.
+
+    Args:
+      places: run directories, or folders with runs below them.
+
+    Returns:
+      Folders with a config.json or a ranking.json, in order, none twice.
+
+    Raises:
+      FileNotFoundError: naming a place that holds none.
+    """
+    found: dict[pathlib.Path, None] = {}
+    for place in places:
+        root = pathlib.Path(place)
+        names = ("config.json", "ranking.json")
+        below = sorted({p.parent for name in names for p in root.rglob(name)})
+        if not below:
+            raise FileNotFoundError(
+                f"no run at {place}; train one with python -m launch.train, "
+                "then evaluate it with python -m launch.evaluate"
+            )
+        found.update(dict.fromkeys(below))
+    return list(found)
+
+
+def build(
+    runs: Iterable[pathlib.Path], out: pathlib.Path, title: str
+) -> pathlib.Path:
+    """Writes the page; replaces one that is there.
+
+    Args:
+      runs: evaluated runs of proxies and estimators.
+      out: folder of the page.
+      title: of the page.
+
+    Returns:
+      The page.
+
+    Raises:
+      ValueError: when nothing in the runs was evaluated, or the folder holds
+        something else.
+    """
+    if out.exists() and any(out.iterdir()):
+        if not (out / "report.js").exists():
+            raise ValueError(
+                f"{out} holds something else than a page; choose another --out"
+            )
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    runs = list(runs)
+    configs = {
+        run: json.loads((run / "config.json").read_text())
+        for run in runs
+        if (run / "config.json").exists()
+    }
+    progress = tqdm.tqdm(desc="page", unit=" pictures")
+    with progress:
+        content: dict[str, Any] = {
+            **estimators.sections(
+                {r: c for r, c in configs.items() if "schedule" in c},
+                out,
+                progress.update,
+            ),
+            "proxies": proxies.sections(
+                {r: c for r, c in configs.items() if "encoder" in c},
+                out,
+                progress.update,
+            ),
+            "rankings": proxies.rankings(
+                [r for r in runs if (r / "ranking.json").exists()], out
+            ),
+        }
+    if not any(content[k] for k in ("summaries", "proxies", "rankings")):
+        raise ValueError(
+            "none of the runs was evaluated; run python -m launch.evaluate "
+            f"--run {runs[0]}"
+        )
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    names = [config["name"] for config in configs.values()]
+    text = environment.get_template("report.html").render(
+        title=title, runs=list(dict.fromkeys(names)), **content
+    )
+    for name in ("report.css", "report.js"):
+        shutil.copyfile(_TEMPLATES / name, out / name)
+    # GitHub Pages would drop files that its generator does not know.
+    (out / ".nojekyll").touch()
+    page = out / "index.html"
+    page.write_text(text)
+    return page

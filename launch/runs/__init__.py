@@ -1,0 +1,1 @@
+"""What commands share: from a config to data, devices, checkpoints, plots."""

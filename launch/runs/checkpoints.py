@@ -1,0 +1,317 @@
+"""Run directories and their checkpoints: the best and the last."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any, TypeVar
+
+import jax
+import ml_collections
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers as policies
+
+from launch import Config
+from launch.runs import build
+from proxy.objective import TrainState
+
+_State = TypeVar("_State")
+_CONFIG = "config.json"
+_FOLDER = "checkpoints"
+
+
+def prepare(config: Config) -> pathlib.Path:
+    """Makes or reopens the run directory of a config.
+
+    Args:
+      config: with `run`, the directory.
+
+    Returns:
+      The directory, holding config.json and environment.json.
+
+    Raises:
+      ValueError: when the directory belongs to another config; names the
+        fields that differ.
+    """
+    run = pathlib.Path(config.run)
+    run.mkdir(parents=True, exist_ok=True)
+    path = run / _CONFIG
+    wanted = json.loads(config.to_json())
+    if path.exists():
+        found = json.loads(path.read_text())
+        _check_same(run, found, wanted)
+    if jax.process_index() == 0:
+        # Again on a resume: data or weights may have moved.
+        _write(path, wanted)
+        _write(run / "environment.json", environment())
+    return run
+
+
+# Fields that change how a run is carried out, not what comes of it.
+_FREE = (
+    "run",
+    "checkpoints",
+    "workers",
+    "plugin",
+    "host",
+    "data",
+    "weights",
+    "log_every",
+    "evaluation",
+)
+
+
+def _check_same(run: pathlib.Path, found: dict, wanted: dict) -> None:
+    differing = [
+        f"{name}: {found.get(name)!r} there, {wanted.get(name)!r} asked"
+        for name in sorted(set(found) | set(wanted))
+        if name not in _FREE and found.get(name) != wanted.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"{run} holds a run with another config ({'; '.join(differing)});"
+            " choose another --config.run, or remove it"
+        )
+
+
+def _write(path: pathlib.Path, content: dict) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def environment() -> dict[str, Any]:
+    """What a run ran on: versions, devices, command and git revision."""
+    revision = ""
+    with contextlib.suppress(OSError):  # a machine without git
+        revision = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=pathlib.Path(__file__).parent,
+        ).stdout.strip()
+    devices = jax.devices()
+    return {
+        "python": sys.version.split()[0],
+        "jax": jax.__version__,
+        "devices": [d.device_kind for d in devices],
+        "processes": jax.process_count(),
+        "git": revision or None,
+        "command": sys.argv,
+    }
+
+
+def _quality(metrics: dict[str, float]) -> float:
+    """What is best: an estimator's distance is least, a proxy's MRR most."""
+    return -metrics["a_mean"] if "a_mean" in metrics else metrics["mrr"]
+
+
+def manager(
+    run: pathlib.Path, *, read_only: bool = False
+) -> ocp.CheckpointManager:
+    """Opens the checkpoints of a run: keeps the best and the last.
+
+    The best has the largest MRR on the validation split or, for an
+    estimator, the least `a_mean`.
+
+    Args:
+      run: the run directory.
+      read_only: to look into a run that may still be going on.
+
+    Returns:
+      The manager; close it, or use it as a context.
+    """
+    keep = policies.AnyPreservationPolicy(
+        [
+            policies.LatestN(1),
+            policies.BestN(
+                get_metric_fn=_quality,
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            ),
+        ]
+    )
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=keep,
+        best_fn=_quality,
+        cleanup_tmp_directories=not read_only,
+        read_only=read_only,
+    )
+    return ocp.CheckpointManager(folder(run), options=options)
+
+
+def folder(run: pathlib.Path) -> epath.Path:
+    """Where the checkpoints of a run are.
+
+    Args:
+      run: the run directory; its config may name another folder, or a bucket
+        (gs://), in the field `checkpoints`.
+
+    Returns:
+      The folder, absolute.
+    """
+    elsewhere = ""
+    if (run / _CONFIG).exists():
+        found = json.loads((run / _CONFIG).read_text())
+        elsewhere = found.get("checkpoints", "")
+    if not elsewhere:
+        return epath.Path((run / _FOLDER).absolute())
+    place = epath.Path(elsewhere)
+    return place if "://" in elsewhere else place.absolute()
+
+
+def best_step(checkpoints: ocp.CheckpointManager) -> int:
+    """Step of the best validation, or the last one before any validation."""
+    best, last = checkpoints.best_step(), checkpoints.latest_step()
+    if last is None:
+        raise FileNotFoundError(f"no checkpoint in {checkpoints.directory}")
+    return last if best is None else best
+
+
+def save(
+    checkpoints: ocp.CheckpointManager,
+    step: int,
+    state: Any,
+    metrics: dict[str, float] | None,
+) -> None:
+    """Saves a state in the background.
+
+    Args:
+      checkpoints: the run's manager.
+      step: steps taken; with the config it fixes the data position too,
+        because an epoch's order depends on the seed and the epoch only.
+      state: what to save.
+      metrics: of the validation at this step, None between validations.
+    """
+    checkpoints.save(
+        step,
+        args=ocp.args.StandardSave(state),
+        metrics=metrics,
+        force=True,
+    )
+
+
+def restore(
+    checkpoints: ocp.CheckpointManager,
+    template: _State,
+    step: int | None = None,
+) -> _State:
+    """Reads a state.
+
+    Args:
+      checkpoints: the run's manager.
+      template: a state with the shapes, dtypes and shardings to read into.
+      step: which one, the last when None.
+
+    Returns:
+      The state.
+
+    Raises:
+      ValueError: when the checkpoint does not fit the template.
+    """
+    step = checkpoints.latest_step() if step is None else step
+    try:
+        restored: Any = checkpoints.restore(
+            step, args=ocp.args.StandardRestore(template)
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"checkpoint {step} in {checkpoints.directory} does not fit this "
+            f"config: {error}"
+        ) from error
+    return restored
+
+
+def restore_raw(checkpoints: ocp.CheckpointManager, step: int) -> Any:
+    """Reads a checkpoint as it was saved: dictionaries of NumPy arrays.
+
+    Whatever devices it was saved on: these need not be there.
+    """
+    place = checkpoints.directory / str(step) / "default"
+    with ocp.PyTreeCheckpointer() as reader:
+        saved: Any = reader.metadata(place).item_metadata
+        on_host = ocp.RestoreArgs(restore_type=np.ndarray)
+        kinds = jax.tree.map(lambda _: on_host, saved.tree)
+        return reader.restore(place, restore_args=kinds)
+
+
+_SAME = ("synth", "audio_model", "encoder", "sizes")
+
+
+def start_from(config: Config, state: TrainState) -> TrainState:
+    """Replaces fresh weights by those of the best checkpoint of another run.
+
+    Args:
+      config: with `init`, the other run's directory.
+      state: the fresh state.
+
+    Returns:
+      The state with the other run's parameters and batch statistics; its
+      averaged parameters when it kept them. Step and moments stay fresh.
+
+    Raises:
+      FileNotFoundError: when there is no such run.
+      ValueError: when its encoder differs; names the fields.
+    """
+    other, saved = load(config.init)
+    theirs, ours = (json.loads(c.to_json()) for c in (other, config))
+    differing = [
+        f"{name}: {theirs[name]!r} there, {ours[name]!r} here"
+        for name in _SAME
+        if theirs[name] != ours[name]
+    ]
+    if differing:
+        raise ValueError(
+            f"config.init={config.init} is another model "
+            f"({'; '.join(differing)})"
+        )
+    with saved:
+        found = restore(saved, build.empty_state(other), best_step(saved))
+    params = found.params if found.average is None else found.average
+    average = None if state.average is None else params
+    return dataclasses.replace(
+        state, params=params, batch_stats=found.batch_stats, average=average
+    )
+
+
+def is_matching(run: str | os.PathLike[str]) -> bool:
+    """Whether a run is one of an estimator rather than of a proxy."""
+    path = pathlib.Path(run) / _CONFIG
+    return path.exists() and "proxy" in json.loads(path.read_text())
+
+
+def load(
+    run: str | os.PathLike[str],
+) -> tuple[Config, ocp.CheckpointManager]:
+    """Opens a finished or unfinished run for reading.
+
+    Args:
+      run: its directory.
+
+    Returns:
+      Its config and its checkpoints.
+
+    Raises:
+      FileNotFoundError: when there is no run, or it has no checkpoint yet.
+    """
+    folder = pathlib.Path(run)
+    path = folder / _CONFIG
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no run at {folder} ({_CONFIG} is missing); train one with "
+            "python -m launch.train --config FILE"
+        )
+    config = ml_collections.ConfigDict(json.loads(path.read_text()))
+    checkpoints = manager(folder, read_only=True)
+    if checkpoints.latest_step() is None:
+        raise FileNotFoundError(
+            f"the run at {folder} has no checkpoint yet; let it train to its "
+            "first validation"
+        )
+    return config, checkpoints

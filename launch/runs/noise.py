@@ -1,0 +1,228 @@
+"""The noise floor of a plug-in: how far its renders are from repeating.
+
+A plug-in that keeps state renders the same preset differently. No audio
+metric below that figure means anything, so it is measured when data is made,
+kept beside the shards, and printed with every audio metric.
+"""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import tabulate
+from jaxtyping import Float
+
+from datasets import engines, precompute, shards
+from datasets.engines.vst3 import engine as vst3
+from matching import distances
+
+FILE = "noise.json"
+METRICS = ("stft", "mstft", "mel", "mfcc", "a_mean")
+# What the renders of presets, one after the other, are compared with.
+COMPARISONS = {
+    "order": "in the reverse order, in the same process",
+    "process": "each in a fresh process",
+    "fresh": "of two fresh processes each, one with the other",
+}
+_TRIES = 16
+# Samples that differ by less than this are the same sound.
+QUIET = 1e-6
+
+
+def _audible(
+    renderer: engines.Renderer, count: int, seed: int
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Plug-in values of random presets that are heard, and their sounds."""
+    space = renderer.space
+    rows = range(count * _TRIES)
+    presets = precompute.draw(space, seed, "noise", rows)[:, 0]
+    values, sounds = [], []
+    for row in np.asarray(space.to_plugin(presets)):
+        if len(sounds) == count:
+            break
+        try:
+            sound = renderer.render(row)
+        except engines.RenderError:
+            continue
+        if engines.check_level(sound, renderer.settings) is None:
+            values.append(row)
+            sounds.append(sound)
+    if not sounds:
+        raise ValueError(
+            f"{renderer.version}: none of {count * _TRIES} random presets "
+            "gave a sound; check that the plug-in plays, and its parameter "
+            "space"
+        )
+    return np.stack(values), sounds
+
+
+def _differences(
+    first: list[np.ndarray], again: list[np.ndarray], rate: int
+) -> dict[str, float]:
+    """Largest difference of two samples, and the mean of each distance."""
+    a, b = np.stack(first), np.stack(again)
+    found = distances.measure(
+        jnp.asarray(b), jnp.asarray(a), sample_rate=rate, chosen=METRICS
+    )
+    # Equal clips are at distance zero, whatever a distance's arithmetic says.
+    same = (a == b).all(axis=1)
+    return {
+        "max_difference": float(np.abs(a - b).max()),
+        **{
+            name: float(np.where(same, 0, np.asarray(found[name])).mean())
+            for name in METRICS
+        },
+    }
+
+
+def measure(
+    renderer: vst3.PluginRenderer, *, count: int = 8, seed: int = 0
+) -> dict[str, Any]:
+    """Renders the same presets twice, in two orders and in fresh processes.
+
+    Args:
+      renderer: of the plug-in; its workers are ended.
+      count: how many random presets that are heard.
+      seed: they are drawn with.
+
+    Returns:
+      "presets" (how many), "plugin" and "host" (versions), and for each of
+      `COMPARISONS` the largest difference of two samples and the mean
+      distance over presets, by `METRICS`; "fresh" only where a fresh process
+      made a difference.
+
+    Raises:
+      ValueError: no preset gives a sound.
+      RenderError: one that did no longer does.
+    """
+    values, first = _audible(renderer, count, seed)
+    backwards = [renderer.render(row) for row in values[::-1]][::-1]
+
+    def fresh(row: Float[np.ndarray, " parameters"]) -> np.ndarray:
+        renderer.close()
+        return renderer.render(row)
+
+    alone = [fresh(row) for row in values]
+    rate = renderer.settings.sample_rate
+    found = {
+        "presets": len(first),
+        "plugin": renderer.version,
+        "host": renderer.info["host"],
+        "order": _differences(first, backwards, rate),
+        "process": _differences(first, alone, rate),
+    }
+    if found["process"]["max_difference"] > QUIET:
+        again = [fresh(row) for row in values]
+        found["fresh"] = _differences(alone, again, rate)
+    return found
+
+
+def keep(
+    directory: pathlib.Path, make: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """The figures of a data set, measured when they are not there yet.
+
+    Args:
+      directory: of the data set.
+      make: measures them, see `measure`.
+
+    Returns:
+      What `measure` gave, now or then.
+    """
+    found = read(directory)
+    if found is None:
+        found = make()
+        text = json.dumps(found, indent=1) + "\n"
+        shards.write_atomically(directory / FILE, text)
+    return found
+
+
+def read(directory: pathlib.Path) -> dict[str, Any] | None:
+    """The figures of a data set; None when its engine has no noise."""
+    path = directory / FILE
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged: delete it, it is measured again with the "
+            "next shard"
+        ) from error
+
+
+def of_run(run: str | pathlib.Path, before: str = "\n") -> str:
+    """What to print beside the audio metrics of a run.
+
+    Args:
+      run: directory of a run, of a proxy or of an estimator.
+      before: what goes before it where there is something to print.
+
+    Returns:
+      `describe` of the run's data; "" when no plug-in made them.
+    """
+    config = json.loads((pathlib.Path(run) / "config.json").read_text())
+    if not config.get("data"):
+        return ""
+    root = pathlib.Path(config["data"]).expanduser()
+    for path in sorted(root.glob(f"*/{FILE}")):
+        return before + describe(read(path.parent))
+    return ""
+
+
+def describe(found: dict[str, Any] | None) -> str:
+    """One line to print beside audio metrics; "" for no noise to speak of.
+
+    Args:
+      found: see `read`.
+    """
+    if found is None:
+        return ""
+    worst = max(("order", "process"), key=lambda n: found[n]["a_mean"])
+    shown = " ".join(f"{name} {found[worst][name]:.3g}" for name in METRICS)
+    return (
+        f"noise floor of {found['plugin']}, the same preset rendered again: "
+        f"{shown}"
+    )
+
+
+def table(found: dict[str, Any]) -> str:
+    """The figures as text, and what to do about them.
+
+    Args:
+      found: see `measure`.
+
+    Returns:
+      A Markdown table and a sentence.
+    """
+    head = ["rendered again", "largest difference", *METRICS]
+    rows = [
+        [
+            what,
+            *(f"{found[name][k]:.3g}" for k in ("max_difference", *METRICS)),
+        ]
+        for name, what in COMPARISONS.items()
+        if name in found
+    ]
+    lines = [
+        f"{found['plugin']}, {found['presets']} presets one after the other, "
+        "compared with the same",
+        tabulate.tabulate(rows, head, "github", disable_numparse=True),
+    ]
+    largest = {k: found[k]["max_difference"] for k in COMPARISONS if k in found}
+    if max(largest.values()) <= QUIET:
+        lines.append("A render depends on its preset alone.")
+    elif largest.get("fresh", 0.0) <= QUIET:
+        lines.append(
+            "A render depends on those before it: set --config.host.isolation"
+            "=process, and --config.host.warm_up=0."
+        )
+    else:
+        lines.append(
+            "Renders do not repeat: look for a parameter that draws random "
+            "numbers, and hold it; else read audio metrics with this in mind."
+        )
+    return "\n".join(lines)

@@ -1,0 +1,42 @@
+"""Trains a proxy: f(preset) = g(sound of the preset).
+
+    python -m launch.train --config configs/quickstart.py
+
+An experiment of sound matching trains an estimator of presets from sounds
+instead, see `launch.train.estimator`:
+
+    python -m launch.train --config configs/dexed_match.py:mix_small
+
+Builds the shards that are missing, trains, validates after every epoch, keeps
+the best and the last checkpoint. Stopped at any point, by Ctrl-C, SIGTERM or
+a crash, the same command goes on and ends with the same parameters.
+"""
+
+import jax
+
+from launch import cli
+from launch.runs import data, devices
+from launch.train import proxy as train_proxy
+
+_CONFIG = cli.define_config()
+
+
+def main() -> None:
+    """Runs the command."""
+    config = _CONFIG.value
+    # Looking for accelerators takes seconds.
+    data.check_engine(config)
+    data.initialize_distributed()
+    print(devices.describe(), flush=True)
+    if "proxy" in config:
+        from launch.train import estimator as train_estimator
+
+        run = train_estimator.train(config)
+    else:
+        run = train_proxy.train(config)
+    if jax.process_index() == 0:
+        print(f"next: python -m launch.evaluate --run {run}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -3,43 +3,105 @@
 An experiment file starts from these and changes what differs.
 """
 
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import ml_collections
 from ml_collections import config_dict
 
-# The paper's sizes.
-SIZES = {
-    "mlp_raw": {"hidden": 2048, "blocks": 1},
-    "mlp_oh": {"hidden": 2048, "blocks": 1},
-    "rn_oh": {"hidden": 256, "blocks": 4},
-    "hn_oh": {"hidden": 768, "blocks": 6},
-    "hn_pt": {"hidden": 512, "blocks": 6, "token": 64},
-    "hn_ptgru": {"hidden": 768, "blocks": 6, "token": 384},
-    "gru_oh": {"hidden": 1024, "layers": 1},
-    "tfm": {
-        "hidden": 256,
-        "blocks": 6,
-        "heads": 8,
-        "factor": 4.0,
-        "pooling": "cls",
-    },
-}
+
+class Published(NamedTuple):
+    """What the paper says of an encoder: its AdamW and the result.
+
+    Attributes:
+      learning_rate: of the schedule's start.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the root of the second moment.
+      mrr: validation MRR, 256 rankings of 512, after 30 epochs of 10.24 M
+        presets.
+    """
+
+    learning_rate: float
+    b1: float
+    b2: float
+    eps: float
+    mrr: float
 
 
-def proxy_config(synth: str, encoder: str) -> Any:
+def choose(file: str, rows: Mapping[str, Callable[[], Any]], name: str) -> Any:
+    """The config of a row of an experiment file.
+
+    Args:
+      file: name of the file, for the error.
+      rows: makers of configs by name.
+      name: what stands behind the colon in `--config FILE:NAME`.
+
+    Returns:
+      The config.
+
+    Raises:
+      ValueError: listing the rows, when there is none of that name.
+    """
+    if name not in rows:
+        raise ValueError(
+            f"{file} has no experiment {name!r}; it has {', '.join(rows)}"
+        )
+    return rows[name]()
+
+
+def paper_rows(
+    synth: str, encoders: Mapping[str, Published], **tuning: Any
+) -> dict[str, Callable[[], Any]]:
+    """The rows of the paper's encoders.
+
+    Args:
+      synth: "dexed", "diva" or "talnm".
+      encoders: settings by name in `proxy.encoders`.
+      **tuning: how `finetuned` goes on with each of them; if none, there are
+        no such rows.
+
+    Returns:
+      Makers of configs: "tfm", and "tfm_finetuned" where it is tuned.
+    """
+    rows = {
+        name: functools.partial(proxy_config, synth, name, row)
+        for name, row in encoders.items()
+    }
+    return {**rows, **tuned_rows(rows, **tuning)} if tuning else rows
+
+
+def tuned_rows(
+    rows: Mapping[str, Callable[[], Any]], **tuning: Any
+) -> dict[str, Callable[[], Any]]:
+    """Rows "NAME_finetuned" that go on with others, see `finetuned`."""
+    return {
+        f"{name}_finetuned": functools.partial(
+            lambda make: finetuned(make(), **tuning), make
+        )
+        for name, make in rows.items()
+    }
+
+
+def proxy_config(
+    synth: str, encoder: str, published: Published | None = None
+) -> Any:
     """A preset encoder on mn04 embeddings, as in the paper (section 3).
 
     Args:
       synth: "dexed", "diva" or "talnm".
       encoder: name in `proxy.encoders`.
+      published: the paper's settings; optax's moments and a rate of 0 if
+        none.
 
     Returns:
-      The config; learning rate and moments are left to the experiment.
+      The config. `run` follows `name`.
     """
     config = ml_collections.ConfigDict()
+    config.kind = "proxy"  # or "estimator"
     config.name = f"{synth}_{encoder}"
-    config.run = f"runs/{synth}_{encoder}"
+    config.run = "runs/" + config.get_ref("name")
     config.checkpoints = ""  # another folder or gs:// for them; "": in run
     config.seed = 0
 
@@ -86,14 +148,25 @@ def proxy_config(synth: str, encoder: str) -> Any:
     config.workers = 0  # rendering workers, 0: one per core
 
     config.encoder = encoder
-    config.sizes = ml_collections.ConfigDict(SIZES[encoder])
+    # None: the encoder's own default, which is the paper's.
+    config.sizes = ml_collections.ConfigDict(
+        {
+            "hidden": config_dict.placeholder(int),
+            "blocks": config_dict.placeholder(int),
+            "layers": config_dict.placeholder(int),
+            "token": config_dict.placeholder(int),
+            "heads": config_dict.placeholder(int),
+            "factor": config_dict.placeholder(float),
+            "pooling": config_dict.placeholder(str),
+        }
+    )
     config.dtype = "float32"  # of the computation; parameters are float32
 
     # Optimisation.
     config.source = "synthetic"  # or "handcrafted": what is trained on
     config.init = ""  # run whose weights to start from
     config.epochs = 30
-    config.batch = 512
+    config.batch = 256 if encoder == "tfm" else 512
     config.accumulate = 1
     config.devices = 0  # 0: all
     config.center = False  # start the output at the mean embedding
@@ -104,8 +177,9 @@ def proxy_config(synth: str, encoder: str) -> Any:
             "minimum": 2e-6,
             "warmup_steps": 7_500,
             "warmup_factor": 1.0,
-            "cosine_steps": 192_500,
-            "restart_steps": 400_000,
+            # With the warm-up, 10 of the 30 epochs; the others restart.
+            "cosine_steps": 102_400_000 // config.batch - 7_500,
+            "restart_steps": 204_800_000 // config.batch,
             "restart_factor": 1.0,
             "b1": 0.9,
             "b2": 0.999,
@@ -122,6 +196,40 @@ def proxy_config(synth: str, encoder: str) -> Any:
     config.evaluation = ml_collections.ConfigDict(
         {"subset": 4096, "repeats": 100, "seed": 42}
     )
+    if published:
+        settings = published._asdict()
+        del settings["mrr"]
+        config.optimizer.update(settings)
+    return config
+
+
+def finetuned(
+    config: Any, *, epochs: int, presets: int, **optimizer: float
+) -> Any:
+    """Goes on with a proxy on hand-crafted presets.
+
+    Args:
+      config: of the proxy; changed.
+      epochs: passes over the hand-crafted training presets.
+      presets: about how many there are, for the length of the cosine.
+      **optimizer: fields of `config.optimizer`.
+
+    Returns:
+      The config. The paper does not say how the rate falls, here it does
+      along a cosine.
+    """
+    config.init = config.run
+    config.name = f"{config.name}_finetuned"
+    config.source = "handcrafted"
+    config.epochs = epochs
+    config.batch = 64
+    config.optimizer.update(
+        {"b1": 0.9, "b2": 0.998, "eps": 1e-8, "warmup_factor": 0.1}
+    )
+    config.optimizer.update(optimizer)
+    steps = presets // 64 * epochs
+    config.optimizer.cosine_steps = steps - config.optimizer.warmup_steps
+    config.optimizer.restart_steps = 0
     return config
 
 

@@ -5,41 +5,92 @@ fine-tuned on hand-crafted ones, and the estimator that learns through it.
 Each has the paper's size and a small one for two CPU cores.
 """
 
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
 
 from configs import common
 
-SCHEDULES = (
-    "ploss",
-    "mix",
-    "switch",
-    "reversed_mix",
-    "reversed_switch",
-    "perceptual",
-)
 # Training presets of the paper's hand-crafted sets, for lengths in steps.
-_PAPER_PRESETS = {"dexed": 22_116, "diva": 7_721}
+PAPER_PRESETS = {"dexed": 22_116, "diva": 7_721}
 
 
-def proxy_config(synth: str) -> Any:
-    """The paper's proxy for matching: tfm on mn20_mel, 2.56 M presets.
+def rows(
+    synth: str,
+    proxy: common.Published,
+    *,
+    epochs: int,
+    tuning: Mapping[str, Any],
+    small_tuning: Mapping[str, Any],
+    estimator: Mapping[str, Any],
+    **fields: Any,
+) -> dict[str, Callable[[], Any]]:
+    """The rows of sound matching.
 
     Args:
       synth: "dexed" or "diva".
+      proxy: rate and moments of the paper's proxy for matching.
+      epochs: passes of the paper's proxy over its presets.
+      tuning: how the paper's proxy is fine-tuned, see `common.finetuned`.
+      small_tuning: the same of the small proxy.
+      estimator: fields of the estimator's optimizer; in place of
+        `warmup_steps`, `warmup_epochs`.
+      **fields: other fields of the estimator's config.
 
     Returns:
-      The config; learning rate and moments are left to the experiment.
+      Makers of configs: "match_proxy" and "proxy_small", each also with
+      "_finetuned"; "match" and "match_small", the estimators.
     """
-    config = common.proxy_config(synth, "tfm")
+    large = {
+        "match_proxy": functools.partial(proxy_config, synth, proxy, epochs)
+    }
+    small = {"proxy_small": functools.partial(small_proxy_config, synth)}
+
+    def match(name: str, size: str) -> Any:
+        config = match_config({**large, **small}[name](), size)
+        optimizer = dict(estimator)
+        presets = config.num_train or PAPER_PRESETS[synth]
+        optimizer["warmup_steps"] = round(
+            presets // config.batch * optimizer.pop("warmup_epochs")
+        )
+        config.optimizer.update(optimizer)
+        config.update(fields)
+        return config
+
+    return {
+        **large,
+        **common.tuned_rows(large, **tuning),
+        **small,
+        **common.tuned_rows(small, **small_tuning),
+        "match": functools.partial(match, "match_proxy", ""),
+        "match_small": functools.partial(match, "proxy_small", "_small"),
+    }
+
+
+def proxy_config(synth: str, published: common.Published, epochs: int) -> Any:
+    """The paper's proxy for matching: tfm on mn20_mel, 2.56 M presets.
+
+    The paper lowers the rate by 0.1 after 5 epochs without progress in L1;
+    here it falls along a cosine over the same epochs.
+
+    Args:
+      synth: "dexed" or "diva".
+      published: rate and moments.
+      epochs: passes over the presets.
+
+    Returns:
+      The config.
+    """
+    config = common.proxy_config(synth, "tfm", published)
     config.name = f"{synth}_match_proxy"
-    config.run = f"runs/{config.name}"
     config.audio_model = "mn20_mel"
     config.data = f"data/{synth}_mn20_mel"
     config.num_train = 2_560_000
-    config.batch = 256
-    config.optimizer.warmup_steps = 7_500
+    config.epochs = epochs
+    config.optimizer.cosine_steps = epochs * 10_000 - 7_500
+    config.optimizer.restart_steps = 0
     return config
 
 
@@ -54,7 +105,6 @@ def small_proxy_config(synth: str) -> Any:
     """
     config = common.proxy_config(synth, "hn_oh")
     config.name = f"{synth}_proxy_small"
-    config.run = f"runs/{config.name}"
     config.audio_model = "mn04_mel"
     config.data = f"data/{synth}_mn04_mel"
     config.num_train = 65_536
@@ -67,62 +117,27 @@ def small_proxy_config(synth: str) -> Any:
     return config
 
 
-def finetuned(config: Any, *, epochs: int, presets: int) -> Any:
-    """Goes on with a proxy on hand-crafted presets.
-
-    Args:
-      config: of the proxy; changed.
-      epochs: passes over the hand-crafted training presets.
-      presets: about how many there are, for the length of the cosine.
-
-    Returns:
-      The config; the paper does not say how the rate falls, here along a
-      cosine.
-    """
-    config.init = config.run
-    config.name = f"{config.name}_finetuned"
-    config.run = f"runs/{config.name}"
-    config.source = "handcrafted"
-    config.epochs = epochs
-    config.batch = 64
-    config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.998
-    config.optimizer.eps = 1e-8
-    config.optimizer.warmup_factor = 0.1
-    steps = presets // 64 * epochs
-    config.optimizer.cosine_steps = steps - config.optimizer.warmup_steps
-    config.optimizer.restart_steps = 0
-    return config
-
-
-def match_config(synth: str, name: str) -> Any:
+def match_config(base: Any, size: str) -> Any:
     """An estimator with the paper's settings, or a small one.
 
     Args:
-      synth: "dexed" or "diva".
-      name: one of `SCHEDULES`, or one followed by "_small".
+      base: config of the proxy, before it is fine-tuned.
+      size: "", the paper's, or "_small".
 
     Returns:
       The config; learning rate, moments and decay are left to the
-      experiment.
-
-    Raises:
-      ValueError: for an unknown name.
+      experiment. `name` follows `schedule`.
     """
-    schedule = name.removesuffix("_small")
-    small = schedule != name
-    if schedule not in SCHEDULES:
-        raise ValueError(
-            f"no matching experiment {name!r}; there are "
-            f"{', '.join(SCHEDULES)}, each also with _small"
-        )
     config = ml_collections.ConfigDict()
-    config.name = f"{synth}_match_{name}"
-    config.run = f"runs/{config.name}"
+    config.kind = "estimator"
+    # Of the losses' weights: a name in `matching.schedules`.
+    config.schedule = "mix"
+    config.name = f"{base.synth}_match_" + config.get_ref("schedule") + size
+    config.run = "runs/" + config.get_ref("name")
+    config.checkpoints = ""  # another folder or gs:// for them; "": in run
     config.seed = 0
 
     # Data: hand-crafted presets with their sounds, shared with the proxy.
-    base = small_proxy_config(synth) if small else proxy_config(synth)
     for field in (
         "synth",
         "audio_model",
@@ -148,7 +163,6 @@ def match_config(synth: str, name: str) -> Any:
 
     # Loss. How the proxy's input is decoded: "hard" is the paper's;
     # "relaxed", "straight_through" and "gumbel" reach every parameter.
-    config.schedule = schedule
     config.start = 0.333  # share of the run before the change of weights
     config.length = 0.33  # share that the change takes
     config.decoding = "hard"
@@ -184,7 +198,7 @@ def match_config(synth: str, name: str) -> Any:
     config.validation_rows = 0  # of the validation presets, 0: all
     config.log_every = 100  # steps
     config.checkpoint_minutes = 10.0
-    if small:
+    if size:
         config.num_train = 4_096
         config.stand_in.update({"train": 4_096, "validation": 512, "test": 512})
         config.epochs = 60
@@ -198,9 +212,3 @@ def match_config(synth: str, name: str) -> Any:
         {"resamples": 10_000, "seed": 42}  # of the bootstrap
     )
     return config
-
-
-def scale_warmup(config: Any, epochs: float) -> None:
-    """Sets the warm-up to so many epochs of the paper's presets."""
-    presets = config.num_train or _PAPER_PRESETS[config.synth]
-    config.optimizer.warmup_steps = round(presets // config.batch * epochs)

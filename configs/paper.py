@@ -9,26 +9,22 @@ with mn20_mel, tuned on hand-crafted presets; three schedules of the estimator
 with three seeds each.
 Hardware: many CPU cores to render and GPUs to train; see
 launch/clusters/README.md.
-Figures to compare: in the docstrings of the experiments' own files.
+Figures to compare: in the files of the synthesizers.
 """
 
-import importlib
 from typing import Any
 
-ENCODERS = ("mlp", "hn", "hnpt", "hnptgru", "tfm")
+from configs import dexed, diva, talnm
+
+_FILES = {"dexed": dexed, "diva": diva, "talnm": talnm}
 SCHEDULES = ("ploss", "mix", "switch")
 SEEDS = (0, 1, 2)
 
 
-def _config(file: str, *words: str) -> Any:
-    return importlib.import_module(f"configs.{file}").get_config(*words)
-
-
-def seeded(config: Any, seed: int) -> Any:
-    """The same experiment with another seed, in a run of its own."""
-    config.seed = seed
+def estimator(config: Any, schedule: str, seed: int) -> Any:
+    """The same experiment with a schedule and a seed, in a run of its own."""
+    config.schedule, config.seed = schedule, seed
     config.name = f"{config.name}_seed{seed}"
-    config.run = f"runs/{config.name}"
     return config
 
 
@@ -41,19 +37,27 @@ def get_plan(synth: str = "dexed") -> dict[str, Any]:
     Returns:
       "name"; "proxies", "tuned" (with a bank of hand-crafted presets only)
       and "matches": lists of configs, as `launch.train` takes them.
+
+    Raises:
+      ValueError: for another synthesizer.
     """
+    if synth not in _FILES:
+        raise ValueError(
+            f"no plan for {synth!r}; there are {', '.join(_FILES)}"
+        )
+    file, rows = _FILES[synth], _FILES[synth].ROWS
     plan = {
         "name": f"paper_{synth}",
-        "proxies": [_config(f"{synth}_{name}") for name in ENCODERS],
+        "proxies": [rows[name]() for name in file.ENCODERS],
         "tuned": [],
         "matches": [],
     }
-    if synth == "talnm":
+    if "match" not in rows:
         return plan
-    plan["proxies"].append(_config(f"{synth}_match_proxy"))
-    plan["tuned"].append(_config(f"{synth}_match_proxy", "finetuned"))
+    plan["proxies"].append(rows["match_proxy"]())
+    plan["tuned"].append(rows["match_proxy_finetuned"]())
     plan["matches"] = [
-        seeded(_config(f"{synth}_match", schedule), seed)
+        estimator(rows["match"](), schedule, seed)
         for schedule in SCHEDULES
         for seed in SEEDS
     ]

@@ -19,13 +19,12 @@ Expected: see the README's table.
 
 from typing import Any
 
-from configs import common, dexed_match, paper
+from configs import common, dexed, paper
 
 
 def get_config():
     config = common.proxy_config("dexed", "hn_oh")
     config.name = "quickstart"
-    config.run = "runs/quickstart"
 
     config.audio_model = "transport640"
     config.data = "data/quickstart"
@@ -64,7 +63,6 @@ SMALL = {
             "blocks": 2,
             "heads": 4,
             "factor": 2.0,
-            "pooling": "cls",
         },
         "epochs": 5,
         "batch": 32,
@@ -84,9 +82,7 @@ SMALL = {
 def _small(encoder: str) -> Any:
     config = get_config()
     config.name = f"quickstart_{encoder}"
-    config.run = f"runs/{config.name}"
     config.encoder, config.average = encoder, 0.0
-    config.sizes = {}
     config.update(SMALL[encoder])
     steps = config.num_train // config.batch * config.epochs
     config.optimizer.cosine_steps = steps - config.optimizer.warmup_steps
@@ -96,18 +92,16 @@ def _small(encoder: str) -> Any:
 def get_plan() -> dict[str, Any]:
     """Everything in small, see `configs.paper.get_plan`."""
     hn, mlp = get_config(), get_config()
-    mlp.name, mlp.run = "quickstart_mlp", "runs/quickstart_mlp"
-    mlp.encoder, mlp.sizes = "mlp_oh", common.SIZES["mlp_oh"]
+    mlp.name, mlp.encoder = "quickstart_mlp", "mlp_oh"
     tuned = get_config()
-    tuned.name = "quickstart_finetuned"
-    tuned.run, tuned.init = f"runs/{tuned.name}", hn.run
+    tuned.name, tuned.init = "quickstart_finetuned", hn.run
     tuned.source = "handcrafted"
     tuned.epochs, tuned.batch = 4, 64
     tuned.optimizer.learning_rate = 1e-3
     tuned.optimizer.cosine_steps = 4 * 230 - 64
     matches = []
     for schedule in paper.SCHEDULES:
-        config = dexed_match.get_config(f"{schedule}_small")
+        config = dexed.get_config("match_small")
         config.audio_model, config.data = hn.audio_model, hn.data
         config.sampling = hn.sampling
         config.proxy, config.num_train = tuned.run, 512
@@ -118,7 +112,7 @@ def get_plan() -> dict[str, Any]:
         config.validate_every, config.validation_rows = 4, 64
         config.log_every = 16
         config.name = f"quickstart_{schedule}"
-        matches.append(paper.seeded(config, 0))
+        matches.append(paper.estimator(config, schedule, 0))
     return {
         "name": "quickstart",
         "proxies": [hn, mlp, *map(_small, SMALL)],

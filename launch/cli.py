@@ -50,8 +50,10 @@ def _parse(argv: list[str]) -> list[str]:
         message = str(error)
     except OSError as error:
         message = f"--config: {error}"
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         message = f"--config: no such field, or not of its type: {error}"
+    except ValueError as error:
+        message = f"--config: {error}"
     sys.exit(f"error: {message}\nsee python -m {_module()} --help")
 
 

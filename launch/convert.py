@@ -94,7 +94,7 @@ def convert(
         )
     config = common.proxy_config(synth, encoder)
     config.name = f"{synth}_{encoder}_published"
-    config.run = run or f"runs/{config.name}"
+    config.run = run or config.run
     config.audio_model = audio_model
     config.data = f"data/{synth}_{audio_model}"
     config.sizes.update(sizes)
@@ -130,7 +130,7 @@ def main() -> None:
         _RUN.value,
         **heads,
     )
-    sizes = ", ".join(f"{k} {v}" for k, v in config.sizes.items())
+    sizes = ", ".join(f"{k} {v}" for k, v in config.sizes.items() if v)
     print(f"{config.encoder} on {config.synth} ({sizes})")
     print(f"next: python -m launch.evaluate --run {config.run}")
 

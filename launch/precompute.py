@@ -1,6 +1,6 @@
 r"""Builds the data of an experiment: presets, their sounds, embeddings.
 
-    python -m launch.precompute --config configs/dexed_hn.py
+    python -m launch.precompute --config configs/dexed.py
 
 Every shard is a unit of work of its own. Interrupt it as you like: the same
 command goes on where it stopped. To spread it, start it on as many machines
@@ -8,7 +8,7 @@ as there are, on one shared folder: they share the shards out among
 themselves. Without locks on that folder, or with folders to be merged later,
 say which part each does, e.g. in a Slurm array job:
 
-    python -m launch.precompute --config configs/dexed_hn.py \
+    python -m launch.precompute --config configs/dexed.py \
         --num_tasks=$SLURM_ARRAY_TASK_COUNT --task=$SLURM_ARRAY_TASK_ID
 
 `--mirror=gs://BUCKET/FOLDER` (or s3://, or another folder) copies finished
@@ -20,7 +20,7 @@ launch/clusters/README.md has working command lines.
 
 `--shards=3,5-9` names shards of the synthetic data set, which are numbered
 through its splits train, validation, test. The config of an estimator
-(configs/dexed_match.py) builds the presets and sounds that it learns from.
+(configs/dexed.py:match) builds the presets and sounds that it learns from.
 `--verify` reads every shard again and compares it with its checksum; it builds
 nothing.
 """

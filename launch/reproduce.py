@@ -96,8 +96,8 @@ def read_plan(path: str) -> Plan:
         )
     try:
         return module.get_plan(*[name] * bool(name))
-    except (ImportError, TypeError) as error:
-        raise ValueError(f"--config={path}: no such plan ({error})") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"--config={path}: {error}") from error
 
 
 def settle(

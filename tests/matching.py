@@ -7,7 +7,7 @@ import pathlib
 import jax
 import numpy as np
 
-from configs import dexed_match, dexed_proxy_small
+from configs import dexed
 from launch.runs import build, checkpoints, noise, opened
 from launch.train import estimator as train_estimator
 from matching import losses
@@ -25,7 +25,7 @@ def _small(config, folder):
 
 def save_proxy(folder: pathlib.Path) -> str:
     """Saves an untrained proxy as a run; returns its directory."""
-    config = _small(dexed_proxy_small.get_config(), folder)
+    config = _small(dexed.get_config("proxy_small"), folder)
     config.run = str(folder / "proxy")
     config.sizes.update({"hidden": 32, "blocks": 2})
     rows = np.full((1, 128), -40, np.float32)
@@ -51,9 +51,10 @@ def note_noise(data: pathlib.Path) -> str:
     return noise.describe(found)
 
 
-def match_config(folder: pathlib.Path, name: str, run: str):
+def match_config(folder: pathlib.Path, schedule: str, run: str):
     """A matching experiment that takes seconds."""
-    config = _small(dexed_match.get_config(name), folder)
+    config = _small(dexed.get_config("match_small"), folder)
+    config.schedule = schedule
     config.run = str(folder / run)
     config.proxy = str(folder / "proxy")
     config.num_train = 48
@@ -70,7 +71,7 @@ def match_config(folder: pathlib.Path, name: str, run: str):
 @functools.cache
 def _fresh():
     # Once for all: it takes seconds to compile.
-    config = dexed_match.get_config()
+    config = dexed.get_config("match")
     return losses.init_state(
         opened.network(config),
         train_estimator.gradient_transformation(config),

@@ -22,9 +22,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluation")
     matching.save_proxy(folder)
     for name, seed in (("ploss", 0), ("mix", 0), ("mix", 1)):
-        config = matching.match_config(
-            folder, f"{name}_small", f"{name}_{seed}"
-        )
+        config = matching.match_config(folder, name, f"{name}_{seed}")
         config.seed = seed
         config.decoding = "relaxed"
         matching.save_estimator(config)

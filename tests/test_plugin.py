@@ -245,7 +245,8 @@ def test_from_a_sound_through_an_estimator(checkout, proxy_run, target):
     folder = proxy_run.parent
     run(
         "launch.train",
-        "--config=configs/dexed_match.py:ploss_small",
+        "--config=configs/dexed.py:match_small",
+        "--config.schedule=ploss",
         *fixture_options(folder),
         f"--config.plugin={plugin()}",
         "--config.audio_model=mel128",
@@ -306,7 +307,7 @@ def test_that_message_waits_for_nothing_heavy():
 def train(synth, folder, *options, **kwargs):
     return run(
         "launch.train",
-        f"--config=configs/{synth}_tfm.py",
+        f"--config=configs/{synth}.py:tfm",
         *SMALL,
         "--config.sizes.heads=2",
         "--config.num_train=16",

@@ -9,7 +9,7 @@ import jax
 import pytest
 from scipy.io import wavfile
 
-from configs import dexed_match, quickstart
+from configs import dexed, quickstart
 from datasets import shards
 from launch import reproduce
 from launch.report import proxies as report_proxies
@@ -54,7 +54,7 @@ def tiny_plan():
     proxy.shard_size, proxy.batch, proxy.epochs = 64, 32, 3
     proxy.sizes.hidden, proxy.sizes.blocks = 16, 2
     proxy.evaluation.repeats, proxy.evaluation.subset = 2, 32
-    match = dexed_match.get_config("mix_small")
+    match = dexed.get_config("match_small")
     match.name, match.run = "tiny_mix", "runs/tiny_mix"
     match.audio_model, match.data = proxy.audio_model, proxy.data
     match.sampling = proxy.sampling
@@ -189,8 +189,11 @@ def test_a_failure_names_the_stage_and_the_command(finished, tmp_path):
     ("path", "message"),
     [
         ("configs/none.py", "no such Python file"),
-        ("configs/dexed_hn.py", "defines no get_plan"),
-        ("configs/paper.py:prophet", "no such plan"),
+        ("configs/dexed.py", "defines no get_plan"),
+        (
+            "configs/paper.py:prophet",
+            "no plan for 'prophet'; there are dexed, diva",
+        ),
     ],
 )
 def test_plans_that_are_none(path, message):

@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 
 def train(folder, name, **fields):
     """Starts a training command for the config of `matching.match_config`."""
-    config = matching.match_config(folder, "mix_small", name)
+    config = matching.match_config(folder, "mix", name)
     asked = {
         "audio_model": config.audio_model,
         "data": config.data,
@@ -54,7 +54,7 @@ def train(folder, name, **fields):
     flags = [f"--config.{key}={value}" for key, value in asked.items()]
     return start(
         "train",
-        "--config=configs/dexed_match.py:mix_small",
+        "--config=configs/dexed.py:match_small",
         *flags,
         # The same step is compiled by every run of this file.
         JAX_COMPILATION_CACHE_DIR=str(folder / "compiled"),
@@ -158,7 +158,7 @@ def test_killed_runs_end_with_the_same_parameters(finished, folder):
 
 
 def test_spectrograms_made_in_every_step_are_the_kept_ones(folder):
-    config = matching.match_config(folder, "mix_small", "other")
+    config = matching.match_config(folder, "mix", "other")
     source = data.matching_source(config)
     rows = data.matching_rows(config, source, "train")
     columns = source.columns("train", ("preset", "audio", "audio_scale"))
@@ -193,7 +193,7 @@ def test_spectrograms_made_in_every_step_are_the_kept_ones(folder):
 
 
 def test_the_rate_falls_after_the_patience_is_lost():
-    config = matching.match_config(pathlib.Path(), "mix_small", "x")
+    config = matching.match_config(pathlib.Path(), "mix", "x")
     rule = train_estimator.plateau(config)
     state, factors = rule.init(jnp.zeros(())), []
     for value in [2.0, 1.0, *[1.0] * 5, 0.99995, 0.5, *[0.6] * 6]:
@@ -204,7 +204,7 @@ def test_the_rate_falls_after_the_patience_is_lost():
 
 
 def test_warm_up_and_factor_scale_the_step():
-    config = matching.match_config(pathlib.Path(), "mix_small", "x")
+    config = matching.match_config(pathlib.Path(), "mix", "x")
     config.optimizer.weight_decay = 0.0
     update = train_estimator.gradient_transformation(config)
     params = {"w": jnp.zeros(1)}
@@ -225,7 +225,7 @@ def test_warm_up_and_factor_scale_the_step():
 
 def test_mistakes_are_told_before_rendering(folder, tmp_path):
     def attempt(match, error: Any = ValueError, **fields):
-        config = matching.match_config(folder, "mix_small", "mistake")
+        config = matching.match_config(folder, "mix", "mistake")
         config.data = str(tmp_path / "data")
         config.update(fields)
         with pytest.raises(error, match=match):
@@ -238,7 +238,7 @@ def test_mistakes_are_told_before_rendering(folder, tmp_path):
 
 
 def test_too_large_a_batch_is_refused(folder):
-    config = matching.match_config(folder, "mix_small", "batch")
+    config = matching.match_config(folder, "mix", "batch")
     config.batch = 64
     with pytest.raises(ValueError, match="there are 48 training presets"):
         train_estimator.train(config)
@@ -250,7 +250,7 @@ def test_a_proxy_is_no_matching_run(folder):
 
 
 def test_precompute_builds_its_data_in_parts(tmp_path) -> None:
-    config = matching.match_config(tmp_path, "ploss_small", "run")
+    config = matching.match_config(tmp_path, "ploss", "run")
     config.shard_size = 8
     part: dict[str, Any] = {"numbers": None, "num_tasks": 2}
     (source,) = precompute.build(config, **part, task=0)
@@ -262,6 +262,6 @@ def test_precompute_builds_its_data_in_parts(tmp_path) -> None:
 
 
 def test_precompute_of_it_refuses_what_is_for_a_proxy() -> None:
-    config = "--config=configs/dexed_match.py:mix_small"
+    config = "--config=configs/dexed.py:match_small"
     output = finish(start("precompute", config, "--shards=0"), 1)
     assert "error: --shards, --mirror and --runner are for a proxy" in output

@@ -1,6 +1,6 @@
 r"""What the paper tunes for the highway networks: rate, moments and eps.
 
-    python -m launch.sweep --config configs/dexed_hn.py \
+    python -m launch.sweep --config configs/dexed.py \
         --space configs/sweeps/hn.py
 
 A space is a function `get_space()` from dotted config fields to Optuna's

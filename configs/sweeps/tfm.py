@@ -1,6 +1,6 @@
 r"""Rate, moments, eps and the shape of the transformer.
 
-    python -m launch.sweep --config configs/dexed_tfm.py \
+    python -m launch.sweep --config configs/dexed.py:tfm \
         --space configs/sweeps/tfm.py
 
 Small shapes first is a matter of `--trials`: nothing here knows their cost.

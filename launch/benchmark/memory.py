@@ -90,7 +90,7 @@ def commands(
     yield "sweep", ["launch.sweep", *quickstart, *study]
     sounds = {"train": presets // 8, "validation": 64, "test": 64}
     estimator = [
-        "--config=configs/dexed_match.py:mix_small",
+        "--config=configs/dexed.py:match_small",
         "--config.audio_model=transport640",
         "--config.sampling.at_default=0.5",
         "--config.sampling.at_end=0.1",

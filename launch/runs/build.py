@@ -28,7 +28,7 @@ def encoder(config: Config, axis_name: str | None = None) -> Any:
         audio.get(config.audio_model).dimension,
         axis_name=axis_name,
         dtype=jnp.dtype(config.dtype),
-        **config.sizes,
+        **{k: v for k, v in config.sizes.items() if v is not None},
     )
 
 

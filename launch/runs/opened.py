@@ -110,7 +110,7 @@ def load_proxy(
         if "encoder" not in proxy_config:
             raise ValueError(
                 f"config.proxy={config.proxy} is no run of a proxy; choose "
-                "one that was trained with configs/dexed_hn.py or the like"
+                "one that was trained with configs/dexed.py or the like"
             )
         for field in ("synth", "audio_model"):
             if proxy_config[field] != config[field]:
@@ -162,7 +162,7 @@ def load(run: str | os.PathLike[str]) -> MatchingRun:
         if "proxy" not in config:
             raise ValueError(
                 f"{pathlib.Path(run)} is the run of a proxy, not of an "
-                "estimator; train one with configs/dexed_match.py"
+                "estimator; train one with configs/dexed.py:match"
             )
         step = checkpoints.best_step(saved)
         tree = checkpoints.restore_raw(saved, step)

@@ -1,6 +1,6 @@
 r"""Searches hyper-parameters: Optuna, any number of processes in one study.
 
-    python -m launch.sweep --config configs/dexed_hn.py \
+    python -m launch.sweep --config configs/dexed.py \
         --space configs/sweeps/hn.py --trials=200 \
         --config.num_train=1000000 --config.epochs=10
 

@@ -5,7 +5,7 @@
 An experiment of sound matching trains an estimator of presets from sounds
 instead, see `launch.train.estimator`:
 
-    python -m launch.train --config configs/dexed_match.py:mix_small
+    python -m launch.train --config configs/dexed.py:match_small
 
 Builds the shards that are missing, trains, validates after every epoch, keeps
 the best and the last checkpoint. Stopped at any point, by Ctrl-C, SIGTERM or

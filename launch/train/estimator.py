@@ -1,6 +1,6 @@
 """Trains an estimator of presets from sounds, through a frozen proxy.
 
-    python -m launch.train --config configs/dexed_match.py:mix_small
+    python -m launch.train --config configs/dexed.py:match_small
 
 Learns from hand-crafted presets and their sounds, or, without a bank, from
 synthetic ones that stand in for them. Validation renders what it predicts

@@ -1,6 +1,7 @@
 """Runs commands in the tests' own process, with flags that are forgotten."""
 
 import contextlib
+import functools
 import inspect
 import runpy
 from typing import Any
@@ -24,6 +25,14 @@ def load(module: str) -> dict[str, Any]:
     """What the file of a command defines, without running it."""
     with own_flags():
         return runpy.run_module(module, run_name=module)
+
+
+@functools.cache
+def flag_names(module: str) -> frozenset[str]:
+    """Names of the flags that a command knows."""
+    with own_flags():
+        runpy.run_module(module, run_name=module)
+        return frozenset(flags.FLAGS)
 
 
 def run(module: str, *words: Any) -> Any:

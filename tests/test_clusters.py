@@ -34,7 +34,7 @@ def commands():
                 c.replace("\n", " ")
                 for c in re.findall(r"`(python -m launch\.[^`]*\n[^`]*)`", text)
             ]
-        for line in (part for line in found for part in line.split(" && ")):
+        for line in (part for each in found for part in each.split(" && ")):
             yield pytest.param(line, id=f"{path.name}: {line[:40]}")
 
 

@@ -1,9 +1,14 @@
 """The devices of this process, and how work is laid out on them."""
 
 import glob
+import hashlib
 import importlib.util
 import math
+import pathlib
+import platform
 import shutil
+import sys
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -134,3 +139,50 @@ def map_step(
         check_vma=False,
     )
     return jax.jit(mapped, donate_argnums=0)
+
+
+def processor() -> tuple[str, int]:
+    """The processor's name and the bits of its widest vector registers.
+
+    Returns:
+      Its name, and 512 (AVX-512), 256 (AVX2), 128, or 0 where it is not told.
+    """
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine(), 0
+    told = dict(line.split(":", 1) for line in lines if ":" in line)
+    told = {key.strip(): value.strip() for key, value in told.items()}
+    flags = set(told.get("flags", told.get("Features", "")).split())
+    bits = 512 if "avx512f" in flags else 256 if "avx2" in flags else 128
+    name = told.get("model name", platform.machine())
+    vendor = ", ".join(told[k] for k in ("cpu family", "model") if k in told)
+    return f"{name} ({vendor})" if vendor else name, bits
+
+
+def keep_programs(folder: pathlib.Path) -> None:
+    """Keeps compiled programs on disk, so that the next start is faster.
+
+    Programs of one kind of processor do not run on each other one: each has a
+    folder of its own. A folder that cannot be written to, or a damaged file in
+    it, is a warning. JAX_COMPILATION_CACHE_DIR names another place.
+
+    Args:
+      folder: where they are kept.
+    """
+    if jax.config.jax_compilation_cache_dir:
+        return
+    kind = hashlib.sha256(repr(processor()).encode()).hexdigest()[:8]
+    folder = folder / f"{platform.machine()}-{kind}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        print(
+            f"warning: compiled programs are not kept in {folder}: {error}",
+            file=sys.stderr,
+        )
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

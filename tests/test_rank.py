@@ -111,8 +111,8 @@ def test_values_are_base_then_overrides_then_steps():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"preset": "lout"}, "no such base preset .near: loud."),
-        ({"parameter": "Midle C"}, "no parameter 'Midle C' .near: middle_c"),
+        ({"preset": "lout"}, "unknown base preset 'lout', did you mean 'loud'"),
+        ({"parameter": "Midle C"}, "parameter of dexed 'middlec'"),
         ({"interval": [0.5, 1.5]}, "Middle C is 1.5, not a number in"),
         ({"interval": [0.5]}, "moves over .0.5., not two values"),
         ({"parameter": None, "parameters": {}}, "nothing moves"),
@@ -346,9 +346,9 @@ def test_a_missing_plug_in_is_one_clear_error(study, monkeypatch, capsys):
 def test_weights_are_told_apart(tmp_path):
     file = tmp_path / "weights.pt"
     file.touch()
-    assert rank_study.weight_files([str(file)], ["mn04", "mn04_mel", "mel128"]) == {
-        "mn04": str(file)
-    }
+    assert rank_study.weight_files(
+        [str(file)], ["mn04", "mn04_mel", "mel128"]
+    ) == {"mn04": str(file)}
     named = rank_study.weight_files([f"mn04={file}", f"mn10={file}"], ["mn04"])
     assert named == {"mn04": str(file), "mn10": str(file)}
     with pytest.raises(ValueError, match="mn04, mn10; say which"):

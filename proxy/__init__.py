@@ -27,6 +27,6 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     text = f"unknown {kind} {name!r}"
     if near:
         text += f", did you mean {' or '.join(map(repr, near))}?"
-    if len(known) <= 32:
+    if len(known) <= 64:
         text += f" (known: {', '.join(known)})"
     return text

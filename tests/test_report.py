@@ -16,7 +16,7 @@ from playwright import sync_api
 from scipy.io import wavfile
 
 from datasets.presets import bank as handcrafted
-from launch.evaluate import notes
+from launch.evaluate import notes, proxy
 from launch.report import page as report
 from proxy import spaces
 from tests import commands, matching
@@ -133,7 +133,7 @@ def proxy_run(folder, picture):
     model = {
         "subset": 64,
         "repeats": 3,
-        "metrics": {name: metric for _, name, _ in report_columns()},
+        "metrics": {name: metric for _, name, _ in proxy._COLUMNS},
     }
     results = {"synthetic": {"mean embedding": model, "hn_oh": model}}
     content = {"results": results, "bank": ""}
@@ -151,12 +151,6 @@ def proxy_run(folder, picture):
         run / "embeddings_synthetic.npz", audio=audio, predicted=audio + 0.1
     )
     return run
-
-
-def report_columns():
-    from launch.evaluate import proxy as evaluate_proxy
-
-    return evaluate_proxy.COLUMNS
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import tabulate
 
 from launch.runs import plots
+from launch.runs import tables as text
 
 # Means over the 13 attributes of the paper's study on TAL-NoiseMaker (Combes,
 # Weinzierl and Obermayer, JAES 73(9), 2025).
@@ -52,12 +52,12 @@ def _models_table(summary: Summary, form: str, *, others: bool) -> str:
     rows = [
         [
             name,
-            _cell(found["mean"], found["std"]),
-            _cell(found["worst"]),
-            found["worst_attribute"],
+            _cell(entry["mean"], entry["std"]),
+            _cell(entry["worst"]),
+            entry["worst_attribute"],
             _cell(published(name)),
         ]
-        for name, found in sorted(
+        for name, entry in sorted(
             summary.items(), key=lambda item: -item[1]["mean"]
         )
     ]
@@ -68,28 +68,24 @@ def _models_table(summary: Summary, form: str, *, others: bool) -> str:
             if not any(published(known) == value for known in summary)
         ]
     headers = ["model", "mean ± spread", "worst", "attribute", _PAPER]
-    return tabulate.tabulate(
-        rows, headers, tablefmt=form, disable_numparse=True
-    )
+    return text.markdown(rows, headers, form)
 
 
 def _attributes_table(summary: Summary, form: str) -> str:
     names = list(summary)
     rows = []
     for attribute in summary[names[0]]["attributes"]:
-        found = [summary[name]["attributes"][attribute] for name in names]
-        rows.append([attribute, *(_cell(f["mean"], f["std"]) for f in found)])
+        cells = [summary[name]["attributes"][attribute] for name in names]
+        rows.append([attribute, *(_cell(c["mean"], c["std"]) for c in cells)])
     rows.append(["mean", *(_cell(summary[name]["mean"]) for name in names)])
-    return tabulate.tabulate(
-        rows, ["attribute", *names], tablefmt=form, disable_numparse=True
-    )
+    return text.markdown(rows, ["attribute", *names], form)
 
 
 def tables(summary: Summary, form: str = "github", *, others: bool) -> str:
     """Both tables: models, and attributes by model.
 
     Args:
-      summary: as `rank_study.summary` returns it.
+      summary: what `study.summary` returns.
       form: of tabulate: "github" or "latex_booktabs".
       others: whether to list published models that were not ranked here.
 
@@ -104,7 +100,7 @@ def heat_map(summary: Summary, title: str, path: pathlib.Path) -> pathlib.Path:
     """Draws attributes by models, the mean and the spread in every cell.
 
     Args:
-      summary: as `rank_study.summary` returns it.
+      summary: what `study.summary` returns.
       title: what was ranked.
       path: where to save the picture.
 
@@ -114,15 +110,12 @@ def heat_map(summary: Summary, title: str, path: pathlib.Path) -> pathlib.Path:
     names = sorted(summary, key=lambda name: -summary[name]["mean"])
     attributes = list(summary[names[0]]["attributes"])
     cells = [
-        [summary[name]["attributes"][attribute] for name in names]
-        for attribute in attributes
+        *(
+            [summary[name]["attributes"][attribute] for name in names]
+            for attribute in attributes
+        ),
+        [summary[name] for name in names],
     ]
-    cells.append(
-        [
-            {"mean": summary[name]["mean"], "std": summary[name]["std"]}
-            for name in names
-        ]
-    )
     means = np.array([[cell["mean"] for cell in row] for row in cells])
     low = min(0.8, np.floor(means.min() * 10) / 10)
     with plt.rc_context({**plots.STYLE, "axes.grid": False}):
@@ -169,10 +162,11 @@ def write(
     """Writes ranking.json, ranking.md, ranking.tex and ranking.png.
 
     Args:
-      folder: created where missing.
-      result: as `rank_study.run` returns it.
-      summary: of its scores.
-      about: synth, table and how it was played, for the JSON and the title.
+      folder: folder of the files, created where missing.
+      result: what `study.run` returns.
+      summary: what `study.summary` makes of its scores.
+      about: synthesizer, table and how it was played, for the JSON and the
+        title.
 
     Returns:
       The files.
@@ -180,10 +174,10 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     others = about["synth"] == "talnm"
     files = []
-    content = {**about, **result, "summary": summary}
-    content["published"] = {"synth": "talnm", "mean": PUBLISHED}
-    for name, text in (
-        ("ranking.json", json.dumps(content, indent=1) + "\n"),
+    document = {**about, **result, "summary": summary}
+    document["published"] = {"synth": "talnm", "mean": PUBLISHED}
+    for name, content in (
+        ("ranking.json", json.dumps(document, indent=1) + "\n"),
         ("ranking.md", tables(summary, others=others)),
         (
             "ranking.tex",
@@ -193,7 +187,7 @@ def write(
         ),
     ):
         files.append(folder / name)
-        files[-1].write_text(text)
+        files[-1].write_text(content)
     title = f"{about['synth']}: does distance follow the order of a sweep?"
     files.append(heat_map(summary, title, folder / "ranking.png"))
     return files

@@ -1,15 +1,18 @@
 """Pictures of a run, saved where people look: in its directory."""
 
 import pathlib
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float
 
 from launch.runs import metrics
+from matching import distances
 
 matplotlib.use("Agg")
 
@@ -24,6 +27,8 @@ STYLE: dict[Any, Any] = {
 }
 # Okabe and Ito's palette, told apart by colour-blind readers.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
+# Presets in a map of embeddings.
+_SHOWN = 400
 
 
 def _save(figure: Any, path: pathlib.Path) -> pathlib.Path:
@@ -166,35 +171,116 @@ def embedding_map(
     title: str,
     path: pathlib.Path,
     *,
-    shown: int = 400,
+    umap: bool = False,
 ) -> pathlib.Path:
-    """Draws true and predicted embeddings on their two main axes.
+    """Draws true and predicted embeddings in one plane, at most 400 presets.
 
     A line joins each preset's prediction to the embedding of its sound.
 
     Args:
-      audio: g(s(x)).
-      predicted: f(x), same order.
+      audio: embeddings g(s(x)) of the presets' sounds.
+      predicted: predictions f(x), in the same order.
       title: what is shown.
       path: where to save the picture.
-      shown: how many presets are drawn at most; the axes are fitted to all.
+      umap: whether the plane is UMAP's rather than that of the sounds' two
+        principal axes, which are fitted to all of them.
 
     Returns:
       The path.
     """
-    mean = audio.mean(0)
-    _, spread, axes_of = np.linalg.svd(audio - mean, full_matrices=False)
-    share = (spread**2 / max((spread**2).sum(), 1e-30))[:2]
-    a, p = ((x[:shown] - mean) @ axes_of[:2].T for x in (audio, predicted))
+    if umap:
+        a, p = _umap(audio[:_SHOWN], predicted[:_SHOWN])
+        labels = ["UMAP 1", "UMAP 2"]
+    else:
+        mean = audio.mean(0)
+        _, spread, axes_of = np.linalg.svd(audio - mean, full_matrices=False)
+        share = (spread**2 / max((spread**2).sum(), 1e-30))[:2]
+        a, p = ((x[:_SHOWN] - mean) @ axes_of[:2].T for x in (audio, predicted))
+        labels = [
+            f"{which} principal axis ({part:.0%})"
+            for which, part in zip(("first", "second"), share, strict=True)
+        ]
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5, 5))
         axes.plot([a[:, 0], p[:, 0]], [a[:, 1], p[:, 1]], color="0.75", lw=0.5)
         axes.scatter(*a.T, s=8, color=_COLORS[0], label="sound, g(s(x))")
         axes.scatter(*p.T, s=8, color=_COLORS[1], label="preset, f(x)")
-        axes.set(
-            xlabel=f"first principal axis ({share[0]:.0%})",
-            ylabel=f"second principal axis ({share[1]:.0%})",
-        )
-        axes.set_title(title)
+        axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
+        if umap:
+            axes.set(xticks=[], yticks=[])
         axes.legend()
         return _save(figure, path)
+
+
+def _umap(audio: np.ndarray, predicted: np.ndarray) -> list[np.ndarray]:
+    """McInnes, Healy, Melville, 2018; fitted to both, with a fixed seed."""
+    both = np.concatenate([audio, predicted])
+    with warnings.catch_warnings():
+        # It tells of TensorFlow, which is not wanted.
+        warnings.simplefilter("ignore")
+        import umap
+
+        fitted = umap.UMAP(
+            n_neighbors=min(15, len(both) - 1),
+            metric="manhattan",
+            random_state=0,
+            n_jobs=1,
+            init="pca",
+        )
+        return np.split(np.asarray(fitted.fit_transform(both)), 2)
+
+
+def sounds(
+    clips: Mapping[str, Float[np.ndarray, " samples"]],
+    sample_rate: int,
+    path: pathlib.Path,
+) -> pathlib.Path:
+    """Draws waveforms and mel spectrograms beside each other.
+
+    Args:
+      clips: sounds of equal length by title.
+      sample_rate: samples per second.
+      path: where to save the picture, 480 x 320 pixels for each sound.
+
+    Returns:
+      The path.
+    """
+    batch = np.stack(list(clips.values()))
+    mels = np.asarray(distances.kaldi_decibels(jnp.asarray(batch), sample_rate))
+    seconds = batch.shape[1] / sample_rate
+    height = max(np.abs(batch).max() * 1.05, 1e-3)
+    # Least and greatest sample of about 480 pieces: quick to draw.
+    size = max(batch.shape[1] // 480, 1)
+    pieces = batch[:, : batch.shape[1] // size * size]
+    pieces = pieces.reshape(len(batch), -1, size)
+    time = np.linspace(0, seconds, pieces.shape[1])
+    with plt.rc_context({**STYLE, "axes.grid": False}):
+        figure, axes = plt.subplots(
+            2,
+            len(batch),
+            figsize=(4.8 * len(batch), 3.2),
+            dpi=100,
+            sharex=True,
+            squeeze=False,
+            height_ratios=(1, 2),
+            layout="constrained",
+        )
+        for i, title in enumerate(clips):
+            wave, mel = axes[:, i]
+            wave.fill_between(
+                time, pieces[i].min(1), pieces[i].max(1), color=_COLORS[0]
+            )
+            wave.set(ylim=(-height, height), title=title, ylabel="amplitude")
+            mel.imshow(
+                mels[i].T,
+                origin="lower",
+                aspect="auto",
+                extent=(0, seconds, 0, mels.shape[2]),
+                vmin=mels.max() - 80,
+                vmax=mels.max(),
+                cmap="magma",
+            )
+            mel.set(xlabel="seconds", ylabel="mel band, 80 dB")
+        figure.savefig(path)
+        plt.close(figure)
+    return path

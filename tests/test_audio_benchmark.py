@@ -25,7 +25,8 @@ def test_unknown_model_is_named():
 
 
 def shapes(width):
-    return jax.eval_shape(efficientat.init, jax.random.key(0), width)
+    init = functools.partial(efficientat.init, width=width)
+    return jax.eval_shape(init, jax.random.key(0))
 
 
 def test_network_flops_are_the_published_ones():

@@ -20,7 +20,7 @@ def rate(
     stop = time.perf_counter() + seconds
 
     def loop(thread: int) -> None:
-        while time.perf_counter() < stop:
+        while not calls[thread] or time.perf_counter() < stop:
             work(calls[thread] * threads + thread)
             calls[thread] += 1
 

@@ -189,51 +189,34 @@ def _players(
             "name below says."
         )
     place = f"sounds/{config['synth']}" if inside else "sounds/notes"
-    seeds: dict[str, int] = {}
-    rows = [
-        {
-            "label": "Target",
-            "cells": [
-                _cell(run, entry["audio"], i, names, f"{place}/target", out)
-                for i in chosen
-            ],
-        }
-    ]
+    rows: dict[str, list[dict[str, Any] | None]] = {
+        "Target": [
+            _cell(run, entry["audio"], i, names, f"{place}/target", out, tick)
+            for i in chosen
+        ]
+    }
     for run, config, content in evaluated:
-        label = _label(config, content)
-        if label in seeds:  # of several seeds, the first is played
+        label = whole = _label(config, content)
+        if inside:
+            label = whole.removeprefix(f"{_synth(config)} ")
+        if label in rows:  # of several seeds, the first is played
             continue
-        seeds[label] = content["seed"]
         method = content["sets"][where]["methods"][ESTIMATOR]
-        folder = f"{place}/{label.lower().replace(' ', '_').replace(',', '')}"
+        folder = f"{place}/{whole.lower().replace(' ', '_').replace(',', '')}"
         presets = json.loads((run / "matching" / method["presets"]).read_text())
-        rows.append(
-            {
-                "label": label.removeprefix(f"{_synth(config)} ")
-                if inside
-                else label,
-                "cells": [
-                    _cell(
-                        run,
-                        method["audio"],
-                        i,
-                        names,
-                        folder,
-                        out,
-                        (config, method, presets),
-                    )
-                    for i in chosen
-                ],
-            }
-        )
-    for row in rows:
-        for cell in row["cells"]:
+        rows[label] = [
+            _cell(run, method["audio"], i, names, folder, out, tick)
+            for i in chosen
+        ]
+        for position, cell in zip(chosen, rows[label], strict=True):
             if cell:
-                rate, samples = wavfile.read(out / cell["audio"])
-                clip = samples.astype(np.float32) / 32768
-                plots.sounds({"": clip}, rate, out / cell["picture"])
-                tick()
-    return {"title": title, "note": note, "columns": columns, "rows": rows}
+                _add_preset(cell, position, out, config, method, presets)
+    return {
+        "title": title,
+        "note": note,
+        "columns": columns,
+        "rows": [{"label": k, "cells": cells} for k, cells in rows.items()],
+    }
 
 
 def _cell(
@@ -243,30 +226,31 @@ def _cell(
     names: Sequence[str],
     folder: str,
     out: pathlib.Path,
-    prediction: tuple | None = None,
+    tick: Callable[[], Any],
 ) -> dict[str, Any] | None:
     """A player and its picture; None where no sound was kept."""
     if position is None or str(position) not in files:
         return None
-    audio = f"{folder}/{position:03}.wav"
+    file = f"{folder}/{position:03}"
     (out / folder).mkdir(parents=True, exist_ok=True)
     source = run / "matching" / files[str(position)]
-    shutil.copyfile(source, out / audio)
-    cell = {
+    shutil.copyfile(source, out / f"{file}.wav")
+    rate, samples = wavfile.read(source)
+    clip = samples.astype(np.float32) / 32768
+    plots.sounds({"": clip}, rate, out / f"{file}.png")
+    tick()
+    return {
         "name": names[position],
-        "audio": audio,
-        "picture": audio.replace(".wav", ".png"),
+        "audio": f"{file}.wav",
+        "picture": f"{file}.png",
         "distances": [],
         "files": [],
     }
-    if prediction is not None:
-        _add_preset(cell, position, out, *prediction)
-    return cell
 
 
 def _add_preset(
-    cell: Any,
-    position: int,
+    cell: dict[str, Any],
+    position: Any,
     out: pathlib.Path,
     config: dict[str, Any],
     method: dict[str, Any],

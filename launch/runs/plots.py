@@ -37,6 +37,12 @@ def _save(figure: Any, path: pathlib.Path) -> pathlib.Path:
     return path
 
 
+def _curve(axes: Any, records: list[Any], name: str, *args, **style) -> None:
+    """Draws a metric against steps where it was measured."""
+    kept = [(r["step"], r[name]) for r in records if name in r]
+    axes.plot(*np.array(kept).reshape(-1, 2).T, *args, **style)
+
+
 def training_curves(run: pathlib.Path) -> pathlib.Path:
     """Draws loss and validation against steps from the run's metrics.
 
@@ -47,25 +53,16 @@ def training_curves(run: pathlib.Path) -> pathlib.Path:
       The picture, `training.png`.
     """
     records = list(metrics.read(run))
-
-    def series(name):
-        kept = [(r["step"], r[name]) for r in records if name in r]
-        return np.array(kept).reshape(-1, 2).T
-
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
-        for name, label, color in (
-            ("loss", "training", _COLORS[0]),
-            ("l1", "validation", _COLORS[1]),
-        ):
-            left.plot(*series(name), color=color, label=label)
+        _curve(left, records, "loss", color=_COLORS[0], label="training")
+        _curve(left, records, "l1", color=_COLORS[1], label="validation")
         left.set(xlabel="step", ylabel="L1 per dimension")
-        left.set_ylim(bottom=0)
+        left.set(title="embedding loss", ylim=(0, None))
         left.legend()
-        right.plot(*series("mrr"), color=_COLORS[1])
+        _curve(right, records, "mrr", color=_COLORS[1])
         right.set(xlabel="step", ylabel="mean reciprocal rank", ylim=(0, 1))
         right.set_title("validation retrieval")
-        left.set_title("embedding loss")
         return _save(figure, run / "training.png")
 
 
@@ -82,15 +79,13 @@ def matching_curves(run: pathlib.Path) -> pathlib.Path:
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
         for i, name in enumerate(("numerical", "binary", "perceptual")):
-            kept = [(r["step"], r[name]) for r in records if name in r]
             # A space may have no switches, and their loss is zero.
-            if any(value for _, value in kept):
-                left.plot(*np.array(kept).T, color=_COLORS[i], label=name)
+            if any(r.get(name) for r in records):
+                _curve(left, records, name, color=_COLORS[i], label=name)
         left.set(xlabel="step", title="training losses, unweighted")
         left.set_ylim(bottom=0)
         left.legend()
-        kept = [(r["step"], r["a_mean"]) for r in records if "a_mean" in r]
-        right.plot(*np.array(kept).reshape(-1, 2).T, "o-", color=_COLORS[1])
+        _curve(right, records, "a_mean", "o-", color=_COLORS[1])
         right.set(xlabel="step", ylabel="a_mean")
         right.set_title("validation, rendered")
         return _save(figure, run / "training.png")
@@ -148,14 +143,12 @@ def rank_histogram(
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6, 3))
         width = 0.8 / len(ranks)
-        for i, (name, found) in enumerate(ranks.items()):
-            share = np.histogram(found, edges)[0] / len(found)
+        for i, (name, of_model) in enumerate(ranks.items()):
+            share = np.histogram(of_model, edges)[0] / len(of_model)
             place = np.arange(len(share)) + (i + 0.5) * width - 0.4
             axes.bar(place, share, width, label=name, color=_COLORS[i % 5])
-        labels = ["1"] + [
-            f"{2**k // 2 + 1}-{2**k}" if k > 1 else "2"
-            for k in range(1, top + 1)
-        ]
+        labels = ["1", "2"][: top + 1]
+        labels += [f"{2**k // 2 + 1}-{2**k}" for k in range(2, top + 1)]
         axes.set_xticks(range(len(labels)), labels)
         axes.tick_params(axis="x", rotation=45)
         axes.set(xlabel=f"rank among {candidates:,}", ylabel="share of presets")
@@ -263,7 +256,11 @@ def sounds(
             sharex=True,
             squeeze=False,
             height_ratios=(1, 2),
-            layout="constrained",
+        )
+        # Fixed, as to work the margins out takes as long as the drawing.
+        count = len(batch)
+        figure.subplots_adjust(
+            0.14 / count, 0.14, 1 - 0.02 / count, 0.92, wspace=0.2
         )
         for i, title in enumerate(clips):
             wave, mel = axes[:, i]

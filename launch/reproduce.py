@@ -201,14 +201,11 @@ def _evaluate_matches(
 
 
 def tables(runs: Sequence[str], out: pathlib.Path) -> str:
-    """The tables of evaluated runs, Markdown.
+    """The tables of evaluated runs, Markdown that depends on results alone.
 
     Args:
-      runs: their directories.
-      out: folder with the comparison of the matching runs.
-
-    Returns:
-      Text that depends on the results alone.
+      runs: directories of the runs.
+      out: folder with the comparison of the estimators.
     """
     parts = []
     for run in map(pathlib.Path, runs):

@@ -10,6 +10,7 @@ import numpy as np
 import scipy.io.wavfile
 from jaxtyping import Float
 
+from datasets import shards
 from datasets.presets import bank
 from launch.match.search import BASELINE, Match
 from launch.runs import plots, tables
@@ -54,12 +55,17 @@ def write(
       The content of result.json, which is written last.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _write_sound(folder / "target.wav", target, sample_rate)
+
+    def write_sound(file: pathlib.Path, sound: np.ndarray) -> None:
+        # Floats, which keep what exceeds full scale.
+        scipy.io.wavfile.write(file, sample_rate, np.float32(sound))
+
+    write_sound(folder / "target.wav", target)
     for i, (preset, clip) in enumerate(
         zip(match.presets, match.clips, strict=True)
     ):
         file = folder / f"match-{i + 1}"
-        _write_sound(file.with_suffix(".wav"), clip, sample_rate)
+        write_sound(file.with_suffix(".wav"), clip)
         title = f"{name[:7]} {i + 1}"
         for suffix in (".json", ".syx")[: 1 + (space.name == "dexed")]:
             bank.save(file.with_suffix(suffix), preset[None], [title], space)
@@ -86,18 +92,9 @@ def write(
         "candidates": candidates,
         "stages": match.stages,
     }
-    path = folder / RESULT
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    temporary.replace(path)
+    text = json.dumps(result, indent=1) + "\n"
+    shards.write_atomically(folder / RESULT, text)
     return result
-
-
-def _write_sound(
-    path: pathlib.Path, sound: Float[np.ndarray, " samples"], sample_rate: int
-) -> None:
-    # Floats, which keep what exceeds full scale.
-    scipy.io.wavfile.write(path, sample_rate, np.asarray(sound, np.float32))
 
 
 # Tables ----------------------------------------------------------------------

@@ -86,26 +86,20 @@ def tables(summary: Summary, form: str = "github", *, others: bool) -> str:
 
     Args:
       summary: what `study.summary` returns.
-      form: of tabulate: "github" or "latex_booktabs".
+      form: format of tabulate, "github" or "latex_booktabs".
       others: whether to list published models that were not ranked here.
-
-    Returns:
-      The text.
     """
     models = _models_table(summary, form, others=others)
     return f"{models}\n\n{_attributes_table(summary, form)}\n"
 
 
-def heat_map(summary: Summary, title: str, path: pathlib.Path) -> pathlib.Path:
+def heat_map(summary: Summary, title: str, path: pathlib.Path) -> None:
     """Draws attributes by models, the mean and the spread in every cell.
 
     Args:
       summary: what `study.summary` returns.
       title: what was ranked.
       path: where to save the picture.
-
-    Returns:
-      The path.
     """
     names = sorted(summary, key=lambda name: -summary[name]["mean"])
     attributes = list(summary[names[0]]["attributes"])
@@ -150,7 +144,6 @@ def heat_map(summary: Summary, title: str, path: pathlib.Path) -> pathlib.Path:
         bar.outline.set_visible(False)
         figure.savefig(path, bbox_inches="tight")
         plt.close(figure)
-    return path
 
 
 def write(
@@ -158,7 +151,7 @@ def write(
     result: Mapping[str, Any],
     summary: Summary,
     about: Mapping[str, Any],
-) -> list[pathlib.Path]:
+) -> None:
     """Writes ranking.json, ranking.md, ranking.tex and ranking.png.
 
     Args:
@@ -167,27 +160,15 @@ def write(
       summary: what `study.summary` makes of its scores.
       about: synthesizer, table and how it was played, for the JSON and the
         title.
-
-    Returns:
-      The files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     others = about["synth"] == "talnm"
-    files = []
     document = {**about, **result, "summary": summary}
     document["published"] = {"synth": "talnm", "mean": PUBLISHED}
-    for name, content in (
-        ("ranking.json", json.dumps(document, indent=1) + "\n"),
-        ("ranking.md", tables(summary, others=others)),
-        (
-            "ranking.tex",
-            tables(summary, "latex_booktabs", others=others).replace(
-                "±", r"$\pm$"
-            ),
-        ),
-    ):
-        files.append(folder / name)
-        files[-1].write_text(content)
+    document = json.dumps(document, indent=1) + "\n"
+    (folder / "ranking.json").write_text(document)
+    (folder / "ranking.md").write_text(tables(summary, others=others))
+    latex = tables(summary, "latex_booktabs", others=others)
+    (folder / "ranking.tex").write_text(latex.replace("±", r"$\pm$"))
     title = f"{about['synth']}: does distance follow the order of a sweep?"
-    files.append(heat_map(summary, title, folder / "ranking.png"))
-    return files
+    heat_map(summary, title, folder / "ranking.png")

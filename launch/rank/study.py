@@ -52,17 +52,12 @@ def unfit(
 def correlation(
     embeddings: Float[np.ndarray, "steps embedding"],
 ) -> float:
-    """How well distances tell the order of a sweep.
+    """How well distances tell the order of a sweep, in [-1, 1].
 
     The steps are ranked by L1 distance to the first and, in reverse, to the
-    last; Spearman's rank correlation with the true order, averaged.
-
-    Args:
-      embeddings: embeddings of the steps in order.
-
-    Returns:
-      In [-1, 1]; 1 when every step is further away than the one before. A
-      model that hears no difference at all gets 0.
+    last; Spearman's rank correlation with the true order, averaged. It is 1
+    when every step is further away than the one before, and 0 for a model
+    that hears no difference at all.
     """
     order = np.arange(len(embeddings))
     scores = []
@@ -78,12 +73,12 @@ def correlation(
 def load_models(
     names: Sequence[str], files: Mapping[str, str]
 ) -> dict[str, tuple[audio.AudioModel, Embed]]:
-    """Audio models ready to embed.
+    """Audio models ready to embed, by name.
 
     Args:
-      names: of audio models.
-      files: weights, by name of audio model or of weights; models that need
-        some and are not there download them.
+      names: names of audio models.
+      files: files of weights by name of audio model or of weights; other
+        weights are downloaded.
 
     Returns:
       Each with a function from `[batch, samples]` to `[batch, embedding]`.
@@ -115,13 +110,9 @@ def load_models(
 
 
 def read_kept(file: pathlib.Path) -> dict[str, Any]:
-    """Scores of an earlier, perhaps interrupted run; see `run`.
+    """Entries of an earlier, perhaps interrupted run by key; see `run`.
 
-    Args:
-      file: as `run` wrote it; need not exist.
-
-    Returns:
-      Entries by key. A last line that was cut short is left out.
+    A last line that was cut short is left out.
     """
     kept = {}
     if file.is_file():

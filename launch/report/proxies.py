@@ -89,17 +89,7 @@ def _pictures(
 def copied(
     source: pathlib.Path, out: pathlib.Path, folder: str, caption: str
 ) -> dict[str, str]:
-    """Copies a picture into a folder of the page.
-
-    Args:
-      source: the picture.
-      out: folder of the page.
-      folder: where in it the copy goes.
-      caption: what is shown.
-
-    Returns:
-      The fields of the template, "file" and "caption".
-    """
+    """Copies a picture into a folder of the page; fields of the template."""
     target = out / folder / source.name
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
@@ -138,9 +128,6 @@ def rankings(
     Args:
       runs: folders that `launch.rank` wrote.
       out: folder of the page.
-
-    Returns:
-      Files and captions.
     """
     return [
         copied(

@@ -44,14 +44,7 @@ def _curve(axes: Any, records: list[Any], name: str, *args, **style) -> None:
 
 
 def training_curves(run: pathlib.Path) -> pathlib.Path:
-    """Draws loss and validation against steps from the run's metrics.
-
-    Args:
-      run: the run directory.
-
-    Returns:
-      The picture, `training.png`.
-    """
+    """Draws a proxy's loss and validation, `training.png` of the run."""
     records = list(metrics.read(run))
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
@@ -67,14 +60,7 @@ def training_curves(run: pathlib.Path) -> pathlib.Path:
 
 
 def matching_curves(run: pathlib.Path) -> pathlib.Path:
-    """Draws losses and validation of an estimator against steps.
-
-    Args:
-      run: the run directory.
-
-    Returns:
-      The picture, `training.png`.
-    """
+    """Draws an estimator's losses and validation, likewise."""
     records = list(metrics.read(run))
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
@@ -99,12 +85,9 @@ def distance_bars(
     """Draws mean distances with their intervals, least on top.
 
     Args:
-      summaries: by method, "mean", "low" and "high".
+      summaries: numbers "mean", "low" and "high" by method.
       title: what was matched.
-      path: where to save the picture.
-
-    Returns:
-      The path.
+      path: where to save the picture; returned.
     """
     ordered = sorted(summaries.items(), key=lambda item: -item[1]["mean"])
     with plt.rc_context(STYLE):
@@ -129,13 +112,10 @@ def rank_histogram(
     """Draws how far down the list the right sound was found.
 
     Args:
-      ranks: by model, ranks in [1, candidates].
+      ranks: ranks in [1, candidates] by model.
       candidates: length of the list.
       title: what was ranked.
-      path: where to save the picture.
-
-    Returns:
-      The path.
+      path: where to save the picture; returned.
     """
     top = int(np.ceil(np.log2(candidates)))
     # Bins of ranks 1, 2, 3-4, 5-8, ...; tied ranks may be halves.
@@ -174,12 +154,9 @@ def embedding_map(
       audio: embeddings g(s(x)) of the presets' sounds.
       predicted: predictions f(x), in the same order.
       title: what is shown.
-      path: where to save the picture.
+      path: where to save the picture; returned.
       umap: whether the plane is UMAP's rather than that of the sounds' two
         principal axes, which are fitted to all of them.
-
-    Returns:
-      The path.
     """
     if umap:
         a, p = _umap(audio[:_SHOWN], predicted[:_SHOWN])
@@ -233,10 +210,8 @@ def sounds(
     Args:
       clips: sounds of equal length by title.
       sample_rate: samples per second.
-      path: where to save the picture, 480 x 320 pixels for each sound.
-
-    Returns:
-      The path.
+      path: where to save the picture, 480 x 320 pixels for each sound;
+        returned.
     """
     batch = np.stack(list(clips.values()))
     mels = np.asarray(distances.kaldi_decibels(jnp.asarray(batch), sample_rate))

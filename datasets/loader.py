@@ -13,12 +13,13 @@ import contextlib
 import dataclasses
 import itertools
 import mmap
+import operator
 import os
 import pathlib
 import queue
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -285,6 +286,42 @@ def blocks(
             {k: np.array(c[first : part.stop]) for k, c in columns.items()},
         )
         release(columns)
+
+
+def map_blocks(
+    function: Callable[..., Any],
+    *arrays: Shaped[np.ndarray, "rows ..."],
+    size: int,
+    label: str = "",
+) -> Any:
+    """Applies a function to a block of rows at a time, all of one shape.
+
+    The last block is filled up with zeros, so that a function is compiled
+    once, and memory does not grow with the number of rows.
+
+    Args:
+      function: maps one block of each array to arrays of as many rows.
+      *arrays: host arrays of equal length, at least one row.
+      size: rows of a block.
+      label: text of a progress bar; no bar when empty.
+
+    Returns:
+      What the function makes of all rows, as NumPy arrays.
+    """
+    parts = []
+    for start in tqdm.trange(
+        0, len(arrays[0]), size, desc=label, disable=not label, leave=False
+    ):
+        block = [x[start : start + size] for x in arrays]
+        rows = len(block[0])
+        rest = [(0, 0)] * (max(x.ndim for x in block) - 1)
+        padded = [
+            np.pad(x, [(0, size - rows), *rest[: x.ndim - 1]]) for x in block
+        ]
+        cut = operator.itemgetter(slice(rows))
+        made = jax.tree.map(np.asarray, function(*padded))
+        parts.append(jax.tree.map(cut, made))
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
 def release(columns: Columns) -> None:

@@ -52,9 +52,9 @@ def convert(
 
     Args:
       path: the Lightning checkpoint.
-      synth: name of its parameter space.
-      encoder: name of its encoder.
-      audio_model: whose embeddings it predicts.
+      synth: name of the checkpoint's parameter space.
+      encoder: name of the checkpoint's encoder.
+      audio_model: name of the audio model whose embeddings it predicts.
       run: folder to write.
       **overrides: sizes that the tensors do not tell.
 
@@ -82,15 +82,12 @@ def convert(
         raise ValueError(prefix + message) from error
     dimension = sizes.pop("dimension")
     if dimension != model.dimension:
-        fitting = [
-            name
-            for name in audio.names()
-            if audio.get(name).dimension == dimension
-        ]
+        models = map(audio.get, audio.names())
+        fitting = [m.name for m in models if m.dimension == dimension]
         raise ValueError(
             f"{path} predicts {dimension} numbers, {audio_model} has "
-            f"{model.dimension}; name its model with --audio_model"
-            + (f" ({', '.join(fitting)})" if fitting else "")
+            f"{model.dimension}; name its model with --audio_model "
+            f"({', '.join(fitting) or 'none here has as many'})"
         )
     config = common.proxy_config(synth, encoder)
     config.name = f"{synth}_{encoder}_published"
@@ -109,10 +106,9 @@ def convert(
         params=variables["params"],
         batch_stats=variables.get("batch_stats", {}),
     )
-    manager = checkpoints.manager(checkpoints.prepare(config))
-    checkpoints.save(manager, 0, state, None)
-    manager.wait_until_finished()
-    manager.close()
+    with checkpoints.manager(checkpoints.prepare(config)) as manager:
+        checkpoints.save(manager, 0, state, None)
+        manager.wait_until_finished()
     return config
 
 
@@ -122,14 +118,8 @@ def main() -> None:
         if not holder.value:
             raise ValueError(f"--{holder.name} is missing; see --help")
     heads = {} if _HEADS.value is None else {"heads": _HEADS.value}
-    config = convert(
-        _CHECKPOINT.value or "",
-        _SYNTH.value or "",
-        _ENCODER.value or "",
-        _AUDIO_MODEL.value or "",
-        _RUN.value,
-        **heads,
-    )
+    given = (_CHECKPOINT, _SYNTH, _ENCODER, _AUDIO_MODEL, _RUN)
+    config = convert(*(flag.value for flag in given), **heads)
     sizes = ", ".join(f"{k} {v}" for k, v in config.sizes.items() if v)
     print(f"{config.encoder} on {config.synth} ({sizes})")
     print(f"next: python -m launch.evaluate --run {config.run}")

@@ -59,7 +59,7 @@ def closest(names: list[str]) -> str | None:
     """The known synthesizer that a plug-in looks like.
 
     Args:
-      names: of the plug-in's parameters.
+      names: names of the plug-in's parameters.
 
     Returns:
       The one most of whose varied parameters are there; None when it is less
@@ -75,22 +75,23 @@ def closest(names: list[str]) -> str | None:
     return best if share(best) >= 0.5 else None
 
 
-def _shape(found: vst3_scaffold.Guess) -> str:
+def _shape(guess: vst3_scaffold.Guess) -> str:
     """What a parameter seems to be, in a few words."""
-    if found.values is None:
-        return "continuous" if found.texts[0] != found.texts[1] else "one text"
-    kind = "steps" if found.kind == "numerical" else "choices"
-    texts = ", ".join(found.texts[:4])
-    more = ", ..." if len(found.texts) > 4 else ""
-    return f"{len(found.values)} {kind}: {texts}{more}"[:60]
+    if guess.values is None:
+        return "continuous" if guess.texts[0] != guess.texts[1] else "one text"
+    kind = "steps" if guess.kind == "numerical" else "choices"
+    texts = ", ".join(guess.texts[:4])
+    more = ", ..." if len(guess.texts) > 4 else ""
+    return f"{len(guess.values)} {kind}: {texts}{more}"[:60]
 
 
 def describe(info: dict[str, Any], synth: str | None) -> str:
-    """What was found in a plug-in, what matched and what did not.
+    """A plug-in's parameters, which matched and which did not.
 
     Args:
       info: see `vst3.examine`.
-      synth: whose parameters to look for, None for the most alike.
+      synth: synthesizer whose parameters to look for, None for the most
+        alike.
 
     Returns:
       Text, several lines.
@@ -107,29 +108,25 @@ def describe(info: dict[str, Any], synth: str | None) -> str:
         f"{len(guesses)} parameters, and {len(names) - len(guesses)} that are "
         "no part of a preset (bypass, program, panic, MIDI controllers)"
     ]
-    space = proxy.spaces.get(synth) if synth else None
-    binding = vst3_binding.bind(space, names) if space else None
-    mine: dict[int, str] = {}
-    if space and binding:
-        mine = {
-            place: space.parameters[row].name
-            for row, place in binding.positions.items()
-        }
-    rows = [
-        (i, names[i], f"{parameters[i]['value']:.3f}", _shape(g), mine.get(i))
-        for i, g in guesses.items()
-    ]
     head = ["index", "plug-in's name", "initial", "looks like"]
-    if synth:
-        head.append(f"in {synth}")
-    rows = [row[: len(head)] for row in rows]
-    lines.append(tabulate.tabulate(rows, head, disable_numparse=True))
-    if space is None or binding is None:
-        lines.append(
+    rows = {
+        i: [i, names[i], f"{parameters[i]['value']:.3f}", _shape(guess)]
+        for i, guess in guesses.items()
+    }
+    if not synth:
+        lines += [
+            tabulate.tabulate(rows.values(), head, disable_numparse=True),
             "looks like no known synthesizer: start a table of it with "
-            "scaffold PATH --name=NAME"
-        )
+            "scaffold PATH --name=NAME",
+        ]
         return "\n".join(lines)
+    space = proxy.spaces.get(synth)
+    binding = vst3_binding.bind(space, names)
+    for row, place in binding.positions.items():
+        if place in rows:
+            rows[place].append(space.parameters[row].name)
+    head.append(f"in {synth}")
+    lines.append(tabulate.tabulate(rows.values(), head, disable_numparse=True))
     used = {p.name for p in space.used}
     lost = [name for name in binding.missing if name in used]
     lines.append(
@@ -205,8 +202,7 @@ def main(words: list[str]) -> None:
             f"{_NAME.value} --config.plugin={path}"
         )
     else:
-        found = measure(path, _SYNTH.value)
-        print(noise.table(found))
+        print(noise.table(measure(path, _SYNTH.value)))
 
 
 if __name__ == "__main__":

@@ -28,49 +28,43 @@ from proxy import spaces
 class Source:
     """A published bank.
 
+    The digest of the first download is recorded and later ones are held to
+    it. None is pinned: neither file could be reached when this was written.
+
     Attributes:
       urls: where it is published; the next is tried when a file is gone.
       file: its name in the cache.
       licence: what its publisher says about its use.
-      digest: its SHA-256, or None when it is not known here: then the first
-        download's is recorded and later ones are held to it.
       note: what is in it.
     """
 
     urls: tuple[str, ...]
     file: str
     licence: str
-    digest: str | None
     note: str
 
 
-# Neither file could be reached when this was written, so neither digest is
-# pinned: an invented one would be worse than none.
+_GITHUB = "https://raw.githubusercontent.com"
 SOURCES = {
     "dexed": Source(
         urls=(
-            "https://raw.githubusercontent.com/asb2m10/dexed/"
+            f"{_GITHUB}/asb2m10/dexed/"
             "72359a79208fba90a1617ac6fbe7b53cb7ec5969/assets/builtin_pgm.zip",
         ),
         file="builtin_pgm.zip",
         licence="GPL-3.0, as part of Dexed (asb2m10/dexed)",
-        digest=None,
         note="the cartridges that come with Dexed",
     ),
     "learnfm": Source(
         urls=(
-            "https://raw.githubusercontent.com/bwhitman/learnfm/"
-            "HEAD/compact.bin",
+            f"{_GITHUB}/bwhitman/learnfm/HEAD/compact.bin",
             # The same author's later project, which carried it along.
-            "https://raw.githubusercontent.com/shorepine/alles/"
+            f"{_GITHUB}/shorepine/alles/"
             "4e889c866d3333584977e3727e8008660bb418e5/compact.bin",
         ),
         file="learnfm_compact.bin",
-        licence=(
-            "none stated (bwhitman/learnfm); voices by many authors, "
-            "collected from public DX7 banks"
-        ),
-        digest=None,
+        licence="none stated (bwhitman/learnfm); voices by many authors, "
+        "collected from public DX7 banks",
         note="31,380 different voices, 128 packed bytes each",
     ),
 }
@@ -102,48 +96,6 @@ _NAMES = flags.DEFINE_list(
 )
 
 
-def fetch(source: str, cache: str | None = None) -> pathlib.Path:
-    """Downloads a published bank into the cache and checks its checksum.
-
-    Args:
-      source: a name in `SOURCES`.
-      cache: folder to keep it in; the user's cache when None.
-
-    Returns:
-      The file.
-
-    Raises:
-      FileNotFoundError: the file cannot be downloaded; says where to get and
-        to put it.
-      ValueError: the file is not the expected one, or the folder cannot be
-        written to.
-    """
-    bank = SOURCES[source]
-    folder = (
-        pathlib.Path(cache) if cache else download.cache_folder() / "presets"
-    )
-    path = folder / bank.file
-    record = download.record_of(path)
-    known = record.is_file()
-    print(f"{source}: {bank.note}")
-    print(f"  from:    {' or '.join(bank.urls)}")
-    print(f"  licence: {bank.licence}")
-    digest = download.fetch(
-        *bank.urls, path=path, sha256=bank.digest, progress=sys.stderr.isatty()
-    )
-    if bank.digest:
-        how = "as published"
-    elif known:
-        how = "as recorded at the first download"
-    elif record.is_file():
-        how = "recorded now: no published one is known to compare it with"
-    else:
-        how = f"not known before, and not recorded: {record} cannot be written"
-    print(f"  sha256:  {digest} ({how})")
-    print(f"  file:    {path}")
-    return path
-
-
 def _load(paths: list[str]) -> handcrafted.Bank:
     """The bank at the paths, gated when the flags ask for it."""
     if not paths:
@@ -164,16 +116,35 @@ def _load(paths: list[str]) -> handcrafted.Bank:
     settings = engines.RenderSettings(sample_rate=_SAMPLE_RATE.value)
     return handcrafted.gate(
         bank,
-        engines.get(_SYNTH.value, settings),
+        engines.get(synth, settings),
         workers=_WORKERS.value or precompute.usable_cores(),
         progress=sys.stderr.isatty(),
     )
 
 
 def _fetch(paths: list[str]) -> None:
+    """Downloads a published bank into the cache and checks its checksum."""
     if paths:
         raise ValueError(f"fetch takes no paths, got {paths[0]!r}")
-    path = fetch(_SOURCE.value, _CACHE.value)
+    source = SOURCES[_SOURCE.value]
+    folder = pathlib.Path(_CACHE.value or download.cache_folder() / "presets")
+    path = folder / source.file
+    record = download.record_of(path)
+    known = record.is_file()
+    print(f"{_SOURCE.value}: {source.note}")
+    print(f"  from:    {' or '.join(source.urls)}")
+    print(f"  licence: {source.licence}")
+    digest = download.fetch(
+        *source.urls, path=path, progress=sys.stderr.isatty()
+    )
+    if known:
+        how = "as recorded at the first download"
+    elif record.is_file():
+        how = "recorded now: no published one is known to compare it with"
+    else:
+        how = f"not known before, and not recorded: {record} cannot be written"
+    print(f"  sha256:  {digest} ({how})")
+    print(f"  file:    {path}")
     bank = handcrafted.load(path, spaces.get("dexed"))
     print(f"{bank.report}\n\nuse it with --config.presets={path}")
 

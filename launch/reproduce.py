@@ -15,6 +15,7 @@ synthetic ones stand in for them, and the tables say so.
 
 import copy
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import json
@@ -29,9 +30,10 @@ from absl import flags
 
 from datasets import shards
 from launch import Config, cli
+from launch.evaluate import comparison
 from launch.evaluate import estimator as evaluate_estimator
 from launch.evaluate import proxy as evaluate_proxy
-from launch.report import page as report
+from launch.report import page as pages
 from launch.runs import data, devices, noise
 from launch.train import estimator as train_estimator
 from launch.train import proxy as train_proxy
@@ -150,15 +152,13 @@ def stages(
     """
     proxies, tuned, matches = settle(plan, folder, presets, weights)
     out = results_folder(plan, folder)
-    found, needs = [], {}
+    todo: list[Stage] = []
 
     def add(name: str, work: Callable[[], Any], *configs: Config) -> None:
-        needs[name] = [json.loads(c.to_json()) for c in configs]
-        found.append(Stage(name, needs[name], work))
+        needs = [json.loads(c.to_json()) for c in configs]
+        todo.append(Stage(name, needs, work))
 
-    def bind(function: Callable[..., Any], *given: Any) -> Callable[[], Any]:
-        return lambda: function(*given)
-
+    bind = functools.partial
     made = set()
     for config in proxies:
         if (config.data, config.num_train) not in made:
@@ -178,11 +178,11 @@ def stages(
         runs = [config.run for config in matches]
         work = bind(_evaluate_matches, runs, options, out)
         add("evaluate matches", work, *matches)
-        found[-1].needs.append(nsynth)
-    everything = [stage.needs for stage in found]
+        todo[-1].needs.append(nsynth)
+    everything = [stage.needs for stage in todo]
     runs = [c.run for c in (*proxies, *tuned, *matches)]
     page = bind(_finish, plan["name"], runs, out)
-    return [*found, Stage("tables and page", everything, page)]
+    return [*todo, Stage("tables and page", everything, page)]
 
 
 def results_folder(plan: Plan, folder: str) -> pathlib.Path:
@@ -196,35 +196,31 @@ def _evaluate_matches(
     out: pathlib.Path,
 ) -> None:
     results = evaluate_estimator.evaluate(runs, options)
-    compared = evaluate_estimator.compare(results)
-    text = json.dumps(compared) + "\n"
+    text = json.dumps(comparison.compare(results)) + "\n"
     shards.write_atomically(out / "comparison.json", text)
 
 
 def tables(runs: Sequence[str], out: pathlib.Path) -> str:
-    """The tables of evaluated runs, Markdown.
+    """The tables of evaluated runs, Markdown that depends on results alone.
 
     Args:
-      runs: their directories.
-      out: folder with the comparison of the matching runs.
-
-    Returns:
-      Text that depends on the results alone.
+      runs: directories of the runs.
+      out: folder with the comparison of the estimators.
     """
     parts = []
     for run in map(pathlib.Path, runs):
         config = json.loads((run / "config.json").read_text())
         if "schedule" in config:
             file = run / "matching" / "evaluation.json"
-            text = evaluate_estimator.table(json.loads(file.read_text()))
+            text = comparison.table(json.loads(file.read_text()))
         else:
-            found = json.loads((run / "evaluation.json").read_text())
-            text = evaluate_proxy.table(found["results"], found["bank"])
+            content = json.loads((run / "evaluation.json").read_text())
+            text = evaluate_proxy.table(content["results"], content["bank"])
         floor = noise.of_run(run, "\n\n")
         parts.append(f"## {config['name']}\n\n{text}{floor}")
     if (out / "comparison.json").exists():
         compared = json.loads((out / "comparison.json").read_text())
-        text = evaluate_estimator.comparison_table(compared)
+        text = comparison.comparison_table(compared)
         parts.append(f"## Schedules compared\n\n{text}")
     return "\n\n".join(parts) + "\n"
 
@@ -232,19 +228,19 @@ def tables(runs: Sequence[str], out: pathlib.Path) -> str:
 def _finish(name: str, runs: Sequence[str], out: pathlib.Path) -> None:
     text = tables(runs, out)
     shards.write_atomically(out / "tables.md", text)
-    page = report.build(
+    page = pages.build(
         list(map(pathlib.Path, runs)), out / "site", f"Results: {name}"
     )
     print(f"\n{text}\nwrote {out / 'tables.md'} and {page}", flush=True)
 
 
-def run(found: Sequence[Stage], out: pathlib.Path, resume: str) -> None:
+def run(todo: Sequence[Stage], out: pathlib.Path, resume: str) -> None:
     """Runs the stages that are not done.
 
     Args:
-      found: in order.
-      out: folder that remembers which are done.
-      resume: the command to name when one fails.
+      todo: stages in order.
+      out: folder that remembers which stages are done.
+      resume: the command to name when a stage fails.
 
     Raises:
       RuntimeError: naming the stage that failed, its error, and the command
@@ -252,16 +248,14 @@ def run(found: Sequence[Stage], out: pathlib.Path, resume: str) -> None:
     """
     memory = out / "stages.json"
     done = json.loads(memory.read_text()) if memory.exists() else {}
-    left = [s for s in found if done.get(s.name) != s.digest]
-    print(
-        f"{len(found) - len(left)} of {len(found)} stages are done", flush=True
-    )
+    left = [s for s in todo if done.get(s.name) != s.digest]
+    print(f"{len(todo) - len(left)} of {len(todo)} stages are done", flush=True)
     started = time.monotonic()
-    for number, stage in enumerate(found, 1):
+    for number, stage in enumerate(todo, 1):
         if stage not in left:
             continue
         minutes = (time.monotonic() - started) / 60
-        title = f"[{number}/{len(found)}] {stage.name}"
+        title = f"[{number}/{len(todo)}] {stage.name}"
         print(f"\n{title}  ({minutes:.1f} min so far)", flush=True)
         try:
             stage.work()
@@ -274,22 +268,17 @@ def run(found: Sequence[Stage], out: pathlib.Path, resume: str) -> None:
             ) from error
         done[stage.name] = stage.digest
         shards.write_atomically(memory, json.dumps(done, indent=1) + "\n")
-    print(f"all {len(found)} stages are done: {out}", flush=True)
+    print(f"all {len(todo)} stages are done: {out}", flush=True)
 
 
 def main() -> None:
     """Runs the command."""
     plan = read_plan(_CONFIG.value)
-    found = stages(
-        plan,
-        _FOLDER.value,
-        _PRESETS.value,
-        _NSYNTH.value,
-        _WEIGHTS.value,
-    )
+    folder, given = _FOLDER.value, (_PRESETS, _NSYNTH, _WEIGHTS)
+    todo = stages(plan, folder, *(flag.value for flag in given))
     print(devices.describe(), flush=True)
     resume = shlex.join(["python", "-m", "launch.reproduce", *sys.argv[1:]])
-    run(found, results_folder(plan, _FOLDER.value), resume)
+    run(todo, results_folder(plan, folder), resume)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from matching import decode
 from matching.losses import Proxy
+from proxy import unknown
 from proxy.space import ParameterSpace
 
 # Options of compiled functions are numbers outside and arrays inside.
@@ -165,9 +166,7 @@ def begin(
 
 def _check_geometry(geometry: str) -> None:
     if geometry not in GEOMETRIES:
-        raise ValueError(
-            f"unknown geometry {geometry!r}; known: {', '.join(GEOMETRIES)}"
-        )
+        raise ValueError(unknown("geometry", geometry, GEOMETRIES))
 
 
 @functools.partial(

@@ -1,27 +1,21 @@
 """The benchmark: its tables, its file, and what its limits are made of."""
 
+import itertools
 import json
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 from launch.benchmark import loader as benchmark_loader
-from launch.benchmark import matching as benchmark_matching
 from launch.benchmark import memory as benchmark_memory
 from launch.benchmark import render as benchmark_render
-from launch.benchmark import stages
-from matching import estimator
+from tests import commands
 
 
-def test_stages_run_in_processes_of_their_own(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        stages,
-        "_options",
-        lambda stage: {"seconds": 0.01, "models": ["mel128"]},
-    )
-    results = stages.benchmark(["audio"])
-    found = json.loads(json.dumps(results))["audio"]
+def test_stages_run_in_processes_of_their_own(capsys, tmp_path):
+    file = tmp_path / "rates.json"
+    options = ("--seconds=0.01", "--models=mel128", f"--json={file}")
+    commands.run("launch.benchmark", "audio", *options)
+    found = json.loads(file.read_text())["audio"]
     assert found["peak memory (GB)"] > 0.1
     assert found["devices"].startswith("devices: 1 x")
     (row,) = found["rows"]
@@ -31,8 +25,8 @@ def test_stages_run_in_processes_of_their_own(capsys, monkeypatch, tmp_path):
 
 
 def test_unknown_stages_are_named():
-    with pytest.raises(ValueError, match="unknown stages cook"):
-        stages.benchmark(["render", "cook"])
+    with pytest.raises(ValueError, match="unknown stage 'cook'"):
+        commands.run("launch.benchmark", "render", "cook")
 
 
 def test_renders_and_shards_beside_the_bare_engine():
@@ -60,28 +54,12 @@ def test_loader_beside_the_training_that_it_feeds(monkeypatch):
     assert rows["mlp_oh fed by it"]["per second"] > 0
 
 
-def test_estimator_flops():
-    network = estimator.Estimator(141)
-    sound = jnp.zeros((1, 128, 313))
-    variables = jax.eval_shape(network.init, jax.random.key(0), sound)
-
-    def layers(variables):
-        return network.apply(
-            variables, sound, capture_intermediates=True, mutable=True
-        )[1]["intermediates"]
-
-    products = 0
-    for name, found in jax.eval_shape(layers, variables).items():
-        kernel = variables["params"].get(name, {}).get("kernel")
-        if kernel is not None:
-            # Each number of the output is a sum over the kernel's inputs.
-            output = found["__call__"][0]
-            products += output.size * kernel.size // kernel.shape[-1]
-    assert benchmark_matching.network_flops(141) == 2 * products
-
-
-def test_memory_of_commands_on_their_own():
-    rows = benchmark_memory.run(presets=(512, 1024), proxy_only=True)
+def test_memory_of_commands_on_their_own(monkeypatch):
+    whole = benchmark_memory.commands
+    monkeypatch.setattr(
+        benchmark_memory, "commands", lambda *a: itertools.islice(whole(*a), 3)
+    )
+    rows = benchmark_memory.run(presets=(512, 1024))
     assert [row["command"] for row in rows] == [
         "precompute",
         "train",

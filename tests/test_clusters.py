@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from tests import commands as commands_
+from tests import commands as launched
 
 ROOT = pathlib.Path(__file__).parents[1]
 ROOMS = ("proxy", "matching", "datasets", "launch", "configs")
@@ -54,7 +54,7 @@ def test_pages_link_to_what_is_there(page):
 def test_a_shown_command_exists_and_takes_its_flags(line):
     words = shlex.split(line.split(" | ")[0], comments=True)
     module = words[words.index("-m") + 1]
-    known, config = commands_.flag_names(module), None
+    known, config = launched.flag_names(module), None
     for word in shlex.split(line.replace("--config ", "--config=")):
         if word.startswith("--config=configs/"):
             path, _, row = word.split("=")[1].partition(":")

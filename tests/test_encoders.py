@@ -324,7 +324,7 @@ def test_unknown_names_are_told() -> None:
     space = spaces.get("dexed")
     with pytest.raises(ValueError, match="did you mean 'hn_oh'"):
         encoders.get("hn_ho")
-    with pytest.raises(ValueError, match="no size depth; it has axis_name"):
+    with pytest.raises(ValueError, match="unknown size of mlp_oh 'depth'"):
         build("mlp_oh", space, 5, depth=3)
 
 

@@ -1,5 +1,6 @@
 """The training benchmark: what it counts, and that nothing recompiles."""
 
+import functools
 import subprocess
 import sys
 
@@ -7,10 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from launch.benchmark import train as benchmark_train
-
-
-def flops(function, *args) -> int:
-    return benchmark_train.product_flops(jax.make_jaxpr(function)(*args))
+from launch.benchmark.measure import flops
 
 
 def test_product_flops() -> None:
@@ -24,6 +22,16 @@ def test_product_flops() -> None:
         return jax.lax.fori_loop(0, 6, lambda i, x: (x @ b) @ b.T, a)
 
     assert flops(loop, a, b) == 6 * 2 * (2 * 3 * 4 * 5)
+
+    sound, kernel = jnp.ones((2, 9, 5)), jnp.ones((3, 5, 4))
+    convolved = functools.partial(
+        jax.lax.conv_general_dilated,
+        window_strides=(2,),
+        padding="VALID",
+        dimension_numbers=("NWC", "WIO", "NWC"),
+    )
+    assert flops(convolved, sound, kernel) == 2 * (2 * 4 * 4) * (3 * 5)
+    assert flops(jnp.fft.rfft, jnp.ones((3, 8))) == 3 * 2.5 * 8 * 3
 
     def branch(a, b):
         return jax.lax.cond(
@@ -51,7 +59,7 @@ _FAULTS = """
 import resource
 from concurrent import futures
 import jax, jax.numpy as jnp
-from launch import allocator
+from launch.runs import allocator
 
 kept = allocator.keep_memory()
 chain = jax.jit(lambda x: jnp.fft.ifft(jnp.fft.fft(x)).real.cumsum() @ x)

@@ -8,11 +8,10 @@ import pytest
 from scipy.io import wavfile
 
 from datasets.presets import bank as handcrafted
-from launch.evaluate import estimator as evaluate_estimator
-from launch.evaluate import proxy as evaluate_proxy
-from launch.runs import opened as matching_run
+from launch.evaluate import comparison, estimator
+from launch.runs import opened as runs
 from proxy import spaces
-from tests import matching
+from tests import commands, matching
 from tests.test_nsynth import write
 from tests.test_train import finish, start
 
@@ -32,12 +31,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def opened(folder):
-    return matching_run.load(folder / "mix_0")
+    return runs.load(folder / "mix_0")
 
 
 def test_the_nearest_neighbour_of_a_bank_sound_is_itself(opened):
     bank = opened.handcrafted.columns("train")
-    goal = evaluate_estimator.Targets(
+    goal = estimator.Targets(
         clips=np.zeros((3, 10), np.float32),
         names=["a", "b", "c"],
         notes=[60] * 3,
@@ -45,7 +44,7 @@ def test_the_nearest_neighbour_of_a_bank_sound_is_itself(opened):
         embeddings=bank["embedding"][[5, 60, 2]] + 1e-4,
         presets=None,
     )
-    found = evaluate_estimator.baselines(opened, goal)
+    found = estimator.baselines(opened, goal)
     np.testing.assert_array_equal(
         found["nearest neighbour"], bank["preset"][[5, 60, 2]]
     )
@@ -62,7 +61,7 @@ def test_the_mean_preset():
     binary, category = space.binary[0], space.categorical[0]
     presets[:, binary] = [1, 1, 1, 1, 1, 0, 0, 0, 0]
     presets[:, category] = [2, 2, 0, 0, 0, 1, 1, 1, 1]
-    found = evaluate_estimator.mean_preset(presets, space)
+    found = estimator.mean_preset(presets, space)
     assert found[binary] == 1 and found[category] == 1
     mean = presets[:, space.numerical].mean(0)
     away = np.abs(found[space.numerical] - mean)
@@ -72,7 +71,7 @@ def test_the_mean_preset():
 
 def test_the_bootstrap_agrees_with_the_normal_distribution():
     values = np.random.default_rng(0).normal(3, 2, 400)
-    found = evaluate_estimator.bootstrap(values, 4_000, 0)
+    found = comparison.bootstrap(values, 4_000, 0)
     half = 1.96 * values.std() / 20
     assert found["mean"] == pytest.approx(values.mean())
     assert found["low"] == pytest.approx(values.mean() - half, abs=0.02)
@@ -104,7 +103,7 @@ def test_runs_are_compared_sound_by_sound_over_seeds():
         "c": _content("mix", "hard", 1, base - 0.1 + 0.01 * np.arange(30)),
         "d": _content("mix", "relaxed", 0, base),
     }
-    compared = evaluate_estimator.compare(results)["in-domain"]
+    compared = comparison.compare(results)["in-domain"]
     groups, pairs = compared["groups"], compared["pairs"]
     assert list(groups) == ["ploss", "mix, hard", "mix, relaxed", "mean preset"]
     assert groups["mix, hard"]["runs"] == ["b", "c"]
@@ -117,7 +116,7 @@ def test_runs_are_compared_sound_by_sound_over_seeds():
     assert pair["mean"] == pytest.approx(0.2 - 0.005 * 14.5)
     assert pair["p"] < 1e-4
     assert pairs["ploss - mix, relaxed"]["p"] == 1
-    text = evaluate_estimator.comparison_table({"in-domain": compared})
+    text = comparison.comparison_table({"in-domain": compared})
     row = next(r for r in text.splitlines() if "| mix, hard " in r)
     spread = np.std(groups["mix, hard"]["means"], ddof=1)
     assert f"{spread:.3f}" in row and "| 2 " in row
@@ -173,6 +172,5 @@ def test_the_command_writes_sounds_presets_and_tables(folder):
 
 
 def test_no_run_is_told():
-    evaluate_proxy._FLAGS(["evaluate"])
     with pytest.raises(ValueError, match="--run is missing"):
-        evaluate_proxy.main()
+        commands.run("launch.evaluate")

@@ -10,25 +10,25 @@ import jax
 import numpy as np
 import pytest
 import scipy.io.wavfile
-from absl.testing import flagsaver
 
 from configs import quickstart
 from datasets import engines
 from datasets.engines import dexed
 from datasets.presets import bank
-from launch.match import __main__ as command
+from launch.match import judge as judging
 from launch.match import output
 from launch.match import search as searching
 from launch.match import setup as setups
 from launch.runs import build, checkpoints, data
 from matching import distances, refine
 from proxy import spaces
+from tests import commands
 
 SPACE = spaces.get("dexed")
 RATE = 44_100
 NOTE, HOLD = 55, 0.6
 SEARCH = ("neighbours", "gradient", "evolution", "ranking")
-OPTIONS = searching.Options(
+OPTIONS = judging.Options(
     stages=SEARCH, evaluations=150, nearest=48, starts=4, steps=25, workers=1
 )
 
@@ -107,12 +107,7 @@ def run_command(run, out, *words, **flags):
         **flags,
     }
     argv = [f"--{name}={value}" for name, value in given.items()]
-    before = flagsaver.save_flag_values(command._FLAGS)
-    try:
-        command._FLAGS(["match", *argv])
-        command.main([str(word) for word in words])
-    finally:
-        flagsaver.restore_flag_values(before, command._FLAGS)
+    commands.run("launch.match", *argv, *words)
     return json.loads((out / "summary.json").read_text())
 
 
@@ -211,7 +206,7 @@ def test_a_budget_in_seconds_ends_the_search(setup, target, monkeypatch):
     clock = iter(np.arange(0, 1e6, 0.02))
     # Of the search alone: others look at the clock, too.
     fake = types.SimpleNamespace(monotonic=lambda: float(next(clock)))
-    monkeypatch.setattr(searching, "time", fake)
+    monkeypatch.setattr(judging, "time", fake)
     options = dataclasses.replace(OPTIONS, evaluations=0, seconds=4.0)
     found = searching.search(setup, target, NOTE, HOLD, options)
     # Each look at the clock takes 20 ms.
@@ -223,13 +218,12 @@ def test_warming_up_compiles_all_that_a_search_needs(setup, target):
     length = len(target) - 5_000  # that no other test compiled
     options = dataclasses.replace(OPTIONS, evaluations=0, seconds=2.0)
     searching.warm_up(setup, length, options)
-    names = ("_quick", "_goal")
-    compiled: list[Any] = [getattr(searching, name)(8, RATE) for name in names]
-    others: list[Any] = [refine.propose, refine.descend, distances._measure]
-    before = [f._cache_size() for f in (*compiled, *others)]
+    compiled: list[Any] = [judging._quick(8, RATE), judging._goal]
+    compiled += [refine.propose, refine.descend, distances._measure]
+    before = [f._cache_size() for f in compiled]
     options = dataclasses.replace(OPTIONS, nearest=32)
     searching.search(setup, target[:length], NOTE, HOLD, options)
-    assert [f._cache_size() for f in (*compiled, *others)] == before
+    assert [f._cache_size() for f in compiled] == before
 
 
 def test_ctrl_c_keeps_the_best_so_far(setup, target, monkeypatch):
@@ -273,17 +267,17 @@ def test_presets_that_fail_to_render_are_never_chosen(
 def test_options_and_stages_that_do_not_fit_are_refused(setup, target):
     with pytest.raises(ValueError, match="--noestimator"):
         searching.search(
-            setup, target, NOTE, HOLD, searching.Options(evaluations=10)
+            setup, target, NOTE, HOLD, judging.Options(evaluations=10)
         )
     with pytest.raises(ValueError, match="no preset was rendered"):
-        options = searching.Options(stages=("ranking",), evaluations=10)
+        options = judging.Options(stages=("ranking",), evaluations=10)
         searching.search(setup, target, NOTE, HOLD, options)
     with pytest.raises(ValueError, match="unknown stages dance"):
-        searching.Options(stages=("dance",))
+        judging.Options(stages=("dance",))
     with pytest.raises(ValueError, match="seconds=0"):
-        searching.Options(seconds=0)
+        judging.Options(seconds=0)
     with pytest.raises(ValueError, match="candidates is 0"):
-        searching.Options(candidates=0)
+        judging.Options(candidates=0)
 
 
 def test_shown_candidates_differ_where_they_can():

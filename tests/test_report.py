@@ -16,11 +16,10 @@ from playwright import sync_api
 from scipy.io import wavfile
 
 from datasets.presets import bank as handcrafted
-from launch import reproduce
-from launch.evaluate import notes
+from launch.evaluate import notes, proxy
 from launch.report import page as report
 from proxy import spaces
-from tests import matching
+from tests import commands, matching
 
 SPACE = spaces.get("dexed")
 RATE = 16_000
@@ -134,7 +133,7 @@ def proxy_run(folder, picture):
     model = {
         "subset": 64,
         "repeats": 3,
-        "metrics": {name: metric for _, name, _ in report_columns()},
+        "metrics": {name: metric for _, name, _ in proxy._COLUMNS},
     }
     results = {"synthetic": {"mean embedding": model, "hn_oh": model}}
     content = {"results": results, "bank": ""}
@@ -152,12 +151,6 @@ def proxy_run(folder, picture):
         run / "embeddings_synthetic.npz", audio=audio, predicted=audio + 0.1
     )
     return run
-
-
-def report_columns():
-    from launch.evaluate import proxy as evaluate_proxy
-
-    return evaluate_proxy.COLUMNS
 
 
 @pytest.fixture(scope="module")
@@ -225,8 +218,9 @@ def test_distances_stand_beside_the_noise_floor(site):
     page = (site / "index.html").read_text()
     # Of the three estimators once, and of the proxy.
     assert page.count(f"N{floor}") == 1 and page.count(f"n{floor}") == 1
-    tables = reproduce.tables([str(site.parent / "runs" / "proxy")], site)
-    assert f"\n\nn{floor}" in tables
+    tables = commands.load("launch.reproduce")["tables"]
+    text = tables([str(site.parent / "runs" / "proxy")], site)
+    assert f"\n\nn{floor}" in text
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ gives) are read by the plug-in.
 
 import collections
 import dataclasses
-import difflib
 import hashlib
 import io
 import json
@@ -33,6 +32,7 @@ from jaxtyping import Float, Int, UInt8
 from datasets import engines
 from datasets.engines import dexed
 from datasets.presets import sysex
+from proxy import unknown
 from proxy.space import ParameterSpace
 
 SPLITS = {"train": 0.8, "validation": 0.1, "test": 0.1}
@@ -354,12 +354,9 @@ def _parse_json(
         names.append(str(entry.get("name", f"preset {i + 1}")))
         for name, value in given.items():
             if name not in column:
-                near = difflib.get_close_matches(name, column, n=3)
-                hint = f" (near: {', '.join(near)})" if near else ""
-                raise ValueError(
-                    f"preset {names[-1]!r}: {space.name} has no parameter "
-                    f"{name!r}{hint}"
-                )
+                kind = f"parameter of {space.name}"
+                message = unknown(kind, name, column)
+                raise ValueError(f"preset {names[-1]!r}: {message}")
             values[i, column[name]] = _raw(value, names[-1], name)
     return values, names
 

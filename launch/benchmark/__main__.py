@@ -28,31 +28,26 @@ from typing import Any
 from absl import flags
 
 from launch import cli
+from launch.benchmark import stages
+from proxy import unknown
 
 _SECONDS = flags.DEFINE_float("seconds", 10.0, "Time spent on each case.")
-
 _ENCODERS = flags.DEFINE_list(
     "encoders", None, "Encoders of the train stage; all of the paper's."
 )
-
 _MODELS = flags.DEFINE_list("models", None, "Audio models of the audio stage.")
-
 _BATCH = flags.DEFINE_integer(
     "batch", None, "Batch size in place of each stage's own.", lower_bound=1
 )
-
 _SYNTH = flags.DEFINE_string(
     "synth", None, "Synthesizer of the render stage (default: Dexed)."
 )
-
 _PLUGIN = flags.DEFINE_string(
     "plugin", None, "Path of its VST3 plug-in; else the environment's."
 )
-
 _SIZES = flags.DEFINE_list(
     "sizes", None, "Numbers of presets of the memory stage, ascending."
 )
-
 _JSON = flags.DEFINE_string("json", None, "File to write the figures to.")
 
 
@@ -68,27 +63,15 @@ def _options(stage: str) -> dict[str, Any]:
     return {"seconds": _SECONDS.value, **options}
 
 
-def benchmark(stages: list[str]) -> dict[str, dict[str, Any]]:
-    """Runs stages one after the other and prints each one's table.
-
-    Args:
-      stages: names among `STAGES` and `ON_DEMAND`.
-
-    Returns:
-      Of each stage, what `run_stage` returns.
-
-    Raises:
-      ValueError: when a stage is unknown.
-    """
+def main(words: list[str]) -> None:
+    """Runs the command: stages one after the other, and their tables."""
     known = (*stages.STAGES, *stages.ON_DEMAND)
-    unknown = [s for s in stages if s not in known]
-    if unknown:
-        raise ValueError(
-            f"unknown stages {', '.join(unknown)} (known: {', '.join(known)})"
-        )
-    results = {}
+    for word in words:
+        if word not in known:
+            raise ValueError(unknown("stage", word, known))
+    results: dict[str, dict[str, Any]] = {}
     spawn = multiprocessing.get_context("spawn")
-    for stage in stages:
+    for stage in words or stages.STAGES:
         with concurrent.futures.ProcessPoolExecutor(1, spawn) as process:
             work = process.submit(stages.run_stage, stage, _options(stage))
             result = work.result()
@@ -96,12 +79,6 @@ def benchmark(stages: list[str]) -> dict[str, dict[str, Any]]:
             print(result["devices"])
         print(stages.show(stage, result), flush=True)
         results[stage] = result
-    return results
-
-
-def main(stages: list[str]) -> None:
-    """Runs the command."""
-    results = benchmark(stages or list(stages.STAGES))
     if _JSON.value:
         text = json.dumps(results, indent=1) + "\n"
         pathlib.Path(_JSON.value).write_text(text)

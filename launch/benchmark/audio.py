@@ -1,7 +1,6 @@
 """Audio models: clips/s, front end included, beside the matrix-product peak."""
 
-import math
-import statistics
+import functools
 import time
 from typing import Any
 
@@ -9,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from launch.benchmark import train as benchmark_train
-from launch.runs import allocator, embedding
+from launch.benchmark import measure
+from launch.runs import embedding
 from proxy import audio
 from proxy.audio import efficientat
 
@@ -42,24 +41,22 @@ def run(
 
     Args:
       models: names of audio models; a selection when None.
-      seconds: time spent on each.
-      batch: clips in a batch.
+      seconds: time spent on each model.
+      batch: number of clips in a batch.
 
     Returns:
       A row for each: clips/s of the median batch; arithmetic of a clip in
-      GFLOP (convolutions, FFTs and mel bands as written, taps over padding
-      included), the rate this makes, and its share of the best matrix product
-      of its compute type measured in the same run.
+      GFLOP, see `measure.flops`, the rate this makes, and its share of the
+      best matrix product of its compute type measured in the same run.
 
     Raises:
       ValueError: for an unknown model.
     """
-    allocator.keep_memory()
     chosen = [audio.get(name) for name in models or MODELS]
-    peaks = {d: benchmark_train.peak(d) for d in benchmark_train.dtypes()}
+    peaks = {d: measure.peak(d) for d in measure.dtypes()}
     rows = []
     for model in chosen:
-        dtypes = benchmark_train.dtypes() if model.weights else [jnp.float32]
+        dtypes = measure.dtypes() if model.weights else [jnp.float32]
         exact = None
         for dtype in dtypes:
             row, embeddings = _measure(
@@ -99,12 +96,8 @@ def _measure(
     start = time.perf_counter()
     embeddings = np.asarray(embed(clips))
     compiled = time.perf_counter() - start
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < seconds:
-        start = time.perf_counter()
-        jax.block_until_ready(embed(clips))
-        times.append(time.perf_counter() - start)
-    median = statistics.median(times)
+    median = measure.median(lambda: embed(clips), seconds)
+    flops = flops_per_clip(model, variables, samples)
     row = {
         "model": model.name,
         "dtype": jnp.dtype(dtype).name,
@@ -112,64 +105,27 @@ def _measure(
         "first call (s)": compiled,
         "ms/batch": 1e3 * median,
         "clips/s": batch / median,
+        "GFLOP/clip": flops / 1e9,
+        "GFLOP/s": flops * batch / median / 1e9,
+        "share of peak": flops * batch / median / peak,
     }
-    if model.weights is None or model.weights in efficientat.WIDTHS:
-        flops = flops_per_clip(model)
-        row["GFLOP/clip"] = flops / 1e9
-        row["GFLOP/s"] = flops * batch / median / 1e9
-        row["share of peak"] = flops * batch / median / peak
     return row, embeddings
 
 
-def flops_per_clip(model: audio.AudioModel) -> float:
-    """Multiplications plus additions for one clip of 5 s.
-
-    An FFT of n real points counts 2.5 n log2 n. The windowed form counts each
-    of its distinct frames once, as it is computed.
-    """
-    samples = round(_DURATION * model.sample_rate)
-    if model.weights is None:
-        sizes = {"mstft": (512, 1024, 2048), "transport640": (1024,)}.get(
-            model.name, (2048,)
-        )
-        mels = 0 if model.name == "mstft" else 128
-        return sum(
-            _spectrum(1 + samples // (size // 2), size, mels) for size in sizes
-        )
-    width = efficientat.WIDTHS[model.weights]
-    frames = 1 + (samples - 1) // 320
-    if "scene" in model.name:
-        return _spectrum(frames, 1024, 128) + network_flops(width, 128, frames)
-    windows = efficientat.windows(samples)
-    # Eight rows of frames, one for each window, a few of them longer.
-    distinct = 8 * windows + 8
-    network = windows * network_flops(width, 128, 16)
-    return _spectrum(distinct, 1024, 128) + network
-
-
-def _spectrum(frames: int, size: int, mels: int) -> float:
-    transform = 2.5 * size * math.log2(size)
-    return frames * (transform + 2 * (size // 2 + 1) * mels)
-
-
-def network_flops(width: float, mels: int, frames: int) -> float:
-    """Multiplications plus additions of EfficientAT up to block 15.
+def flops_per_clip(
+    model: audio.AudioModel, variables: Any, samples: int
+) -> float:
+    """Multiplications plus additions for one clip.
 
     Args:
-      width: The width multiplier.
-      mels: Height of the input.
-      frames: Width of the input.
+      model: an audio model that runs in JAX.
+      variables: its weights, or their shapes.
+      samples: length of the clip.
     """
-    table = efficientat.blocks(width)
-    height, length = -(-mels // 2), -(-frames // 2)
-    total = 9 * table[0].inputs * height * length
-    for block in table:
-        if block.expands:
-            total += block.inputs * block.expanded * height * length
-        height, length = -(-height // block.stride), -(-length // block.stride)
-        taps = block.kernel**2 + block.outputs
-        total += taps * block.expanded * height * length
-        if block.squeeze:
-            squeezed = efficientat.round_channels(block.expanded // 4)
-            total += 2 * block.expanded * squeezed
-    return 2 * total
+    options = {}
+    if model.weights in efficientat.WIDTHS:
+        # The form for CPUs multiplies and adds without any product.
+        options["form"] = "convolution"
+    clip = jax.ShapeDtypeStruct((1, samples), jnp.float32)
+    embed = functools.partial(model.embed, **options)
+    return measure.flops(embed, variables, clip)

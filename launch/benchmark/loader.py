@@ -1,5 +1,6 @@
 """How fast rows come from shards to the devices."""
 
+import itertools
 import pathlib
 import tempfile
 import time
@@ -10,20 +11,12 @@ import jax
 import numpy as np
 
 from datasets import engines, loader, shards
-from launch.benchmark import train as benchmark_train
-from launch.runs import allocator, devices
+from launch.benchmark import measure
+from launch.benchmark import train as training
+from launch.runs import devices
 
 _ROWS = 65_536
 _BATCH = 512
-
-
-def _rate(work: Callable[[], int], seconds: float) -> float:
-    """Rows per second, over calls of `work` that return how many rows."""
-    work()
-    rows, started = 0, time.perf_counter()
-    while time.perf_counter() < started + seconds:
-        rows += work()
-    return rows / (time.perf_counter() - started)
 
 
 def run(seconds: float = 3.0) -> list[dict[str, Any]]:
@@ -44,7 +37,6 @@ def run(seconds: float = 3.0) -> list[dict[str, Any]]:
       "of limit", the share of the limit in percent; and "of mlp_oh", the
       rate in multiples of that of `mlp_oh` on one batch.
     """
-    allocator.keep_memory()
     spec = shards.DataSpec(
         name="benchmark",
         synth="dexed",
@@ -85,40 +77,39 @@ def run(seconds: float = 3.0) -> list[dict[str, Any]]:
 
         host = loader.batches(columns, _BATCH, seed=0)
 
-        def gather() -> int:
-            next(host)
-            return _BATCH
+        def rate(work: Callable[[], Any], rows: int) -> float:
+            work()
+            return rows * measure.rate(lambda _: work(), seconds)[0]
 
-        rates["gathered"] = _rate(gather, seconds)
+        rates["gathered"] = rate(lambda: next(host), _BATCH)
         # Copies of one batch of rows each, from all over the columns.
-        order = iter(())
+        order = itertools.cycle(range(0, _ROWS, _BATCH))
 
-        def copy() -> int:
-            nonlocal order
-            start = next(order, None)
-            if start is None:
-                order = iter(range(0, _ROWS, _BATCH))
-                start = next(order)
+        def copy() -> None:
+            start = next(order)
             for column in columns.values():
                 np.array(column[start : start + _BATCH])
-            return _BATCH
 
-        limit = _rate(copy, seconds)
+        limit = rate(copy, _BATCH)
         mesh = devices.mesh()
         batch = -(-_BATCH // mesh.size) * mesh.size
+        step, state, data = training.prepare("mlp_oh", batch)
+
+        def train(given: Any) -> None:
+            nonlocal state
+            state, metrics = step(state, given)
+            jax.block_until_ready(metrics)
+
         with loader.on_devices(
             loader.batches(columns, batch, seed=0), devices.split(mesh)
         ) as placed:
-
-            def fetch() -> int:
-                jax.block_until_ready(next(placed)[1])
-                return batch
-
-            rates[f"on {mesh.size} x {jax.default_backend()}"] = _rate(
-                fetch, seconds
+            rates[f"on {mesh.size} x {jax.default_backend()}"] = rate(
+                lambda: jax.block_until_ready(next(placed)[1]), batch
             )
-        fed, unfed = _trained(columns, batch, seconds)
-        rates["mlp_oh fed by it"] = fed
+            rates["mlp_oh fed by it"] = rate(
+                lambda: train(next(placed)[1]), batch
+            )
+        unfed = rate(lambda: train(data), batch)
         rates["mlp_oh on one batch"] = unfed
         del columns, host
     rates["copied in order (limit)"] = limit
@@ -134,23 +125,3 @@ def run(seconds: float = 3.0) -> list[dict[str, Any]]:
         }
         for what, rate in rates.items()
     ]
-
-
-def _trained(
-    columns: loader.Columns, batch: int, seconds: float
-) -> tuple[float, float]:
-    """Rows/s of training: fed by the loader, and with nothing to load."""
-    step, state, data = benchmark_train.prepare("mlp_oh", batch)
-    mesh = devices.mesh()
-
-    def train(next_batch: Callable[[], Any]) -> int:
-        nonlocal state
-        state, metrics = step(state, next_batch())
-        jax.block_until_ready(metrics)
-        return batch
-
-    with loader.on_devices(
-        loader.batches(columns, batch, seed=0), devices.split(mesh)
-    ) as placed:
-        fed = _rate(lambda: train(lambda: next(placed)[1]), seconds)
-    return fed, _rate(lambda: train(lambda: data), seconds)

@@ -5,15 +5,12 @@ The peer to run in turns with it is the paper's network in PyTorch: batches of
 outputs whose weights stay fixed.
 """
 
-import statistics
-import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from launch.benchmark import train as benchmark_train
-from launch.runs import allocator
+from launch.benchmark import measure
 from matching import estimator, losses, schedules
 from proxy import encoders, optimizer, spaces
 
@@ -34,53 +31,19 @@ def run(
 
     Args:
       seconds: time spent on each case.
-      batch: sounds in a step.
-      space: the synthesizer.
+      batch: number of sounds in a step.
+      space: name of the synthesizer.
 
     Returns:
       A row for each case: the parameter loss alone; with the perceptual loss
       through a frozen `tfm`, decoded as in the paper and relaxed; and the
       parameter loss with the spectrograms computed from 5 s clips. Each with
-      batch, median time of a step (ms), sounds/s, the rate of convolutions
-      and matrix products (GFLOP/s; the spectrograms' are not counted), and
-      its share of the best matrix product measured in the same run.
+      batch, median time of a step (ms), sounds/s, the rate of its arithmetic
+      (GFLOP/s, see `measure.flops`), and its share of the best matrix product
+      measured in the same run.
     """
-    allocator.keep_memory()
-    peak = benchmark_train.peak()
+    peak = measure.peak()
     return [_measure(*case, seconds, batch, space, peak) for case in _CASES]
-
-
-def network_flops(outputs: int, frames: int = 313) -> int:
-    """Multiplications plus additions of the estimator, for one sound.
-
-    Args:
-      outputs: its logits.
-      frames: width of the spectrogram.
-    """
-    height, width, channels, products = 128, frames, 1, 0
-    for i, features in enumerate(estimator.CHANNELS):
-        size = 4 if i else 5
-        height, width = (
-            (height + 4 - size) // 2 + 1,
-            (width + 4 - size) // 2 + 1,
-        )
-        products += height * width * size**2 * channels * features
-        channels = features
-    products += height * width * channels * estimator.MIXED
-    return 2 * (products + estimator.MIXED * outputs)
-
-
-def _step_flops(space: Any, proxy: Any, variables: Any) -> int:
-    """Arithmetic of a training step, for one sound."""
-    # Forward, input gradients but the first layer's, and weight gradients.
-    first = 2 * 64 * 157 * 5**2 * estimator.CHANNELS[0]
-    total = 3 * network_flops(space.width) - first
-    if proxy is not None:
-        preset = jnp.zeros((1, space.width))
-        # The proxy is frozen: forward and input gradients only.
-        forward = jax.make_jaxpr(proxy.apply)(variables, preset)
-        total += 2 * benchmark_train.product_flops(forward)
-    return total
 
 
 def _measure(
@@ -126,15 +89,17 @@ def _measure(
 
     compiled = jax.jit(from_sound, donate_argnums=0)
     state = losses.init_state(network, update, keys[4])
-    times: list[float] = []
-    # The first two steps compile and warm up.
-    while len(times) < 5 or sum(times[2:]) < seconds:
-        start = time.perf_counter()
+    flops = measure.flops(from_sound, state, data, keys[5], variables)
+
+    def advance():
+        nonlocal state
         state, metrics = compiled(state, data, keys[5], variables)
-        jax.block_until_ready((state, metrics))
-        times.append(time.perf_counter() - start)
-    median = statistics.median(times[2:])
-    flops = batch * _step_flops(space, proxy, variables)
+        return state, metrics
+
+    # The first two steps compile and warm up.
+    for _ in range(2):
+        jax.block_until_ready(advance())
+    median = measure.median(advance, seconds)
     return {
         "case": name,
         "batch": batch,

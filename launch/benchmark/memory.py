@@ -25,7 +25,7 @@ def _peak(command: Sequence[str], folder: pathlib.Path) -> float:
             [sys.executable, "-m", *command],
             stdout=output,
             stderr=subprocess.STDOUT,
-            cwd=pathlib.Path(__file__).parents[1],
+            cwd=pathlib.Path(__file__).parents[2],
             env={**os.environ, "TMPDIR": str(folder)},
         )
         _, status, usage = os.wait4(process.pid, 0)
@@ -50,15 +50,14 @@ def _tone(path: pathlib.Path) -> None:
 
 
 def commands(
-    folder: pathlib.Path, presets: int, *, proxy_only: bool = False
+    folder: pathlib.Path, presets: int
 ) -> Iterator[tuple[str, list[str]]]:
     """Commands on a quickstart of some size, in an order that works.
 
     Args:
-      folder: for everything that they write.
-      presets: to train on; a quarter as many to test, and an eighth of that
-        for the estimator, which keeps their sounds.
-      proxy_only: whether to leave out the estimator and what comes after it.
+      folder: folder of everything that they write.
+      presets: number of presets to train on; a quarter as many are to test,
+        and the estimator, which keeps their sounds, gets an eighth.
 
     Yields:
       A name, and the command's module and arguments.
@@ -77,8 +76,6 @@ def commands(
     yield "precompute", ["launch.precompute", *quickstart]
     yield "train", ["launch.train", *quickstart, f"--config.run={proxy}"]
     yield "evaluate", ["launch.evaluate", f"--run={proxy}"]
-    if proxy_only:
-        return
     members = f"--config.run={folder / 'population'}"
     seeds = "--seeds=0,1"
     yield "population", ["launch.population", *quickstart, seeds, members]
@@ -120,17 +117,13 @@ def commands(
 
 
 def run(
-    seconds: float = 0.0,
-    presets: Sequence[int] = (4_096, 16_384),
-    *,
-    proxy_only: bool = False,
+    seconds: float = 0.0, presets: Sequence[int] = (4_096, 16_384)
 ) -> list[dict[str, Any]]:
     """Measures the commands, each in a process of its own, at several sizes.
 
     Args:
       seconds: ignored; commands take as long as they take.
       presets: sizes of the quickstart, ascending.
-      proxy_only: see `commands`.
 
     Returns:
       One row a command: "command", "MB at N presets" for each size, and "kB
@@ -152,7 +145,7 @@ def run(
         for size in presets:
             folder = pathlib.Path(name) / str(size)
             folder.mkdir()
-            todo = list(commands(folder, size, proxy_only=proxy_only))
+            todo = list(commands(folder, size))
             bar = tqdm.tqdm(todo, desc=f"{size:,} presets", unit="command")
             for command, arguments in bar:
                 bar.set_postfix_str(command)

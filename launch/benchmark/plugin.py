@@ -12,6 +12,7 @@ from jaxtyping import Float
 from datasets import engines, precompute
 from datasets.engines.vst3 import binding as vst3_binding
 from datasets.engines.vst3 import engine as vst3
+from launch.benchmark import measure
 
 _PRESETS = 32
 
@@ -56,12 +57,7 @@ def _bare(
     return render
 
 
-def run(
-    measure: Callable[..., tuple[float, float]],
-    synth: str,
-    plugin: str,
-    seconds: float,
-) -> list[dict[str, Any]]:
+def run(synth: str, plugin: str, seconds: float) -> list[dict[str, Any]]:
     """Measures renders per second, of 5 s of audio at 44.1 kHz.
 
     Bare is a loop that sets a preset's parameters and has pedalboard make the
@@ -70,13 +66,12 @@ def run(
     load the plug-in is left out.
 
     Args:
-      measure: see `benchmark_render.rate`.
       synth: name of the plug-in's space.
       plugin: its path; when empty, the environment variable's.
       seconds: time for each of the measurements.
 
     Returns:
-      Rows as `benchmark_render.run` gives them.
+      Rows as `launch.benchmark.render.run` gives them.
     """
     settings = engines.RenderSettings()
     renderer = vst3.get(synth, settings, plugin)
@@ -104,11 +99,11 @@ def run(
 
     bare = _bare(renderer, np.stack(values))
     bare(0)
-    rates = [("bare pedalboard", *measure(bare, seconds, 1))]
+    rates = [("bare pedalboard", *measure.rate(bare, seconds))]
     for workers in dict.fromkeys((1, precompute.usable_cores())):
         before, opened = processor_time(), renderer.started
         render(0)
-        wall, _ = measure(render, seconds, workers)
+        wall, _ = measure.rate(render, seconds, workers)
         renderer.close()
         calls = round(wall * seconds) + 1
         opened = renderer.started - opened

@@ -1,48 +1,19 @@
 """How fast presets become sound, and shards: the bare engine, and ours."""
 
 import tempfile
-import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from datasets import engines, precompute, shards
 from datasets.engines import dexed
-from launch.benchmark import plugin as benchmark_plugin
+from launch.benchmark import measure
+from launch.benchmark import plugin as hosting
 from launch.runs import embedding
 from proxy import audio
 
 _PRESETS = 64
-
-
-def rate(
-    work: Callable[[int], Any], seconds: float, threads: int = 1
-) -> tuple[float, float]:
-    """Calls of `work(i)` per second, and per second of processor time."""
-    calls = [0] * threads
-    stop = time.perf_counter() + seconds
-
-    def loop(thread: int) -> None:
-        while time.perf_counter() < stop:
-            work(calls[thread] * threads + thread)
-            calls[thread] += 1
-
-    started, used = time.perf_counter(), time.process_time()
-    more = range(1, threads)
-    workers = [threading.Thread(target=loop, args=(i,)) for i in more]
-    for worker in workers:
-        worker.start()
-    # Plug-ins are made anew in the main thread only.
-    loop(0)
-    for worker in workers:
-        worker.join()
-    total = sum(calls)
-    return (
-        total / (time.perf_counter() - started),
-        total / (time.process_time() - used),
-    )
 
 
 def run(
@@ -60,7 +31,7 @@ def run(
     Args:
       seconds: time for each of the measurements.
       synth: another synthesizer than Dexed's own engine, see
-        `benchmark_plugin`.
+        `launch.benchmark.plugin`.
       plugin: path of its VST3 plug-in.
 
     Returns:
@@ -69,7 +40,7 @@ def run(
       in percent of the bare engine's rate per core.
     """
     if not engines.embedded(synth, plugin):
-        return benchmark_plugin.run(rate, synth, plugin, seconds)
+        return hosting.run(synth, plugin, seconds)
     import dexed as bare
 
     renderer = engines.get("dexed")
@@ -103,7 +74,7 @@ def run(
     rows = []
     for what, work, threads, presets in measurements:
         work(0)
-        wall, processor = rate(work, seconds, threads)
+        wall, processor = measure.rate(work, seconds, threads)
         rows.append(
             {
                 "what": what,
@@ -162,11 +133,11 @@ def _precomputed(
     # Compiles.
     embed(np.zeros((_PRESETS, spec.samples), np.float32))
     with tempfile.TemporaryDirectory() as directory:
-        started, used = time.perf_counter(), benchmark_plugin.processor_time()
+        started, used = time.perf_counter(), hosting.processor_time()
         precompute.build(
             spec, directory, renderer, embed, progress=False, **rows
         )
         return (
             count / (time.perf_counter() - started),
-            count / (benchmark_plugin.processor_time() - used),
+            count / (hosting.processor_time() - used),
         )

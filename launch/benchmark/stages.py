@@ -27,14 +27,14 @@ def run_stage(stage: str, options: dict[str, Any]) -> dict[str, Any]:
       options: keyword arguments of its `run`.
 
     Returns:
-      "devices": what was found; "rows": of the table; "peak memory (GB)": the
-      most that this process has held, and "peak device memory (GB)" where the
-      device tells.
+      "devices": the machine's devices; "rows": rows of the table; "peak
+      memory (GB)": the most that this process has held; and "peak device
+      memory (GB)" where the device tells.
     """
     allocator.keep_memory()
     module = importlib.import_module(f"launch.benchmark.{stage}")
     run: Callable[..., list[dict[str, Any]]] = module.run
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "devices": devices.describe(),
         "jax": jax.__version__,
         "rows": run(**options),
@@ -42,12 +42,12 @@ def run_stage(stage: str, options: dict[str, Any]) -> dict[str, Any]:
     # In kilobytes, on macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     most = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found["peak memory (GB)"] = round(most / 1e9, 3)
+    result["peak memory (GB)"] = round(most / 1e9, 3)
     statistics = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in statistics:
         most = statistics["peak_bytes_in_use"]
-        found["peak device memory (GB)"] = round(most / 1e9, 3)
-    return found
+        result["peak device memory (GB)"] = round(most / 1e9, 3)
+    return result
 
 
 def show(stage: str, result: dict[str, Any]) -> str:

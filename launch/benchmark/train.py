@@ -1,16 +1,12 @@
 """Training steps per encoder: presets/s beside the matrix-product peak."""
 
-import math
-import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 
-from launch.runs import allocator, devices
+from launch.benchmark import measure
+from launch.runs import devices
 from proxy import encoders as zoo
 from proxy import objective, optimizer, spaces
 
@@ -35,87 +31,21 @@ def run(
     On an accelerator in bfloat16, too.
 
     Args:
-      encoders: names; the paper's five when None.
-      seconds: time spent on each.
-      batch: presets in a step; the paper's when None.
-      space: the synthesizer.
+      encoders: names of encoders; the paper's five when None.
+      seconds: time spent on each encoder.
+      batch: number of presets in a step; the paper's when None.
+      space: name of the synthesizer.
 
     Returns:
       A row for each: compute type, batch, compile time (s), median time of a
       step (ms), presets/s, rate of the matrix products (GFLOP/s) and its share
       of the peak measured just before, and compilations after the first step.
     """
-    allocator.keep_memory()
     return [
         _measure(name, space, batch or _BATCH.get(name, 512), seconds, dtype)
         for name in encoders or PAPER
-        for dtype in dtypes()
+        for dtype in measure.dtypes()
     ]
-
-
-def dtypes() -> list[Any]:
-    """Compute types worth timing here: bfloat16 is slower on CPUs."""
-    if jax.default_backend() == "cpu":
-        return [jnp.float32]
-    return [jnp.float32, jnp.bfloat16]
-
-
-def peak(dtype: Any = jnp.float32, seconds: float = 1.0) -> float:
-    """Best rate of a square matrix product here, in FLOP/s.
-
-    Its size fills the device; its values are random, since zeros and ones
-    take an accelerator less power and let it run faster.
-
-    Args:
-      dtype: of the product.
-      seconds: time spent on it.
-    """
-    size = 2048 if jax.default_backend() == "cpu" else 8192
-    a = jax.random.normal(jax.random.key(0), (size, size), dtype)
-    multiply = jax.jit(jnp.matmul)
-    jax.block_until_ready(multiply(a, a))
-    return 2 * size**3 / min(_times(lambda: multiply(a, a), seconds))
-
-
-def _times(step: Callable[[], Any], seconds: float) -> list[float]:
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < seconds:
-        start = time.perf_counter()
-        jax.block_until_ready(step())
-        times.append(time.perf_counter() - start)
-    return times
-
-
-def product_flops(jaxpr: Any) -> int:
-    """Arithmetic of all matrix products in a traced function.
-
-    Args:
-      jaxpr: the function, as `jax.make_jaxpr` gives it; loops count as often
-        as they run, of several branches the costliest counts.
-
-    Returns:
-      Multiplications plus additions.
-    """
-    total = 0
-    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        if eqn.primitive.name == "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            left = eqn.invars[0].aval.shape
-            depth = math.prod(left[i] for i in contracted)
-            total += 2 * depth * math.prod(eqn.outvars[0].aval.shape)
-            continue
-        inner = [
-            p
-            for value in eqn.params.values()
-            for p in (value if isinstance(value, tuple | list) else (value,))
-            if isinstance(p, core.Jaxpr | core.ClosedJaxpr)
-        ]
-        counts = [product_flops(j) for j in inner]
-        if eqn.primitive.name == "cond":
-            total += max(counts)
-        else:
-            total += sum(counts) * eqn.params.get("length", 1)
-    return total
 
 
 def prepare(
@@ -127,9 +57,9 @@ def prepare(
     """A training step as `launch.train` maps it over the devices.
 
     Args:
-      name: of an encoder, at the paper's size.
-      batch: presets in a step.
-      space_name: the synthesizer.
+      name: name of an encoder, which has the paper's size.
+      batch: number of presets in a step.
+      space_name: name of the synthesizer.
       dtype: compute type; parameters are float32.
 
     Returns:
@@ -168,8 +98,8 @@ def _measure(
 ) -> dict[str, Any]:
     mapped, state, data = prepare(name, batch, space_name, dtype)
     number = len(jax.devices())
-    ceiling = peak(dtype)
-    flops = number * product_flops(jax.make_jaxpr(mapped)(state, data))
+    ceiling = measure.peak(dtype)
+    flops = number * measure.flops(mapped, state, data)
     compilations: list[float] = []
 
     def listen(event: str, duration_secs: float, **kwargs: Any) -> None:
@@ -187,7 +117,7 @@ def _measure(
         jax.block_until_ready(advance())
         first = sum(compilations)
         compilations.clear()
-        median = statistics.median(_times(advance, seconds))
+        median = measure.median(advance, seconds)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     return {

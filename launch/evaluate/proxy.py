@@ -13,15 +13,13 @@ from typing import Any
 
 import jax
 import numpy as np
-import tabulate
 import tqdm
 from jaxtyping import Float
 
 from datasets import loader
 from launch import Config
-from launch.runs import build, checkpoints, data, noise, plots
-from proxy import linear as baselines
-from proxy import retrieval, spaces
+from launch.runs import build, checkpoints, data, noise, plots, tables
+from proxy import linear, retrieval, spaces
 
 Predict = Callable[[Float[np.ndarray, "samples parameters"]], np.ndarray]
 _TOP = (1, 5, 10)
@@ -72,10 +70,10 @@ def score(
     with the number of presets.
 
     Args:
-      predict: f, from presets to embeddings.
+      predict: the function f from presets to embeddings.
       columns: "preset" and "embedding", g(s(x)), in the same order.
-      subset: presets in a subset, at most all of them.
-      repeats: how many subsets; one when a subset is everything.
+      subset: number of presets in a subset, at most all of them.
+      repeats: number of subsets; one when a subset is everything.
       seed: subset i is drawn with seed + i.
 
     Returns:
@@ -156,7 +154,7 @@ def fit_baselines(config: Config, dataset: data.Dataset) -> dict[str, Predict]:
     """
     space = spaces.get(config.synth)
     moments = jax.jit(
-        lambda preset, y: baselines.moments(space.to_relaxed(preset), y)
+        lambda preset, y: linear.moments(space.to_relaxed(preset), y)
     )
     total: Any = None
     source = dataset.synthetic or data.training_source(config, dataset)
@@ -171,26 +169,26 @@ def fit_baselines(config: Config, dataset: data.Dataset) -> dict[str, Predict]:
             model = solve(jax.tree.map(jax.numpy.asarray, total), *args)
         return jax.tree.map(np.float32, model)
 
-    def linear(model: baselines.Linear) -> Predict:
+    def predictor(model: linear.Linear) -> Predict:
         apply = jax.jit(
-            lambda preset: baselines.apply(model, space.to_relaxed(preset))
+            lambda preset: linear.apply(model, space.to_relaxed(preset))
         )
         return lambda presets: np.asarray(apply(np.asarray(presets)))
 
     held_out = source.columns("validation")
-    tried = [linear(fit(baselines.fit_ridge, p)) for p in _PENALTIES]
+    tried = [predictor(fit(linear.fit_ridge, p)) for p in _PENALTIES]
     errors = [
         np.abs(f(held_out["preset"]) - held_out["embedding"]).mean()
         for f in tried
     ]
     return {
-        "mean embedding": linear(fit(baselines.fit_mean)),
+        "mean embedding": predictor(fit(linear.fit_mean)),
         "ridge regression": tried[int(np.argmin(errors))],
     }
 
 
 # Columns of the printed table: title, metric, number of decimals.
-COLUMNS = (
+_COLUMNS = (
     ("MRR p>a", "mrr/preset_to_audio", 4),
     ("MRR a>p", "mrr/audio_to_preset", 4),
     ("MRR@5", "mrr@5/preset_to_audio", 4),
@@ -202,43 +200,47 @@ COLUMNS = (
     ("centroids", "centroid_distance", 3),
     ("told apart", "separability", 3),
 )
+HEADERS = ("presets", "model", *(title for title, _, _ in _COLUMNS))
+
+
+def rows(results: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """The cells of a table below `HEADERS`, a row for each model.
+
+    Args:
+      results: scores by data ("synthetic", "hand-crafted"), by model.
+    """
+    cells = []
+    for where, models in results.items():
+        for name, scores in models.items():
+            cells.append([f"{where}, {scores['subset']:,}", name])
+            for _, metric, digits in _COLUMNS:
+                value = scores["metrics"][metric]
+                cell = f"{value['mean']:.{digits}f}"
+                if metric.startswith("mrr/") and scores["repeats"] > 1:
+                    cell += f" ± {value['std']:.{digits}f}"
+                cells[-1].append(cell)
+    return cells
 
 
 def table(results: dict[str, dict[str, Any]], bank: str) -> str:
-    """The results as text.
+    """The results as a Markdown table.
 
     Args:
-      results: by data ("synthetic", "hand-crafted"), by model.
+      results: scores by data ("synthetic", "hand-crafted"), by model.
       bank: where the hand-crafted presets came from, "" when there are none:
         their row says so.
-
-    Returns:
-      A Markdown table.
     """
-    rows = []
-    for where, models in results.items():
-        for name, found in models.items():
-            cells = []
-            for _, metric, digits in COLUMNS:
-                value = found["metrics"][metric]
-                cell = f"{value['mean']:.{digits}f}"
-                if metric.startswith("mrr/") and found["repeats"] > 1:
-                    cell += f" ± {value['std']:.{digits}f}"
-                cells.append(cell)
-            rows.append([f"{where}, {found['subset']:,}", name, *cells])
+    cells = rows(results)
     if "hand-crafted" not in results:
-        rows.append([data.NO_BANK])
-    headers = ["presets", "model", *(title for title, _, _ in COLUMNS)]
-    text = tabulate.tabulate(
-        rows, headers, tablefmt="github", disable_numparse=True
-    )
+        cells.append([data.NO_BANK])
+    text = tables.markdown(cells, HEADERS)
     return f"{text}\nhand-crafted presets: {bank}" if bank else text
 
 
 def evaluate(
     run: str, which: str, presets: str | None
 ) -> tuple[dict[str, Any], str]:
-    """Scores a run and writes what it found.
+    """Scores a run and writes the results into it.
 
     Args:
       run: the run directory.
@@ -264,15 +266,16 @@ def evaluate(
     folder = pathlib.Path(run)
     results: dict[str, dict[str, Any]] = {}
     for where, columns in test_sets(config, dataset).items():
-        results[where] = found = {}
-        for name, model in models.items():
-            found[name] = score(model, columns, **config.evaluation)
+        scores = results[where] = {
+            name: score(model, columns, **config.evaluation)
+            for name, model in models.items()
+        }
         audio = np.array(columns["embedding"][:_DRAWN])
         predicted = models[config.encoder](columns["preset"][:_DRAWN])
-        slug = where.replace(" ", "_")
+        slug = where.replace(" ", "_").replace("-", "_")
         plots.rank_histogram(
-            {name: f["ranks"] for name, f in found.items()},
-            found[config.encoder]["subset"],
+            {name: s.pop("ranks") for name, s in scores.items()},
+            scores[config.encoder]["subset"],
             f"{config.name}: sound of a preset, {where}",
             folder / f"ranks_{slug}.png",
         )
@@ -288,8 +291,6 @@ def evaluate(
             audio=audio[:_KEPT],
             predicted=predicted[:_KEPT],
         )
-    for found in (f for models in results.values() for f in models.values()):
-        del found["ranks"]
     content = {"checkpoint": which, "step": step, "results": results}
     content["bank"] = config.presets
     text = json.dumps(content, indent=1) + "\n"

@@ -3,35 +3,30 @@
 import contextlib
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import scipy.io.wavfile
-import tabulate
 from jaxtyping import Float
 
+from datasets import shards
 from datasets.presets import bank
 from launch.match.search import BASELINE, Match
-from matching import distances
+from launch.runs import plots, tables
 from proxy.space import ParameterSpace
 
-matplotlib.use("Agg")
-
 RESULT = "result.json"
-# Of the summary, and which of them no stage looks at.
-SHOWN = ("a_mean", "dtw_mfcc", "sot")
-_ROWS = (
-    ("estimator", "estimator alone"),
-    (BASELINE, "best of the 40 nearest (baseline)"),
-    ("neighbours", "neighbours"),
-    ("gradient", "+ gradient"),
-    ("evolution", "+ evolution"),
-    ("ranking", "+ ranking"),
-)
+# Distances of the tables; no stage looks at the last two.
+_SHOWN = ("a_mean", "dtw_mfcc", "sot")
+_LABELS = {
+    "estimator": "estimator alone",
+    BASELINE: "best of the 40 nearest (baseline)",
+    "neighbours": "neighbours",
+    "gradient": "+ gradient",
+    "evolution": "+ evolution",
+    "ranking": "+ ranking",
+}
 
 
 def write(
@@ -47,43 +42,46 @@ def write(
     """Writes all there is about a matched sound.
 
     Args:
-      folder: made if missing.
-      name: of the sound.
-      match: what was found.
+      folder: folder of the files, made if missing.
+      name: name of the sound.
+      match: result of the search.
       target: the sound.
-      space: of the presets.
-      sample_rate: of the sounds.
+      space: parameters of the presets.
+      sample_rate: samples per second of the sounds.
       about: further entries of the result.
-      state: see `match_setup.Setup`.
+      state: what a plug-in saves of raw values, see `setup.Setup`.
 
     Returns:
       The content of result.json, which is written last.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    labels = [f"match {i + 1}" for i in range(len(match.presets))]
-    _write_sound(folder / "target.wav", target, sample_rate)
+
+    def write_sound(file: pathlib.Path, sound: np.ndarray) -> None:
+        # Floats, which keep what exceeds full scale.
+        scipy.io.wavfile.write(file, sample_rate, np.float32(sound))
+
+    write_sound(folder / "target.wav", target)
     for i, (preset, clip) in enumerate(
         zip(match.presets, match.clips, strict=True)
     ):
         file = folder / f"match-{i + 1}"
-        _write_sound(file.with_suffix(".wav"), clip, sample_rate)
+        write_sound(file.with_suffix(".wav"), clip)
         title = f"{name[:7]} {i + 1}"
-        for suffix in (
-            (".json", ".syx") if space.name == "dexed" else (".json",)
-        ):
+        for suffix in (".json", ".syx")[: 1 + (space.name == "dexed")]:
             bank.save(file.with_suffix(suffix), preset[None], [title], space)
         if state is not None:
             # Of a plug-in that saves none, the other files are left.
             with contextlib.suppress(ValueError):
                 values = np.asarray(space.to_plugin(preset), np.float32)
                 file.with_suffix(".vstpreset").write_bytes(state(values))
-    picture(folder / "match.png", target, match.clips[0], sample_rate, name)
+    pair = {name: target, f"match of {name}": match.clips[0]}
+    plots.sounds(pair, sample_rate, folder / "match.png")
     candidates = [
         {
             "preset": f"match-{i + 1}",
             "distances": {k: float(v[i]) for k, v in match.distances.items()},
         }
-        for i in range(len(labels))
+        for i in range(len(match.presets))
     ]
     result = {
         "name": name,
@@ -94,79 +92,29 @@ def write(
         "candidates": candidates,
         "stages": match.stages,
     }
-    path = folder / RESULT
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    temporary.replace(path)
+    text = json.dumps(result, indent=1) + "\n"
+    shards.write_atomically(folder / RESULT, text)
     return result
-
-
-def _write_sound(
-    path: pathlib.Path, sound: Float[np.ndarray, " samples"], sample_rate: int
-) -> None:
-    # Floats, which keep what exceeds full scale.
-    scipy.io.wavfile.write(path, sample_rate, np.asarray(sound, np.float32))
-
-
-def picture(
-    path: pathlib.Path,
-    target: Float[np.ndarray, " samples"],
-    found: Float[np.ndarray, " samples"],
-    sample_rate: int,
-    title: str,
-) -> None:
-    """Draws waveform and mel spectrogram of a target and its match.
-
-    Args:
-      path: where to.
-      target: a sound.
-      found: another of the same length.
-      sample_rate: of both.
-      title: name of the sound.
-    """
-    pair = jnp.stack([target, found])
-    mels = np.asarray(distances.kaldi_decibels(pair, sample_rate))
-    top = mels.max()
-    seconds = pair.shape[1] / sample_rate
-    figure, axes = plt.subplots(
-        2, 2, figsize=(9, 4.5), sharex=True, height_ratios=(1, 2)
-    )
-    for column, label in enumerate((title, "match")):
-        wave, mel = axes[:, column]
-        time = np.arange(pair.shape[1]) / sample_rate
-        wave.plot(time, pair[column], lw=0.4, color="#0072B2")
-        height = max(np.abs(pair).max() * 1.05, 1e-3)
-        wave.set(ylim=(-height, height), title=label)
-        image = mel.imshow(
-            mels[column].T,
-            origin="lower",
-            aspect="auto",
-            extent=(0, seconds, 0, mels.shape[2]),
-            vmin=top - 80,
-            vmax=top,
-            cmap="magma",
-        )
-        mel.set(xlabel="seconds", xlim=(0, seconds))
-    axes[0, 0].set_ylabel("amplitude")
-    axes[1, 0].set_ylabel("mel band")
-    figure.colorbar(image, ax=axes[1, :], label="dB", pad=0.02)
-    figure.colorbar(image, ax=axes[0, :], pad=0.02).remove()
-    figure.savefig(path, bbox_inches="tight", dpi=110)
-    plt.close(figure)
 
 
 # Tables ----------------------------------------------------------------------
 
 
+def _shown(distances: Mapping[str, float]) -> list[str]:
+    """The distances of a table's row."""
+    return [
+        f"{distances[name]:.{1 if name == 'dtw_mfcc' else 3}f}"
+        for name in _SHOWN
+    ]
+
+
 def candidates(result: Mapping[str, Any]) -> str:
     """The ranked presets of one sound as a table."""
     rows = [
-        [entry["preset"], *(entry["distances"][n] for n in SHOWN)]
+        [entry["preset"], *_shown(entry["distances"])]
         for entry in result["candidates"]
     ]
-    return tabulate.tabulate(
-        rows, ["preset", *SHOWN], tablefmt="github", floatfmt=".3f"
-    )
+    return tables.markdown(rows, ["preset", *_SHOWN])
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -180,20 +128,24 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
       run on, share of the baseline where there is one, mean number of
       renders and seconds until then; and the number of sounds.
     """
-    found = [{s["stage"]: s for s in r["stages"]} for r in results]
-    common = set.intersection(*map(set, found)) if found else set()
+    by_stage = [{s["stage"]: s for s in r["stages"]} for r in results]
+    common = set.intersection(*map(set, by_stage)) if by_stage else set()
     rows: dict[str, Any] = {}
-    for stage, _ in _ROWS:
+    for stage in _LABELS:
         if stage not in common:
             continue
-        entries = [stages[stage] for stages in found]
+        entries = [stages[stage] for stages in by_stage]
+
+        def mean(values: Iterable[float]) -> float:
+            return float(np.mean(list(values)))
+
         rows[stage] = {
             "distances": {
-                name: float(np.mean([e["distances"][name] for e in entries]))
+                name: mean(e["distances"][name] for e in entries)
                 for name in entries[0]["distances"]
             },
-            "renders": float(np.mean([e["renders"] for e in entries])),
-            "seconds": float(np.mean([e["seconds"] for e in entries])),
+            "renders": mean(e["renders"] for e in entries),
+            "seconds": mean(e["seconds"] for e in entries),
         }
     return {"sounds": len(results), "stages": rows}
 
@@ -203,27 +155,20 @@ def summary_table(summary: Mapping[str, Any]) -> str:
     stages = summary["stages"]
     base = stages.get(BASELINE)
     rows = []
-    for stage, label in _ROWS:
-        if stage not in stages:
-            continue
-        found = stages[stage]["distances"]
-        cells: list[Any] = [label]
-        for name in SHOWN:
-            digits = 1 if name == "dtw_mfcc" else 3
-            cells.append(f"{found[name]:.{digits}f}")
+    for stage, entry in stages.items():
+        ratio = ""
         if base is not None:
-            ratio = found["a_mean"] / base["distances"]["a_mean"]
-            cells.append(f"{ratio - 1:+.1%}")
-        cells += [
-            f"{stages[stage]['renders']:,.0f}",
-            f"{stages[stage]['seconds']:.1f}",
-        ]
-        rows.append(cells)
-    headers = [f"mean of {summary['sounds']} sounds", *SHOWN]
-    headers += ["a_mean to baseline"] if base is not None else []
-    return tabulate.tabulate(
-        rows,
-        [*headers, "renders", "seconds"],
-        tablefmt="github",
-        disable_numparse=True,
-    )
+            a, b = (e["distances"]["a_mean"] for e in (entry, base))
+            ratio = f"{a / b - 1:+.1%}"
+        rows.append(
+            [
+                _LABELS[stage],
+                *_shown(entry["distances"]),
+                ratio,
+                f"{entry['renders']:,.0f}",
+                f"{entry['seconds']:.1f}",
+            ]
+        )
+    headers = [f"mean of {summary['sounds']} sounds", *_SHOWN]
+    headers += ["a_mean to baseline", "renders", "seconds"]
+    return tables.markdown(rows, headers)

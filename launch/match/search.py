@@ -13,12 +13,9 @@ the distance `a_mean` scores them:
 5. ranking: the best are rendered again and ordered by `a_mean` itself.
 """
 
-import contextlib
 import dataclasses
-import functools
-import time
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -27,86 +24,27 @@ import numpy as np
 import tqdm
 from jaxtyping import Bool, Float
 
-from datasets import engines, precompute
+from datasets import engines
+from launch.match.judge import Judge, Options
 from launch.match.setup import Setup
 from matching import distances, refine
-from proxy.space import ParameterSpace
 
-STAGES = ("estimator", "neighbours", "gradient", "evolution", "ranking")
 BASELINE = "nearest 40"
-# Clips whose distances one call works out.
-_CHUNK = 8
-# Seconds kept for the last stage.
-_RESERVE = 1.5
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How a sound is matched.
-
-    Attributes:
-      stages: those that are on, of `STAGES`.
-      seconds: budget of a sound, its ranking included.
-      evaluations: most renders of the search, in place of seconds; 0 for
-        none. The result then depends on the arguments alone.
-      candidates: presets to return.
-      nearest: presets of the bank to render.
-      starts: presets that gradient descent starts from.
-      steps: of gradient descent.
-      learning_rate: of gradient descent, in logits.
-      parents: presets kept between genetic rounds.
-      every: frames of the distance that the search looks at, each n-th.
-      reranked: presets that the last stage measures.
-      workers: rendering workers, 0 for one per core.
-      seed: of all random choices.
-    """
-
-    stages: tuple[str, ...] = STAGES
-    seconds: float = 60.0
-    evaluations: int = 0
-    candidates: int = 5
-    nearest: int = 320
-    starts: int = 16
-    steps: int = 150
-    learning_rate: float = 0.05
-    parents: int = 32
-    every: int = 8
-    reranked: int = 24
-    workers: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Checks the options.
-
-        Raises:
-          ValueError: naming the option and what it may be.
-        """
-        unknown = sorted(set(self.stages) - set(STAGES))
-        if unknown:
-            raise ValueError(
-                f"unknown stages {', '.join(unknown)}; there are "
-                f"{', '.join(STAGES)}"
-            )
-        if not self.evaluations and not self.seconds >= 1:
-            raise ValueError(f"seconds={self.seconds:g}: give at least 1")
-        for name in ("candidates", "nearest", "starts", "parents", "every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, need >= 1")
 
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """What was found for a sound.
+    """The result for a sound.
 
     Attributes:
-      presets: best first.
-      clips: their sounds.
-      distances: to the target by name, one for each preset.
+      presets: presets, best first.
+      clips: sounds of the presets.
+      distances: distances to the target by name, one for each preset.
       stages: for the baseline and each stage that was on, its name, the
         distances of the best preset it left, how many presets were rendered
         until then and after how many seconds.
-      renders: presets rendered by the search.
-      seconds: that it took.
+      renders: number of presets rendered by the search.
+      seconds: time that the search took.
       interrupted: whether it was ended by Ctrl-C.
     """
 
@@ -119,204 +57,6 @@ class Match:
     interrupted: bool
 
 
-@functools.cache
-def _quick(every: int, sample_rate: int) -> Callable:
-    # Rendering threads keep the cores busy: no need to divide operations.
-    options = {}
-    if jax.default_backend() == "cpu":
-        options = {"xla_cpu_multi_thread_eigen": False}
-    return jax.jit(
-        functools.partial(
-            distances.quick_a_mean, every=every, sample_rate=sample_rate
-        ),
-        compiler_options=options,
-    )
-
-
-@functools.cache
-def _goal(every: int, sample_rate: int) -> Callable:
-    return jax.jit(
-        functools.partial(
-            distances.features,
-            sample_rate=sample_rate,
-            chosen=("a_mean",),
-            every=every,
-        )
-    )
-
-
-class Judge:
-    """Renders presets, scores them against one target, remembers all.
-
-    Args:
-      renderer: the engine, its settings of the target's length.
-      target: the sound to match.
-      note: MIDI note to render.
-      options: of the search.
-      bar: of its progress.
-    """
-
-    def __init__(
-        self,
-        renderer: engines.Renderer,
-        target: Float[np.ndarray, " samples"],
-        note: int,
-        options: Options,
-        bar: tqdm.tqdm,
-    ) -> None:
-        self.renderer = renderer
-        self.target = target
-        self.note = note
-        self.options = options
-        self.renders = 0
-        self.stage = ""
-        self._bar = bar
-        self._begun = time.monotonic()
-        self._workers = precompute.num_workers(options.workers)
-        self._known: dict[bytes, float] = {}
-        self._best = np.inf
-        rate = renderer.settings.sample_rate
-        self._goal = _goal(options.every, rate)(target[None])
-        self._score = _quick(options.every, rate)
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since the search began."""
-        return time.monotonic() - self._begun
-
-    @property
-    def left(self) -> float:
-        """What is left of the budget: seconds, or evaluations."""
-        if self.options.evaluations:
-            return self.options.evaluations - self.renders
-        return self.options.seconds - _RESERVE - self.seconds
-
-    def render(
-        self, presets: Float[np.ndarray, "batch parameters"]
-    ) -> Generator[Float[np.ndarray, " samples"], None, None]:
-        """Renders presets at the note; NaN where the engine fails."""
-        values = np.asarray(self.renderer.space.to_plugin(presets), np.float32)
-        for sound in engines.render_many(
-            self.renderer,
-            values,
-            workers=self._workers,
-            notes=[self.note] * len(values),
-        ):
-            if isinstance(sound, engines.RenderError):
-                yield np.full(len(self.target), np.nan, np.float32)
-            else:
-                yield sound
-
-    def score(
-        self, presets: Float[np.ndarray, "batch parameters"]
-    ) -> Float[np.ndarray, " batch"]:
-        """Scores presets by the quick distance.
-
-        Args:
-          presets: hard presets.
-
-        Returns:
-          Scores, infinite for a preset that failed to render, and for those
-          that the budget did not suffice for.
-        """
-        presets = np.asarray(presets, np.float32)
-        scores = np.full(len(presets), np.inf)
-        unknown = [
-            row
-            for row in refine.distinct(presets)
-            if presets[row].tobytes() not in self._known
-        ]
-        if self.options.evaluations:
-            unknown = unknown[: max(int(self.left), 0)]
-        with contextlib.closing(self.render(presets[unknown])) as sounds:
-            for start in range(0, len(unknown), _CHUNK):
-                if self.left <= 0:
-                    break
-                chunk = unknown[start : start + _CHUNK]
-                self._score_chunk(presets[chunk], sounds)
-        for row, preset in enumerate(presets):
-            scores[row] = self._known.get(preset.tobytes(), np.inf)
-        return scores
-
-    def _score_chunk(
-        self, presets: np.ndarray, sounds: Iterator[np.ndarray]
-    ) -> None:
-        clips = np.zeros((_CHUNK, len(self.target)), np.float32)
-        for row in range(len(presets)):
-            clips[row] = next(sounds)
-        found = np.asarray(self._score(clips, self._goal), np.float64)
-        found = np.where(np.isfinite(found), found, np.inf)
-        for preset, score in zip(presets, found, strict=False):
-            self._known[preset.tobytes()] = float(score)
-            self._best = min(self._best, float(score))
-        self.renders += len(presets)
-        self._show()
-
-    def _show(self) -> None:
-        done = self.renders if self.options.evaluations else self.seconds
-        self._bar.n = round(min(done, self._bar.total), 1)
-        self._bar.set_postfix_str(
-            f"{self.stage}, {self.renders:,} renders, a_mean {self._best:.3f}"
-        )
-
-    def measure(
-        self,
-        presets: Float[np.ndarray, "batch parameters"],
-        chosen: tuple[str, ...],
-    ) -> tuple[
-        Float[np.ndarray, "batch samples"],
-        dict[str, Float[np.ndarray, " batch"]],
-    ]:
-        """Renders presets and measures them; no part of the search.
-
-        Args:
-          presets: hard presets.
-          chosen: from `distances.names()`.
-
-        Returns:
-          Their sounds, and the distances from the target by name.
-        """
-        clips = np.stack(list(self.render(presets)))
-        parts = []
-        for start in range(0, len(clips), _CHUNK):
-            part = clips[start : start + _CHUNK]
-            # One shape, so that it is compiled once.
-            padded = np.pad(part, [(0, _CHUNK - len(part)), (0, 0)])
-            found = distances.measure(
-                jnp.asarray(padded),
-                jnp.asarray(self.target[None]),
-                sample_rate=self.renderer.settings.sample_rate,
-                chosen=chosen,
-            )
-            parts.append(
-                {k: np.asarray(v)[: len(part)] for k, v in found.items()}
-            )
-        return clips, {
-            name: np.concatenate([part[name] for part in parts])
-            for name in chosen
-        }
-
-    def best(self, count: int) -> Float[np.ndarray, "count parameters"]:
-        """The presets with the least scores, best first.
-
-        Args:
-          count: how many at most.
-
-        Returns:
-          Those of them that rendered.
-        """
-        rows = list(self._known)
-        order = refine.rank(np.array([self._known[r] for r in rows]), count)
-        found = [np.frombuffer(rows[i], np.float32) for i in order]
-        shape = (len(found), self.renderer.space.num_used)
-        return np.array(found, np.float32).reshape(shape)
-
-    @property
-    def best_score(self) -> float:
-        """The least score so far."""
-        return self._best
-
-
 # The stages ------------------------------------------------------------------
 
 
@@ -324,10 +64,8 @@ def _nearest(
     setup: Setup, target: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The embedding of a target and the bank's nearest presets."""
-    samples = setup.settings.samples
-    clip = np.zeros((1, samples), np.float32)
-    clip[0, : len(target)] = target[:samples]
-    embedding = np.asarray(setup.embed(clip))[0]
+    clip = _fit(target, setup.settings.samples)
+    embedding = np.asarray(setup.embed(clip[None]))[0]
     rows, _ = refine.nearest(
         jnp.asarray(embedding), jnp.asarray(setup.bank.embeddings), count
     )
@@ -369,21 +107,15 @@ def _genetic(judge: Judge, parents: np.ndarray, key: jax.Array) -> np.ndarray:
         children = np.asarray(
             refine.propose(part, jnp.asarray(padded), space, 48)
         )
-        found = np.concatenate([scores, judge.score(children)])
+        known = np.concatenate([scores, judge.score(children)])
         everyone = np.concatenate([parents, children])
         kept = refine.distinct(everyone)
-        kept = kept[refine.rank(found[kept], options.parents)]
-        parents, scores = everyone[kept], found[kept]
+        kept = kept[refine.rank(known[kept], options.parents)]
+        parents, scores = everyone[kept], known[kept]
     return parents
 
 
-@functools.partial(jax.jit, static_argnames="space")
-def _snapped(presets, space):
-    return space.snap(presets)
-
-
-def _snap(space: ParameterSpace, presets: np.ndarray) -> np.ndarray:
-    return np.asarray(_snapped(presets, space))
+_snap = jax.jit(lambda presets, space: space.snap(presets), static_argnums=1)
 
 
 def _polish(judge: Judge, best: np.ndarray, key: jax.Array) -> np.ndarray:
@@ -406,20 +138,20 @@ def _polish(judge: Judge, best: np.ndarray, key: jax.Array) -> np.ndarray:
                 "seed": int(rng.integers(1, 2**31)),
             },
         )
-        found = [best]
+        kept = [best]
         for _ in range(16):
             if judge.left <= 0:
                 break
             asked = strategy.ask()
             presets = np.repeat(best[None], len(asked), axis=0)
             presets[:, columns] = np.array(asked)
-            presets = _snap(space, presets)
+            presets = np.asarray(_snap(presets, space))
             scores = judge.score(presets)
-            found.append(presets[scores.argmin()])
+            kept.append(presets[scores.argmin()])
             if not np.isfinite(scores).all():
                 break
             strategy.tell(asked, scores.tolist())
-    return np.stack(found)
+    return np.stack(kept)
 
 
 def _evolve(judge: Judge, key: jax.Array) -> None:
@@ -487,11 +219,12 @@ def search(
 
     Args:
       setup: what a run offers.
-      target: mono, at the rate of the setup's settings; renders are as long.
+      target: a mono sound at the rate of the setup's settings; renders are
+        as long as it.
       note: MIDI note to render.
       hold: seconds from note-on to note-off.
-      options: how.
-      label: of the progress bar, none when empty.
+      options: how the search is done.
+      label: text of the progress bar; no bar when empty.
 
     Returns:
       The ranked presets. After Ctrl-C, the best so far.
@@ -542,7 +275,7 @@ def warm_up(setup: Setup, samples: int, options: Options) -> None:
     Args:
       setup: what a run offers.
       samples: length of the sounds.
-      options: of the searches.
+      options: how the searches are done.
     """
     few = dataclasses.replace(
         options,
@@ -600,28 +333,28 @@ def _finish(
     until: dict[str, tuple[int, float]],
     interrupted: bool,
 ) -> Match:
-    """Ranks what was found and measures it."""
+    """Ranks the presets and measures the best."""
     options = judge.options
-    found = judge.best(4096)
-    if not len(found):
+    ranked = judge.best(4096)
+    if not len(ranked):
         raise ValueError(
             "no preset was rendered: turn on the stage estimator, neighbours, "
             "gradient or evolution, or give more time"
         )
     if "ranking" in options.stages:
         judge.stage = "ranking"
-        top = found[: options.reranked]
+        top = ranked[: options.reranked]
         order = refine.rank(judge.measure(top, ("a_mean",))[1]["a_mean"])
-        found = np.concatenate([top[order], found[len(top) :]])
-        left["ranking"] = found[0]
+        ranked = np.concatenate([top[order], ranked[len(top) :]])
+        left["ranking"] = ranked[0]
         until["ranking"] = (judge.renders, judge.seconds)
     seconds = judge.seconds
     if BASELINE in left:
         near = left[BASELINE]
         exact = judge.measure(near, ("a_mean",))[1]["a_mean"]
         left[BASELINE] = near[refine.rank(exact)[0]]
-    chosen = _different(found, options.candidates, found.shape[1] // 10)
-    presets = found[chosen]
+    chosen = _different(ranked, options.candidates, ranked.shape[1] // 10)
+    presets = ranked[chosen]
     clips, measured = judge.measure(
         np.stack([*presets, *left.values()]), distances.names()
     )

@@ -16,7 +16,7 @@ from absl import flags
 from datasets import engines
 from launch import cli
 from launch.rank import output, study
-from launch.rank import table as rank_table
+from launch.rank import table as sweeping
 from launch.runs import devices
 from proxy import spaces
 
@@ -60,17 +60,14 @@ def main() -> None:
     if not models:
         raise ValueError("--models names no audio model")
     space = spaces.get(_SYNTH.value)
-    table = rank_table.load(_SYNTH.value, _TABLE.value)
-    presets = rank_table.load_presets(_PRESETS.value) if _PRESETS.value else {}
-    sweeps = rank_table.sweeps(table, space, presets)
+    table = sweeping.load(_SYNTH.value, _TABLE.value)
+    presets = sweeping.load_presets(_PRESETS.value) if _PRESETS.value else {}
+    sweeps = sweeping.sweeps(table, space, presets)
     files = study.weight_files(_WEIGHTS.value, models)
 
     def renderer(rate: int) -> engines.Renderer:
-        return engines.get(
-            _SYNTH.value,
-            rank_table.settings(table, rate),
-            plugin=_PLUGIN.value,
-        )
+        settings = sweeping.settings(table, rate)
+        return engines.get(_SYNTH.value, settings, plugin=_PLUGIN.value)
 
     # A plug-in that is missing is told before weights are downloaded.
     renderer(44_100)

@@ -7,9 +7,9 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import tabulate
 
 from launch.runs import plots
+from launch.runs import tables as text
 
 # Means over the 13 attributes of the paper's study on TAL-NoiseMaker (Combes,
 # Weinzierl and Obermayer, JAES 73(9), 2025).
@@ -52,12 +52,12 @@ def _models_table(summary: Summary, form: str, *, others: bool) -> str:
     rows = [
         [
             name,
-            _cell(found["mean"], found["std"]),
-            _cell(found["worst"]),
-            found["worst_attribute"],
+            _cell(entry["mean"], entry["std"]),
+            _cell(entry["worst"]),
+            entry["worst_attribute"],
             _cell(published(name)),
         ]
-        for name, found in sorted(
+        for name, entry in sorted(
             summary.items(), key=lambda item: -item[1]["mean"]
         )
     ]
@@ -68,61 +68,48 @@ def _models_table(summary: Summary, form: str, *, others: bool) -> str:
             if not any(published(known) == value for known in summary)
         ]
     headers = ["model", "mean ± spread", "worst", "attribute", _PAPER]
-    return tabulate.tabulate(
-        rows, headers, tablefmt=form, disable_numparse=True
-    )
+    return text.markdown(rows, headers, form)
 
 
 def _attributes_table(summary: Summary, form: str) -> str:
     names = list(summary)
     rows = []
     for attribute in summary[names[0]]["attributes"]:
-        found = [summary[name]["attributes"][attribute] for name in names]
-        rows.append([attribute, *(_cell(f["mean"], f["std"]) for f in found)])
+        cells = [summary[name]["attributes"][attribute] for name in names]
+        rows.append([attribute, *(_cell(c["mean"], c["std"]) for c in cells)])
     rows.append(["mean", *(_cell(summary[name]["mean"]) for name in names)])
-    return tabulate.tabulate(
-        rows, ["attribute", *names], tablefmt=form, disable_numparse=True
-    )
+    return text.markdown(rows, ["attribute", *names], form)
 
 
 def tables(summary: Summary, form: str = "github", *, others: bool) -> str:
     """Both tables: models, and attributes by model.
 
     Args:
-      summary: as `rank_study.summary` returns it.
-      form: of tabulate: "github" or "latex_booktabs".
+      summary: what `study.summary` returns.
+      form: format of tabulate, "github" or "latex_booktabs".
       others: whether to list published models that were not ranked here.
-
-    Returns:
-      The text.
     """
     models = _models_table(summary, form, others=others)
     return f"{models}\n\n{_attributes_table(summary, form)}\n"
 
 
-def heat_map(summary: Summary, title: str, path: pathlib.Path) -> pathlib.Path:
+def heat_map(summary: Summary, title: str, path: pathlib.Path) -> None:
     """Draws attributes by models, the mean and the spread in every cell.
 
     Args:
-      summary: as `rank_study.summary` returns it.
+      summary: what `study.summary` returns.
       title: what was ranked.
       path: where to save the picture.
-
-    Returns:
-      The path.
     """
     names = sorted(summary, key=lambda name: -summary[name]["mean"])
     attributes = list(summary[names[0]]["attributes"])
     cells = [
-        [summary[name]["attributes"][attribute] for name in names]
-        for attribute in attributes
+        *(
+            [summary[name]["attributes"][attribute] for name in names]
+            for attribute in attributes
+        ),
+        [summary[name] for name in names],
     ]
-    cells.append(
-        [
-            {"mean": summary[name]["mean"], "std": summary[name]["std"]}
-            for name in names
-        ]
-    )
     means = np.array([[cell["mean"] for cell in row] for row in cells])
     low = min(0.8, np.floor(means.min() * 10) / 10)
     with plt.rc_context({**plots.STYLE, "axes.grid": False}):
@@ -157,7 +144,6 @@ def heat_map(summary: Summary, title: str, path: pathlib.Path) -> pathlib.Path:
         bar.outline.set_visible(False)
         figure.savefig(path, bbox_inches="tight")
         plt.close(figure)
-    return path
 
 
 def write(
@@ -165,35 +151,24 @@ def write(
     result: Mapping[str, Any],
     summary: Summary,
     about: Mapping[str, Any],
-) -> list[pathlib.Path]:
+) -> None:
     """Writes ranking.json, ranking.md, ranking.tex and ranking.png.
 
     Args:
-      folder: created where missing.
-      result: as `rank_study.run` returns it.
-      summary: of its scores.
-      about: synth, table and how it was played, for the JSON and the title.
-
-    Returns:
-      The files.
+      folder: folder of the files, created where missing.
+      result: what `study.run` returns.
+      summary: what `study.summary` makes of its scores.
+      about: synthesizer, table and how it was played, for the JSON and the
+        title.
     """
     folder.mkdir(parents=True, exist_ok=True)
     others = about["synth"] == "talnm"
-    files = []
-    content = {**about, **result, "summary": summary}
-    content["published"] = {"synth": "talnm", "mean": PUBLISHED}
-    for name, text in (
-        ("ranking.json", json.dumps(content, indent=1) + "\n"),
-        ("ranking.md", tables(summary, others=others)),
-        (
-            "ranking.tex",
-            tables(summary, "latex_booktabs", others=others).replace(
-                "±", r"$\pm$"
-            ),
-        ),
-    ):
-        files.append(folder / name)
-        files[-1].write_text(text)
+    document = {**about, **result, "summary": summary}
+    document["published"] = {"synth": "talnm", "mean": PUBLISHED}
+    document = json.dumps(document, indent=1) + "\n"
+    (folder / "ranking.json").write_text(document)
+    (folder / "ranking.md").write_text(tables(summary, others=others))
+    latex = tables(summary, "latex_booktabs", others=others)
+    (folder / "ranking.tex").write_text(latex.replace("±", r"$\pm$"))
     title = f"{about['synth']}: does distance follow the order of a sweep?"
-    files.append(heat_map(summary, title, folder / "ranking.png"))
-    return files
+    heat_map(summary, title, folder / "ranking.png")

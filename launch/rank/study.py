@@ -1,7 +1,6 @@
 """The ranking study: does the distance to a sound grow as it moves away?"""
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import pathlib
@@ -26,91 +25,60 @@ AUDIBLE = 1e-3
 Embed = Callable[[np.ndarray], Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class Level:
-    """What was measured in the sounds of a sweep.
-
-    Attributes:
-      quietest: root mean square of its quietest step.
-      loudest: of its loudest.
-      change: least difference of two neighbouring steps, as root mean square
-        over that of the louder.
-      unfit: why the sweep is not one that can be ranked by ear, or None.
-    """
-
-    quietest: float
-    loudest: float
-    change: float
-    unfit: str | None
-
-
-def measure(
+def unfit(
     sounds: Float[np.ndarray, "steps samples"],
     settings: engines.RenderSettings,
-) -> Level:
-    """Measures whether a sweep can be heard.
+) -> str | None:
+    """Why a sweep is not one that can be ranked by ear, or None.
 
     Args:
-      sounds: its steps in order.
-      settings: with the bounds of the level gate.
-
-    Returns:
-      Levels, the least change, and what is wrong.
+      sounds: sounds of the sweep's steps in order.
+      settings: settings with the bounds of the level gate.
     """
-    reasons = [engines.check_level(sound, settings) for sound in sounds]
     rms = np.sqrt(np.square(sounds, dtype=np.float64).mean(axis=1))
+    for step, sound in enumerate(sounds):
+        reason = engines.check_level(sound, settings)
+        if reason is not None:
+            return f"step {step + 1} is {reason} (RMS {rms[step]:.4f})"
     moved = np.square(np.diff(sounds, axis=0), dtype=np.float64).mean(axis=1)
     louder = np.maximum(np.maximum(rms[1:], rms[:-1]), 1e-12)
     change = np.sqrt(moved) / louder
-    unfit = None
-    for step, reason in enumerate(reasons):
-        if reason is not None:
-            unfit = f"step {step + 1} is {reason} (RMS {rms[step]:.4f})"
-            break
-    else:
-        if change.min() < AUDIBLE:
-            step = int(change.argmin()) + 1
-            unfit = f"steps {step} and {step + 1} sound the same"
-    return Level(float(rms.min()), float(rms.max()), float(change.min()), unfit)
+    step = int(change.argmin()) + 1
+    if change.min() < AUDIBLE:
+        return f"steps {step} and {step + 1} sound the same"
+    return None
 
 
 def correlation(
     embeddings: Float[np.ndarray, "steps embedding"],
 ) -> float:
-    """How well distances tell the order of a sweep.
+    """How well distances tell the order of a sweep, in [-1, 1].
 
     The steps are ranked by L1 distance to the first and, in reverse, to the
-    last; Spearman's rank correlation with the true order, averaged.
-
-    Args:
-      embeddings: of the steps in order.
-
-    Returns:
-      In [-1, 1]; 1 when every step is further away than the one before. A
-      model that hears no difference at all gets 0.
+    last; Spearman's rank correlation with the true order, averaged. It is 1
+    when every step is further away than the one before, and 0 for a model
+    that hears no difference at all.
     """
     order = np.arange(len(embeddings))
     scores = []
     for end, sign in ((0, 1), (-1, -1)):
         distance = np.abs(embeddings - embeddings[end]).sum(axis=1)
-        if np.ptp(distance) == 0:
-            scores.append(0.0)
-            continue
-        # Spearman's is Pearson's correlation of ranks, tied ones averaged.
-        ranks = scipy.stats.rankdata(distance)
-        scores.append(sign * float(np.corrcoef(ranks, order)[0, 1]))
+        score: Any = 0.0
+        if np.ptp(distance) > 0:
+            score = scipy.stats.spearmanr(distance, order)[0]
+        scores.append(sign * float(score))
     return float(np.mean(scores))
 
 
 def load_models(
     names: Sequence[str], files: Mapping[str, str]
 ) -> dict[str, tuple[audio.AudioModel, Embed]]:
-    """Audio models ready to embed.
+    """Audio models ready to embed, by name.
 
     Args:
-      names: of audio models.
-      files: weights, by name of audio model or of weights; models that need
-        some and are not there download them.
+      names: names of audio models.
+      files: files of weights by name of audio model or of weights; other
+        weights are downloaded.
 
     Returns:
       Each with a function from `[batch, samples]` to `[batch, embedding]`.
@@ -142,13 +110,9 @@ def load_models(
 
 
 def read_kept(file: pathlib.Path) -> dict[str, Any]:
-    """Scores of an earlier, perhaps interrupted run; see `run`.
+    """Entries of an earlier, perhaps interrupted run by key; see `run`.
 
-    Args:
-      file: as `run` wrote it; need not exist.
-
-    Returns:
-      Entries by key. A last line that was cut short is left out.
+    A last line that was cut short is left out.
     """
     kept = {}
     if file.is_file():
@@ -255,12 +219,12 @@ def run(
             bar.update(len(sweeps) - len(todo))
             rendered = _render(renderer, [sweeps[i] for i in todo], workers)
             for i, sounds in zip(todo, rendered, strict=True):
-                unfit = measure(sounds, renderer.settings).unfit
+                reason = unfit(sounds, renderer.settings)
                 for name, embed in embedders.items():
                     key = keys[name][i]
                     if key not in kept:
                         score = correlation(np.asarray(embed(sounds)))
-                        entry = {"key": key, "score": score, "unfit": unfit}
+                        entry = {"key": key, "score": score, "unfit": reason}
                         kept[key] = entry
                         notes.write(json.dumps(entry) + "\n")
                 notes.flush()
@@ -274,7 +238,7 @@ def _collect(
     kept: Mapping[str, Any],
 ) -> dict[str, Any]:
     scores: dict[str, Any] = {}
-    unfit: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for name, of_model in keys.items():
         scores[name] = {}
         for sweep, key in zip(sweeps, of_model, strict=True):
@@ -282,8 +246,8 @@ def _collect(
             rows.append({"preset": sweep.preset, "score": kept[key]["score"]})
             if kept[key]["unfit"] is not None:
                 where = f"{sweep.attribute}, {sweep.preset}"
-                unfit.setdefault(where, kept[key]["unfit"])
-    return {"scores": scores, "unfit": unfit}
+                reasons.setdefault(where, kept[key]["unfit"])
+    return {"scores": scores, "unfit": reasons}
 
 
 def summary(scores: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -296,28 +260,26 @@ def summary(scores: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
       For each model "attributes" (mean and std over base presets), "mean"
       over attributes, "std" over all sweeps, "worst" and "worst_attribute".
     """
-    out = {}
+    summaries = {}
     for name, attributes in scores.items():
-        by_attribute = {}
-        every = []
+        by_attribute, every = {}, []
         for attribute, rows in attributes.items():
-            found = [row["score"] for row in rows]
-            every.extend(found)
+            values = [row["score"] for row in rows]
+            every.extend(values)
             by_attribute[attribute] = {
-                "mean": float(np.mean(found)),
-                "std": float(np.std(found)),
+                "mean": float(np.mean(values)),
+                "std": float(np.std(values)),
             }
-        worst = min(by_attribute, key=lambda a: by_attribute[a]["mean"])
-        out[name] = {
-            "mean": float(
-                np.mean([value["mean"] for value in by_attribute.values()])
-            ),
+        means = {name: value["mean"] for name, value in by_attribute.items()}
+        worst = min(means, key=means.__getitem__)
+        summaries[name] = {
+            "mean": float(np.mean(list(means.values()))),
             "std": float(np.std(every)),
-            "worst": by_attribute[worst]["mean"],
+            "worst": means[worst],
             "worst_attribute": worst,
             "attributes": by_attribute,
         }
-    return out
+    return summaries
 
 
 def weight_files(given: list[str], models: list[str]) -> dict[str, str]:

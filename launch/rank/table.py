@@ -16,7 +16,6 @@ compared without case and punctuation; raw values are the plug-in's, in
 """
 
 import dataclasses
-import difflib
 import importlib
 import importlib.util
 import json
@@ -29,6 +28,7 @@ from jaxtyping import Float
 
 from datasets import engines
 from datasets.engines.vst3 import binding as vst3_binding
+from proxy import unknown
 from proxy.space import ParameterSpace
 
 _Presets = Mapping[str, Mapping[str, float]]
@@ -134,14 +134,10 @@ def _json(path: pathlib.Path) -> Any:
 
 def settings(table: Mapping[str, Any], rate: int) -> engines.RenderSettings:
     """How a table's sweeps are played, at a sample rate in Hz."""
-    usual = engines.RenderSettings()
-    return engines.RenderSettings(
-        note=table.get("note", usual.note),
-        velocity=table.get("velocity", usual.velocity),
-        hold=table.get("held_seconds", usual.hold),
-        duration=table.get("render_seconds", usual.duration),
-        sample_rate=rate,
-    )
+    names = {"held_seconds": "hold", "render_seconds": "duration"}
+    names |= {"note": "note", "velocity": "velocity"}
+    given = {names[k]: v for k, v in table.items() if k in names}
+    return engines.RenderSettings(**given, sample_rate=rate)
 
 
 def sweeps(
@@ -152,10 +148,9 @@ def sweeps(
     """The sweeps of a table.
 
     Args:
-      table: as `load` returns it.
-      space: of its synthesizer.
-      presets: base presets beside those of the table, as `load_presets`
-        returns them.
+      table: the table, from `load`.
+      space: parameters of its synthesizer.
+      presets: base presets beside those of the table, from `load_presets`.
 
     Returns:
       One sweep for each row, attribute by attribute.
@@ -168,27 +163,27 @@ def sweeps(
     if not isinstance(steps, int) or steps < 3:
         raise ValueError(f"steps: {steps} in the table, at least 3 are needed")
     known = {**(presets or {}), **table.get("presets", {})}
-    found = []
+    moves = []
     for attribute, rows in table["attributes"].items():
         for row in rows:
             preset = row.get("preset", "default")
             try:
                 base = _base(preset, known, space)
-                _set(base, row.get("overrides", {}), space)
+                for name, value in row.get("overrides", {}).items():
+                    base[_column(name, space)] = _value(name, value)
                 values = _moved(base, row, steps, space)
             except ValueError as error:
                 raise ValueError(f"{attribute}, {preset!r}: {error}") from None
-            found.append(Sweep(attribute, preset, values))
-    return found
+            moves.append(Sweep(attribute, preset, values))
+    return moves
 
 
 def _base(preset: str, known: _Presets, space: ParameterSpace) -> np.ndarray:
     base = np.array([p.default for p in space.parameters], np.float64)
     if preset not in known and preset != "default":
-        near = difflib.get_close_matches(preset, known, n=3)
-        hint = f" (near: {', '.join(near)})" if near else ""
         raise ValueError(
-            f"no such base preset{hint}; --presets FILE takes the plug-in's"
+            f"{unknown('base preset', preset, known)}; --presets FILE takes "
+            "the plug-in's"
         )
     columns = _columns(space)
     for name, value in known.get(preset, {}).items():
@@ -209,9 +204,7 @@ def _column(name: str, space: ParameterSpace) -> int:
     columns = _columns(space)
     plain = vst3_binding.plain(name)
     if plain not in columns:
-        near = difflib.get_close_matches(plain, columns, n=3)
-        hint = f" (near: {', '.join(near)})" if near else ""
-        raise ValueError(f"{space.name} has no parameter {name!r}{hint}")
+        raise ValueError(unknown(f"parameter of {space.name}", plain, columns))
     return columns[plain]
 
 
@@ -221,13 +214,6 @@ def _value(name: str, value: Any) -> float:
     if not number or not 0 <= value <= 1:
         raise ValueError(f"{name} is {value!r}, not a number in [0, 1]")
     return float(value)
-
-
-def _set(
-    base: np.ndarray, values: Mapping[str, Any], space: ParameterSpace
-) -> None:
-    for name, value in values.items():
-        base[_column(name, space)] = _value(name, value)
 
 
 def _moved(

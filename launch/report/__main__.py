@@ -17,7 +17,6 @@ from launch import cli
 from launch.report import page
 
 _OUT = flags.DEFINE_string("out", "site", "Folder of the page.")
-
 _TITLE = flags.DEFINE_string(
     "title", "Neural synthesizer proxies", "Its title."
 )

@@ -6,16 +6,16 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from scipy.io import wavfile
 
 from datasets.presets import bank as handcrafted
-from launch.evaluate import estimator as evaluation
+from launch.evaluate import comparison
 from launch.evaluate import notes as table_notes
-from launch.runs import noise, plots
+from launch.evaluate.comparison import ESTIMATOR, IN_DOMAIN, OUT_OF_DOMAIN
+from launch.report import proxies
+from launch.runs import noise, plots, tables
 from proxy import spaces
-from proxy.audio import spectral
 
 SCHEDULES = {
     "ploss": (
@@ -72,13 +72,13 @@ def sections(
     Raises:
       ValueError: when runs of one synthesizer have other targets.
     """
-    found = [
+    evaluated = [
         (run, config, json.loads(file.read_text()))
         for run, config in runs.items()
         if (file := run / "matching" / "evaluation.json").exists()
     ]
     order = list(SCHEDULES)
-    found.sort(
+    evaluated.sort(
         key=lambda f: (
             f[1]["synth"],
             order.index(f[2]["schedule"]),
@@ -87,29 +87,29 @@ def sections(
             f[2]["seed"],
         )
     )
-    _check_targets(found)
+    _check_targets(evaluated)
     notes = []
-    if any(content["stand_in"] for _, _, content in found):
+    if any(content["stand_in"] for _, _, content in evaluated):
         notes.append(
             "There was no bank of hand-crafted presets: the in-domain targets, "
             "and what the estimators learned from, are synthetic presets, "
             "those of the targets held out."
         )
-    outside = [f for f in found if evaluation.OUT_OF_DOMAIN in f[2]["sets"]]
-    if found and not outside:
+    outside = [f for f in evaluated if OUT_OF_DOMAIN in f[2]["sets"]]
+    if evaluated and not outside:
         notes.append(
             "Out-of-domain sounds were not evaluated: launch.evaluate takes a "
             "folder of NSynth notes with --nsynth."
         )
-    floors = dict.fromkeys(noise.of_run(run, "") for run, _, _ in found)
+    floors = dict.fromkeys(noise.of_run(run, "") for run, _, _ in evaluated)
     notes += [f"{text[0].upper()}{text[1:]}." for text in floors if text]
     players = []
-    for synth in dict.fromkeys(config["synth"] for _, config, _ in found):
-        mine = [f for f in found if f[1]["synth"] == synth]
-        players.append(_players(mine, evaluation.IN_DOMAIN, out, tick))
+    for synth in dict.fromkeys(config["synth"] for _, config, _ in evaluated):
+        mine = [f for f in evaluated if f[1]["synth"] == synth]
+        players.append(_players(mine, IN_DOMAIN, out, tick))
     if outside:
-        players.append(_players(outside, evaluation.OUT_OF_DOMAIN, out, tick))
-    used = {content["schedule"] for _, _, content in found}
+        players.append(_players(outside, OUT_OF_DOMAIN, out, tick))
+    used = {content["schedule"] for _, _, content in evaluated}
     return {
         "schedules": [
             {"label": label, "text": text}
@@ -118,17 +118,17 @@ def sections(
         ],
         "notes": notes,
         "players": players,
-        "summaries": _summaries(found),
-        "matching_pictures": _pictures(found, out),
+        "summaries": _summaries(evaluated),
+        "matching_pictures": _pictures(evaluated, out),
     }
 
 
-def _check_targets(found: Sequence[tuple]) -> None:
+def _check_targets(evaluated: Sequence[tuple]) -> None:
     first: dict[tuple[str, str], tuple[pathlib.Path, list[str]]] = {}
-    for run, config, content in found:
+    for run, config, content in evaluated:
         for where, entry in content["sets"].items():
             key = (where, config["synth"])
-            if where == evaluation.OUT_OF_DOMAIN:
+            if where == OUT_OF_DOMAIN:
                 key = (where, "")
             other, names = first.setdefault(key, (run, entry["names"]))
             if names != entry["names"]:
@@ -156,15 +156,15 @@ def _synth(config: dict[str, Any]) -> str:
 
 
 def _players(
-    found: Sequence[tuple],
+    evaluated: Sequence[tuple],
     where: str,
     out: pathlib.Path,
     tick: Callable[[], Any],
 ) -> dict[str, Any]:
     """A table: targets across, below them what each estimator made of them."""
-    run, config, content = found[0]
+    run, config, content = evaluated[0]
     entry = content["sets"][where]
-    names, inside = entry["names"], where == evaluation.IN_DOMAIN
+    names, inside = entry["names"], where == IN_DOMAIN
     if inside:
         first = [int(i) for i in entry["audio"]][:_COLUMNS]
         chosen: list[int | None] = [*first]
@@ -189,49 +189,34 @@ def _players(
             "name below says."
         )
     place = f"sounds/{config['synth']}" if inside else "sounds/notes"
-    seeds: dict[str, int] = {}
-    rows = [
-        {
-            "label": "Target",
-            "cells": [
-                _cell(run, entry["audio"], i, names, f"{place}/target", out)
-                for i in chosen
-            ],
-        }
-    ]
-    for run, config, content in found:
-        label = _label(config, content)
-        if label in seeds:  # of several seeds, the first is played
+    rows: dict[str, list[dict[str, Any] | None]] = {
+        "Target": [
+            _cell(run, entry["audio"], i, names, f"{place}/target", out, tick)
+            for i in chosen
+        ]
+    }
+    for run, config, content in evaluated:
+        label = whole = _label(config, content)
+        if inside:
+            label = whole.removeprefix(f"{_synth(config)} ")
+        if label in rows:  # of several seeds, the first is played
             continue
-        seeds[label] = content["seed"]
-        method = content["sets"][where]["methods"][evaluation.ESTIMATOR]
-        folder = f"{place}/{label.lower().replace(' ', '_').replace(',', '')}"
+        method = content["sets"][where]["methods"][ESTIMATOR]
+        folder = f"{place}/{whole.lower().replace(' ', '_').replace(',', '')}"
         presets = json.loads((run / "matching" / method["presets"]).read_text())
-        rows.append(
-            {
-                "label": label.removeprefix(f"{_synth(config)} ")
-                if inside
-                else label,
-                "cells": [
-                    _cell(
-                        run,
-                        method["audio"],
-                        i,
-                        names,
-                        folder,
-                        out,
-                        (config, method, presets),
-                    )
-                    for i in chosen
-                ],
-            }
-        )
-    for row in rows:
-        for cell in row["cells"]:
+        rows[label] = [
+            _cell(run, method["audio"], i, names, folder, out, tick)
+            for i in chosen
+        ]
+        for position, cell in zip(chosen, rows[label], strict=True):
             if cell:
-                draw_clip(out / cell["audio"], out / cell["picture"])
-                tick()
-    return {"title": title, "note": note, "columns": columns, "rows": rows}
+                _add_preset(cell, position, out, config, method, presets)
+    return {
+        "title": title,
+        "note": note,
+        "columns": columns,
+        "rows": [{"label": k, "cells": cells} for k, cells in rows.items()],
+    }
 
 
 def _cell(
@@ -241,30 +226,31 @@ def _cell(
     names: Sequence[str],
     folder: str,
     out: pathlib.Path,
-    prediction: tuple | None = None,
+    tick: Callable[[], Any],
 ) -> dict[str, Any] | None:
     """A player and its picture; None where no sound was kept."""
     if position is None or str(position) not in files:
         return None
-    audio = f"{folder}/{position:03}.wav"
+    file = f"{folder}/{position:03}"
     (out / folder).mkdir(parents=True, exist_ok=True)
     source = run / "matching" / files[str(position)]
-    shutil.copyfile(source, out / audio)
-    cell = {
+    shutil.copyfile(source, out / f"{file}.wav")
+    rate, samples = wavfile.read(source)
+    clip = samples.astype(np.float32) / 32768
+    plots.sounds({"": clip}, rate, out / f"{file}.png")
+    tick()
+    return {
         "name": names[position],
-        "audio": audio,
-        "picture": audio.replace(".wav", ".png"),
+        "audio": f"{file}.wav",
+        "picture": f"{file}.png",
         "distances": [],
         "files": [],
     }
-    if prediction is not None:
-        _add_preset(cell, position, out, *prediction)
-    return cell
 
 
 def _add_preset(
-    cell: Any,
-    position: int,
+    cell: dict[str, Any],
+    position: Any,
     out: pathlib.Path,
     config: dict[str, Any],
     method: dict[str, Any],
@@ -290,118 +276,53 @@ def _add_preset(
             cell["files"].append(("DX7 (.syx)", voice))
 
 
-def draw_clip(sound: pathlib.Path, path: pathlib.Path) -> None:
-    """Draws the waveform and the mel spectrogram of a WAV file.
-
-    Args:
-      sound: a mono file of 16 bits.
-      path: of the picture, 480 x 320.
-    """
-    rate, samples = wavfile.read(sound)
-    clip = samples.astype(np.float32) / 32768
-    size, hop = 1024, 512
-    frames = np.lib.stride_tricks.sliding_window_view(
-        np.pad(clip, size // 2), size
-    )[::hop]
-    power = np.abs(np.fft.rfft(frames * spectral.hann(size))) ** 2
-    bank = spectral.mel_bank(
-        96, sample_rate=rate, fft_size=size, low=20.0, high=rate / 2
-    )
-    level = 10 * np.log10(np.maximum(power @ bank, 1e-10))
-    with plt.rc_context(plots.STYLE):
-        figure, (top, below) = plt.subplots(
-            2,
-            figsize=(4.8, 3.2),
-            dpi=100,
-            sharex=True,
-            gridspec_kw={
-                "height_ratios": (1, 2),
-                "left": 0.14,
-                "right": 0.98,
-                "bottom": 0.14,
-                "top": 0.97,
-            },
-        )
-        seconds = len(clip) / rate
-        time = np.linspace(0, seconds, len(clip))
-        top.fill_between(*_outline(time, clip), color="#0072B2", lw=0.3)
-        top.set(ylim=(-1, 1), yticks=[-1, 0, 1], ylabel="amplitude")
-        below.imshow(
-            level.T,
-            origin="lower",
-            aspect="auto",
-            extent=(0, seconds, 0, level.shape[1]),
-            vmin=level.max() - 80,
-            vmax=level.max(),
-            cmap="magma",
-        )
-        below.set(xlabel="seconds", ylabel="mel band")
-        below.grid(visible=False)
-        figure.savefig(path)
-        plt.close(figure)
-
-
-def _outline(time: np.ndarray, clip: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Least and greatest sample of about 480 pieces: quick to draw."""
-    size = max(len(clip) // 480, 1)
-    count = len(clip) // size
-    pieces = clip[: count * size].reshape(count, size)
-    return time[: count * size : size], pieces.min(1), pieces.max(1)
-
-
 # Numbers ---------------------------------------------------------------------
 
 
-def _summaries(found: Sequence[tuple]) -> list[dict[str, Any]]:
+def _summaries(evaluated: Sequence[tuple]) -> list[dict[str, Any]]:
     """Distances by schedule, a mean over seeds, beside the baselines."""
-    tables = []
-    for where in (evaluation.IN_DOMAIN, evaluation.OUT_OF_DOMAIN):
-        rows, baselines, count = [], {}, 0
+    parts = []
+    for where in (IN_DOMAIN, OUT_OF_DOMAIN):
+        baselines, count = {}, 0
         groups: dict[str, list[dict[str, Any]]] = {}
-        for _, config, content in found:
+        for _, config, content in evaluated:
             if where not in content["sets"]:
                 continue
             entry = content["sets"][where]
             count = len(entry["names"])
-            label = _label(config, content)
             for name, method in entry["methods"].items():
-                if name == evaluation.ESTIMATOR:
+                if name == ESTIMATOR:
+                    label = _label(config, content)
                     groups.setdefault(label, []).append(method)
                 else:
                     baselines[f"{_synth(config)} {name}"] = [method]
-        for label, methods in (*groups.items(), *baselines.items()):
-            rows.append(
-                {"cells": _numbers(label, methods), "ours": label in groups}
-            )
-        head = ["method", "seeds", "a_mean", *_DISTANCES]
-        used = [i for i in range(len(head)) if any(r["cells"][i] for r in rows)]
-        for row in rows:
-            row["cells"] = [row["cells"][i] for i in used]
-        if rows:
-            tables.append(
+        cells = [
+            _numbers(label, methods)
+            for label, methods in (*groups.items(), *baselines.items())
+        ]
+        if cells:
+            head = ["method", "seeds", "a_mean", *comparison.DISTANCES]
+            used = [i for i in range(len(head)) if any(c[i] for c in cells)]
+            parts.append(
                 {
                     "title": f"Distances, {where}: {count} sounds",
                     "note": "Means over sounds and seeds, smaller is better; "
                     "in brackets the 95 % interval over sounds.",
                     "head": [head[i] for i in used],
-                    "rows": rows,
+                    "rows": [
+                        {"cells": [c[i] for i in used], "ours": c[0] in groups}
+                        for c in cells
+                    ],
                 }
             )
-    return tables
-
-
-_DISTANCES = ("stft", "mstft", "mel", "mfcc", "dtw_mfcc", "sot")
+    return parts
 
 
 def _numbers(label: str, methods: Sequence[dict[str, Any]]) -> list[str]:
     sounds = np.mean([m["distances"]["a_mean"] for m in methods], axis=0)
-    s = evaluation.bootstrap(sounds, 10_000, 42)
-    cells = [
-        label,
-        str(len(methods)),
-        f"{s['mean']:.3f} [{s['low']:.3f}, {s['high']:.3f}]",
-    ]
-    for name in _DISTANCES:
+    summary = comparison.bootstrap(sounds, 10_000, 42)
+    cells = [label, str(len(methods)), tables.interval(summary)]
+    for name in comparison.DISTANCES:
         values = [m["distances"].get(name, [np.nan]) for m in methods]
         mean = float(np.mean(values))
         cells.append("" if np.isnan(mean) else f"{mean:.3f}")
@@ -409,22 +330,18 @@ def _numbers(label: str, methods: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _pictures(
-    found: Sequence[tuple], out: pathlib.Path
+    evaluated: Sequence[tuple], out: pathlib.Path
 ) -> list[dict[str, str]]:
     """Copies training curves and distances of the runs."""
     pictures = []
-    for i, (run, config, content) in enumerate(found):
+    for i, (run, config, content) in enumerate(evaluated):
         label = f"{_label(config, content)}, seed {content['seed']}"
-        candidates = [(run / "training.png", f"{label}: training")]
-        candidates += [
-            (file, f"{label}: {file.stem.replace('_', ' ')}")
-            for file in sorted((run / "matching").glob("distances_*.png"))
-        ]
-        for source, caption in candidates:
+        for source in (
+            run / "training.png",
+            *sorted((run / "matching").glob("distances_*.png")),
+        ):
             if source.exists():
-                target = out / "matching" / f"{i:02}_{source.name}"
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, target)
-                file = str(target.relative_to(out))
-                pictures.append({"file": file, "caption": caption})
+                caption = f"{label}: {source.stem.replace('_', ' ')}"
+                folder = f"matching/{i:02}"
+                pictures.append(proxies.copied(source, out, folder, caption))
     return pictures

@@ -26,7 +26,7 @@ def find_runs(places: Iterable[str]) -> list[pathlib.Path]:
     Raises:
       FileNotFoundError: naming a place that holds none.
     """
-    found: dict[pathlib.Path, None] = {}
+    runs: dict[pathlib.Path, None] = {}
     for place in places:
         root = pathlib.Path(place)
         names = ("config.json", "ranking.json")
@@ -36,8 +36,8 @@ def find_runs(places: Iterable[str]) -> list[pathlib.Path]:
                 f"no run at {place}; train one with python -m launch.train, "
                 "then evaluate it with python -m launch.evaluate"
             )
-        found.update(dict.fromkeys(below))
-    return list(found)
+        runs.update(dict.fromkeys(below))
+    return list(runs)
 
 
 def build(

@@ -1,5 +1,6 @@
 """From a config to the pure functions it names."""
 
+import functools
 import types
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from datasets import loader
 from launch import Config
 from proxy import audio, encoders, objective, optimizer, retrieval, spaces
 
@@ -147,11 +149,9 @@ def predictor(config: Config, block: int = 4096) -> Any:
         return predicted.astype(jnp.float32)
 
     def predict(state, presets):
-        out = []
-        for start in range(0, len(presets), block):
-            part = np.asarray(presets[start : start + block], np.float32)
-            padded = np.pad(part, [(0, block - len(part)), (0, 0)])
-            out.append(np.asarray(one_block(state, padded))[: len(part)])
-        return np.concatenate(out)
+        work = functools.partial(one_block, state)
+        return loader.map_blocks(
+            work, np.asarray(presets, np.float32), size=block
+        )
 
     return predict

@@ -12,11 +12,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import tabulate
 from jaxtyping import Float
 
 from datasets import engines, precompute, shards
 from datasets.engines.vst3 import engine as vst3
+from launch.runs import tables
 from matching import distances
 
 FILE = "noise.json"
@@ -64,7 +64,7 @@ def _differences(
 ) -> dict[str, float]:
     """Largest difference of two samples, and the mean of each distance."""
     a, b = np.stack(first), np.stack(again)
-    found = distances.measure(
+    apart = distances.measure(
         jnp.asarray(b), jnp.asarray(a), sample_rate=rate, chosen=METRICS
     )
     # Equal clips are at distance zero, whatever a distance's arithmetic says.
@@ -72,7 +72,7 @@ def _differences(
     return {
         "max_difference": float(np.abs(a - b).max()),
         **{
-            name: float(np.where(same, 0, np.asarray(found[name])).mean())
+            name: float(np.where(same, 0, np.asarray(apart[name])).mean())
             for name in METRICS
         },
     }
@@ -84,9 +84,9 @@ def measure(
     """Renders the same presets twice, in two orders and in fresh processes.
 
     Args:
-      renderer: of the plug-in; its workers are ended.
-      count: how many random presets that are heard.
-      seed: they are drawn with.
+      renderer: engine of the plug-in; its workers are ended.
+      count: number of random presets that are heard.
+      seed: number that the presets depend on.
 
     Returns:
       "presets" (how many), "plugin" and "host" (versions), and for each of
@@ -107,17 +107,17 @@ def measure(
 
     alone = [fresh(row) for row in values]
     rate = renderer.settings.sample_rate
-    found = {
+    floor = {
         "presets": len(first),
         "plugin": renderer.version,
         "host": renderer.info["host"],
         "order": _differences(first, backwards, rate),
         "process": _differences(first, alone, rate),
     }
-    if found["process"]["max_difference"] > QUIET:
+    if floor["process"]["max_difference"] > QUIET:
         again = [fresh(row) for row in values]
-        found["fresh"] = _differences(alone, again, rate)
-    return found
+        floor["fresh"] = _differences(alone, again, rate)
+    return floor
 
 
 def keep(
@@ -126,18 +126,15 @@ def keep(
     """The figures of a data set, measured when they are not there yet.
 
     Args:
-      directory: of the data set.
-      make: measures them, see `measure`.
-
-    Returns:
-      What `measure` gave, now or then.
+      directory: folder of the data set.
+      make: measures the figures, see `measure`.
     """
-    found = read(directory)
-    if found is None:
-        found = make()
-        text = json.dumps(found, indent=1) + "\n"
+    floor = read(directory)
+    if floor is None:
+        floor = make()
+        text = json.dumps(floor, indent=1) + "\n"
         shards.write_atomically(directory / FILE, text)
-    return found
+    return floor
 
 
 def read(directory: pathlib.Path) -> dict[str, Any] | None:
@@ -155,14 +152,11 @@ def read(directory: pathlib.Path) -> dict[str, Any] | None:
 
 
 def of_run(run: str | pathlib.Path, before: str = "\n") -> str:
-    """What to print beside the audio metrics of a run.
+    """What to print beside the audio metrics of a run; often nothing.
 
     Args:
       run: directory of a run, of a proxy or of an estimator.
-      before: what goes before it where there is something to print.
-
-    Returns:
-      `describe` of the run's data; "" when no plug-in made them.
+      before: text that goes before it where there is something to print.
     """
     config = json.loads((pathlib.Path(run) / "config.json").read_text())
     if not config.get("data"):
@@ -173,56 +167,51 @@ def of_run(run: str | pathlib.Path, before: str = "\n") -> str:
     return ""
 
 
-def describe(found: dict[str, Any] | None) -> str:
+def describe(floor: dict[str, Any] | None) -> str:
     """One line to print beside audio metrics; "" for no noise to speak of.
 
     Args:
-      found: see `read`.
+      floor: figures from `read`.
     """
-    if found is None:
+    if floor is None:
         return ""
-    worst = max(("order", "process"), key=lambda n: found[n]["a_mean"])
-    shown = " ".join(f"{name} {found[worst][name]:.3g}" for name in METRICS)
+    worst = max(("order", "process"), key=lambda n: floor[n]["a_mean"])
+    shown = " ".join(f"{name} {floor[worst][name]:.3g}" for name in METRICS)
     return (
-        f"noise floor of {found['plugin']}, the same preset rendered again: "
+        f"noise floor of {floor['plugin']}, the same preset rendered again: "
         f"{shown}"
     )
 
 
-def table(found: dict[str, Any]) -> str:
-    """The figures as text, and what to do about them.
+def table(floor: dict[str, Any]) -> str:
+    """A Markdown table of the figures, and what to do about them.
 
     Args:
-      found: see `measure`.
-
-    Returns:
-      A Markdown table and a sentence.
+      floor: figures from `measure`.
     """
-    head = ["rendered again", "largest difference", *METRICS]
+    kept = [name for name in COMPARISONS if name in floor]
     rows = [
         [
-            what,
-            *(f"{found[name][k]:.3g}" for k in ("max_difference", *METRICS)),
+            COMPARISONS[name],
+            *(f"{floor[name][k]:.3g}" for k in ("max_difference", *METRICS)),
         ]
-        for name, what in COMPARISONS.items()
-        if name in found
+        for name in kept
     ]
-    lines = [
-        f"{found['plugin']}, {found['presets']} presets one after the other, "
-        "compared with the same",
-        tabulate.tabulate(rows, head, "github", disable_numparse=True),
-    ]
-    largest = {k: found[k]["max_difference"] for k in COMPARISONS if k in found}
+    largest = {name: floor[name]["max_difference"] for name in kept}
     if max(largest.values()) <= QUIET:
-        lines.append("A render depends on its preset alone.")
+        advice = "A render depends on its preset alone."
     elif largest.get("fresh", 0.0) <= QUIET:
-        lines.append(
+        advice = (
             "A render depends on those before it: set --config.host.isolation"
             "=process, and --config.host.warm_up=0."
         )
     else:
-        lines.append(
+        advice = (
             "Renders do not repeat: look for a parameter that draws random "
             "numbers, and hold it; else read audio metrics with this in mind."
         )
-    return "\n".join(lines)
+    head = ["rendered again", "largest difference", *METRICS]
+    return (
+        f"{floor['plugin']}, {floor['presets']} presets one after the other, "
+        f"compared with the same\n{tables.markdown(rows, head)}\n{advice}"
+    )

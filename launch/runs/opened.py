@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from datasets import loader
 from datasets.engines import RenderSettings
 from launch import Config
 from launch.runs import build, checkpoints, data
@@ -218,22 +219,15 @@ def logits(
     Returns:
       Logits in table order.
     """
-    found = []
-    for start in range(0, len(sounds), _BLOCK):
-        part = np.asarray(sounds[start : start + _BLOCK], np.float32)
-        # One shape for all blocks of many sounds, so one compilation.
-        missing = _BLOCK - len(part) if len(sounds) > _BLOCK else 0
-        padded = np.pad(part, [(0, missing), (0, 0)])
-        values = _logits(
-            network,
-            variables,
-            padded,
-            minimum,
-            maximum,
-            sample_rate=sample_rate,
+
+    def work(part):
+        return _logits(
+            network, variables, part, minimum, maximum, sample_rate=sample_rate
         )
-        found.append(np.asarray(values)[: len(part)])
-    return np.concatenate(found)
+
+    # Of a few sounds no block is filled up: they may be only one.
+    size = min(_BLOCK, len(sounds))
+    return loader.map_blocks(work, np.asarray(sounds, np.float32), size=size)
 
 
 def estimate(

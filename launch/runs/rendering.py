@@ -7,7 +7,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Float
 
-from datasets import engines, precompute
+from datasets import engines, loader, precompute
 from matching import distances
 
 
@@ -77,19 +77,16 @@ def measure(
     Returns:
       `[batch]` by name.
     """
-    parts = []
-    for start in tqdm.trange(
-        0, len(targets), at_once, desc=label, disable=not label, leave=False
-    ):
-        pair = [x[start : start + at_once] for x in (predictions, targets)]
-        count = len(pair[0])
-        # One shape, so that the distances are compiled once.
-        pair = [np.pad(x, [(0, at_once - count), (0, 0)]) for x in pair]
-        found = distances.measure(
-            jnp.asarray(pair[0]),
-            jnp.asarray(pair[1]),
+
+    def work(one, other):
+        return distances.measure(
+            jnp.asarray(one),
+            jnp.asarray(other),
             sample_rate=sample_rate,
             chosen=chosen,
         )
-        parts.append({k: np.asarray(v)[:count] for k, v in found.items()})
-    return {name: np.concatenate([p[name] for p in parts]) for name in chosen}
+
+    found = loader.map_blocks(
+        work, predictions, targets, size=at_once, label=label
+    )
+    return {name: found[name] for name in chosen}

@@ -20,6 +20,7 @@ from absl import flags
 
 from datasets import download, engines, precompute
 from datasets.presets import bank as handcrafted
+from datasets.presets import reading, writing
 from launch import cli
 from proxy import spaces
 
@@ -152,7 +153,7 @@ def _load(paths: list[str]) -> handcrafted.Bank:
 
     # Loaded only when there is a file that the plug-in has to read.
     plugin: Any = functools.cache(lambda: engines.get(synth))
-    bank = handcrafted.load(
+    bank = reading.load(
         paths,
         spaces.get(synth),
         None
@@ -174,7 +175,7 @@ def _fetch(paths: list[str]) -> None:
     if paths:
         raise ValueError(f"fetch takes no paths, got {paths[0]!r}")
     path = fetch(_SOURCE.value, _CACHE.value)
-    bank = handcrafted.load(path, spaces.get("dexed"))
+    bank = reading.load(path, spaces.get("dexed"))
     print(f"{bank.report}\n\nuse it with --config.presets={path}")
 
 
@@ -201,9 +202,7 @@ def _export(paths: list[str]) -> None:
             )
         rows = [i for i, name in enumerate(bank.names) if name in _NAMES.value]
         bank = bank.take(rows)
-    files = handcrafted.save(
-        _OUTPUT.value, bank.presets, bank.names, bank.space
-    )
+    files = writing.save(_OUTPUT.value, bank.presets, bank.names, bank.space)
     shown = str(files[0]) if len(files) == 1 else f"{files[0]} ... {files[-1]}"
     print(f"{len(bank)} presets written to {shown}")
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from matching import decode
 from matching.schedules import Schedule
-from proxy.encoders.transformer import Transformer
+from proxy import encoders
 from proxy.objective import TrainState, embedding_loss
 from proxy.space import ParameterSpace
 
@@ -81,7 +81,7 @@ def parameter_loss(
             ordered[:, binary], target[:, binary]
         ).mean()
     if len(space.categorical):
-        slots, real = decode.category_blocks(space)
+        slots, real = space.category_blocks
         log = jax.nn.log_softmax(decode.block_logits(ordered, space))
         # Padding is minus infinity, and its gradient must not be NaN.
         log = jnp.where(real, log, 0)
@@ -111,9 +111,9 @@ def perceptual_loss(
       space: the parameter space.
       mode: how logits are decoded; "hard" is the paper's, whose gradients
         reach numerical parameters only.
-      at_once: presets that go through the proxy together, forward and back,
-        before the next ones; 0 for the whole batch. The result is the same;
-        see `presets_at_once`.
+      at_once: how many presets go through the proxy together, forward and
+        back, before the next ones; 0 for the whole batch. The result is the
+        same, see `encoders.presets_at_once`.
       **options: of `decode.for_proxy`.
 
     Returns:
@@ -123,48 +123,33 @@ def perceptual_loss(
       ValueError: for logits that do not fit, or an unknown mode.
     """
     relaxed = decode.for_proxy(logits, space, mode, **options)
-    batch = relaxed.shape[0]
-    if at_once == 0 or at_once >= batch:
+    if at_once == 0:
         return embedding_loss(proxy(relaxed), embedding)
 
-    def part(pair):
-        value, slope = jax.value_and_grad(
-            lambda relaxed: embedding_loss(proxy(relaxed), pair[1])
-        )(pair[0])
-        # Parts of the mean over the batch.
-        return value * len(pair[0]) / batch, slope * len(pair[0]) / batch
+    def one(pair):
+        preset, goal = pair
+        return jax.value_and_grad(
+            lambda x: embedding_loss(proxy(x[None]), goal[None])
+        )(preset)
 
-    # The gradient of a part is found right after its value, while all that
-    # it needs is at hand, and is a constant from then on.
-    fixed = jax.lax.stop_gradient(relaxed)
-    whole = batch // at_once * at_once
-    parts = [
-        x[:whole].reshape(-1, at_once, x.shape[-1]) for x in (fixed, embedding)
-    ]
-    values, slopes = jax.lax.map(part, parts)
-    value, slope = values.sum(), slopes.reshape(whole, -1)
-    if whole < batch:
-        rest, last = part((fixed[whole:], embedding[whole:]))
-        value, slope = value + rest, jnp.concatenate([slope, last])
-    # Adds nothing but the gradient: the difference is exactly zero.
-    value, slope = jax.lax.stop_gradient((value, slope))
-    return value + (slope * (relaxed - fixed)).sum()
+    # A preset's gradient is found right after its value, while all that it
+    # needs is at hand.
+    presets = jax.lax.stop_gradient(relaxed)
+    values, slopes = jax.lax.map(one, (presets, embedding), batch_size=at_once)
+    return _with_gradient(values.mean(), relaxed, slopes / len(slopes))
 
 
-def presets_at_once(proxy: nn.Module) -> int:
-    """How many presets to send through a proxy together, for speed.
+@jax.custom_vjp
+def _with_gradient(value, x, slope):
+    """A value that was computed along with its gradient by `x`."""
+    del x, slope
+    return value
 
-    What the tokens of a few presets leave behind in a transformer stays in a
-    CPU's cache; dense proxies and accelerators want the whole batch.
 
-    Args:
-      proxy: a preset encoder.
-
-    Returns:
-      For `perceptual_loss`; 0 for the whole batch.
-    """
-    on_cpu = jax.default_backend() == "cpu"
-    return 4 if on_cpu and isinstance(proxy, Transformer) else 0
+_with_gradient.defvjp(
+    lambda value, x, slope: (value, slope),
+    lambda slope, cotangent: (None, cotangent * slope, None),
+)
 
 
 def frozen(encoder: nn.Module, variables: Any) -> Proxy:
@@ -253,6 +238,8 @@ def train_step(
       without one. Metrics: loss, numerical, binary, categorical, perceptual
       (with a proxy), parameter_weight, perceptual_weight, grad_norm.
     """
+    on_cpu = jax.default_backend() == "cpu"
+    at_once = encoders.presets_at_once(proxy) if proxy and on_cpu else 0
 
     def loss_fn(params, batch_stats, batch, step, key, proxy_variables):
         dropout, noise = jax.random.split(jax.random.fold_in(key, step))
@@ -280,7 +267,7 @@ def train_step(
                 frozen(proxy, proxy_variables),
                 space,
                 mode,
-                at_once=presets_at_once(proxy),
+                at_once=at_once,
                 temperature=temperature(step),
                 key=noise,
             )

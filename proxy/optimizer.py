@@ -34,7 +34,6 @@ def warmup_cosine_restart(
     Returns:
       A function from the step to the learning rate.
     """
-
     warmup = optax.linear_schedule(
         base * warmup_factor, base, max(warmup_steps, 1)
     )

@@ -11,7 +11,7 @@ import pytest
 
 from configs import common
 from datasets import engines, loader, shards
-from datasets.presets import bank as handcrafted
+from datasets.presets import writing
 from launch import precompute as command
 from launch.runs import data, devices
 from tests import test_shards
@@ -318,7 +318,7 @@ def test_handcrafted_presets_are_gated_split_and_kept(
     presets = np.concatenate([presets, silent])
     names = [f"Preset {i}" for i in range(len(presets))]
     bank = tmp_path / "bank.json"
-    handcrafted.save(bank, presets, names, space)
+    writing.save(bank, presets, names, space)
     crafted = config.copy_and_resolve_references()
     crafted.presets = str(bank)
 

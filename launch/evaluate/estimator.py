@@ -49,7 +49,7 @@ from scipy import stats
 from scipy.io import wavfile
 
 from datasets import engines, loader, nsynth, shards
-from datasets.presets import bank as handcrafted
+from datasets.presets import writing
 from launch.evaluate import notes as table_notes
 from launch.runs import data, noise, plots, rendering
 from launch.runs import opened as matching_run
@@ -416,9 +416,7 @@ def _evaluate(
             slug = _slug(name)
             files = _export(inside / slug, clips, rate, chosen)
             file = inside / f"{slug}.json"
-            file.write_text(
-                handcrafted.to_json(presets, goal.names, opened.space)
-            )
+            file.write_text(writing.to_json(presets, goal.names, opened.space))
             entry["methods"][name] = {
                 **found,
                 "audio": files,

@@ -14,7 +14,7 @@ import scipy.io.wavfile
 import tabulate
 from jaxtyping import Float
 
-from datasets.presets import bank
+from datasets.presets import writing
 from launch.match.search import BASELINE, Match
 from matching import distances
 from proxy.space import ParameterSpace
@@ -71,7 +71,7 @@ def write(
         for suffix in (
             (".json", ".syx") if space.name == "dexed" else (".json",)
         ):
-            bank.save(file.with_suffix(suffix), preset[None], [title], space)
+            writing.save(file.with_suffix(suffix), preset[None], [title], space)
         if state is not None:
             # Of a plug-in that saves none, the other files are left.
             with contextlib.suppress(ValueError):

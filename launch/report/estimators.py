@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy.io import wavfile
 
-from datasets.presets import bank as handcrafted
+from datasets.presets import reading, writing
 from launch.evaluate import estimator as evaluation
 from launch.evaluate import notes as table_notes
 from launch.runs import noise, plots
@@ -282,10 +282,10 @@ def _add_preset(
     cell["files"] = [("preset (JSON)", file)]
     if config["synth"] == "dexed":
         space = spaces.get("dexed")
-        bank = handcrafted.load([str(out / file)], space)
+        bank = reading.load([str(out / file)], space)
         if len(bank):
             voice = file.replace(".json", ".syx")
-            message = handcrafted.to_syx(bank.presets, [preset["name"]], space)
+            message = writing.to_syx(bank.presets, [preset["name"]], space)
             (out / voice).write_bytes(message)
             cell["files"].append(("DX7 (.syx)", voice))
 

@@ -163,7 +163,7 @@ class TokenGRU(nn.Module):
             running_order(np.stack([x, x]))
             for x in inputs.padded_slots(self.space)
         )
-        # Padding repeats slot 0 with probability 0.
+        # Padding repeats a slot with probability 0.
         values = relaxed.T[slots] * real[..., None]
         steps = (
             values.astype(dtype),

@@ -9,7 +9,6 @@ four seconds long and held for the first three.
 """
 
 import dataclasses
-import difflib
 import json
 import math
 import os
@@ -20,6 +19,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+
+from proxy import unknown
 
 HOLD = 3.0  # seconds that every note is held
 
@@ -137,12 +138,7 @@ def _check_known(
     known = sorted(set(found))
     for name in wanted:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ValueError(
-                f"{table}: no note has the {what} {name!r}{hint}; there are "
-                f"{', '.join(known)}"
-            )
+            raise ValueError(f"{table}: {unknown(what, name, known)}")
 
 
 def load(

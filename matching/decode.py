@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from proxy import unknown
 from proxy.space import ParameterSpace
 
 MODES = ("hard", "relaxed", "straight_through", "gumbel")
@@ -203,4 +204,4 @@ def for_proxy(
         if key is None:
             raise ValueError("decoding with Gumbel noise needs a random key")
         return straight_through(logits, space, temperature=temperature, key=key)
-    raise ValueError(f"unknown decoding {mode!r}; known: {', '.join(MODES)}")
+    raise ValueError(unknown("decoding", mode, MODES))

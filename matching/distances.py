@@ -9,7 +9,6 @@ a quarter of `mfcc` (Combes et al. 2025, section 4.3). None is symmetric. All
 are finite, with finite gradients, on silence and on equal clips.
 """
 
-import difflib
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from proxy import unknown
 from proxy.audio import spectral
 from proxy.space import ParameterSpace
 
@@ -329,11 +329,7 @@ def get(name: str) -> Distance:
       ValueError: for an unknown name; lists near and known ones.
     """
     if name not in _DISTANCES:
-        near = difflib.get_close_matches(name, _DISTANCES, n=2)
-        hint = f", did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(
-            f"unknown distance {name!r}{hint} Known: {', '.join(_DISTANCES)}"
-        )
+        raise ValueError(unknown("distance", name, _DISTANCES))
     return _DISTANCES[name]
 
 

@@ -4,12 +4,13 @@ The paper's schedules (Combes et al. 2025, section 4.2): constant until
 `start`, then linear for `length` steps, then constant.
 """
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
 import optax
 from jaxtyping import Array
+
+from proxy import unknown
 
 Schedule = Callable[[int | Array], tuple[Any, Any]]
 
@@ -50,12 +51,7 @@ def get(
         shares outside [0, 1].
     """
     if name not in _ENDS:
-        near = difflib.get_close_matches(name, _ENDS, n=1)
-        raise ValueError(
-            f"unknown schedule {name!r}"
-            + (f", did you mean {near[0]!r}?" if near else "")
-            + f" Known: {', '.join(_ENDS)}"
-        )
+        raise ValueError(unknown("schedule", name, _ENDS))
     if not (0 <= start <= 1 and 0 <= length <= 1):
         raise ValueError(
             f"start {start} and length {length} are shares of the run: give "

@@ -5,3 +5,28 @@ models g), `encoders` (preset encoders f), `objective` and `optimizer`
 (f(x) = g(s(x)), learned), `retrieval` (how well it was). Nothing here opens a
 file, reads a flag or loads a plug-in.
 """
+
+import difflib
+from collections.abc import Iterable
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """What to say of a name that nothing has.
+
+    Args:
+      kind: what the name should be of, such as "audio model".
+      name: the name that was given.
+      known: the names that there are.
+
+    Returns:
+      A sentence with the names that look alike, and all names where they are
+      few.
+    """
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=3)
+    text = f"unknown {kind} {name!r}"
+    if near:
+        text += f", did you mean {' or '.join(map(repr, near))}?"
+    if len(known) <= 32:
+        text += f" (known: {', '.join(known)})"
+    return text

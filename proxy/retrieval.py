@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
+from proxy import unknown
+
 _CHUNK = 16
 
 
@@ -86,7 +88,7 @@ def one_vs_all(
       ValueError: when the metric is unknown.
     """
     if metric not in ("l1", "cosine"):
-        raise ValueError(f"unknown metric {metric!r} (known: l1, cosine)")
+        raise ValueError(unknown("metric", metric, ("l1", "cosine")))
     count = predicted.shape[0]
     block = min(block, max(count, 1))
     if metric == "cosine":

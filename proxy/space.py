@@ -19,7 +19,6 @@ returns the same kind; with JAX arrays they can be traced.
 """
 
 import dataclasses
-import difflib
 import functools
 from typing import Any, Literal
 
@@ -27,6 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
+
+from proxy import unknown
 
 Kind = Literal["numerical", "binary", "categorical"]
 
@@ -448,11 +449,8 @@ class ParameterSpace:
         try:
             return self.names.index(name)
         except ValueError:
-            near = difflib.get_close_matches(name, self.names, n=5)
-            raise ValueError(
-                f"{self.name} has no used parameter {name!r}"
-                + (f"; near: {', '.join(near)}" if near else "")
-            ) from None
+            kind = f"used parameter of {self.name}"
+            raise ValueError(unknown(kind, name, self.names)) from None
 
     def _check(self, x: Any, size: int, what: str) -> None:
         if x.ndim < 1 or x.shape[-1] != size:

@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 
 from datasets.weights import pickles
-from launch import convert
 from launch.runs import build, checkpoints
 from proxy import encoders, objective, spaces
 from proxy.encoders import inputs
 from proxy.published import encoders as published
+from tests import commands
+from tests.published import encoder_state
 from tests.shared import shared
+
+convert = commands.load("launch.convert")["convert"]
 
 
 class Global:
@@ -186,7 +189,7 @@ def test_converted_run_predicts_the_same(
     state = published_state(name, "talnm", 192)
     path = lightning_file(tmp_path / "epoch=29.ckpt", state)
     run = str(tmp_path / "run")
-    config = convert.convert(path, "talnm", name, run=run)
+    config = convert(path, "talnm", name, run=run)
     assert not pathlib.Path(f"{path}.trap").exists()
     for size, value in small(name).items():
         assert config.sizes[size] == value
@@ -200,7 +203,7 @@ def test_converted_run_predicts_the_same(
     np.testing.assert_array_equal(found, expected)
     assert np.abs(found).max() > 0
     with pytest.raises(ValueError, match="exists"):
-        convert.convert(path, "talnm", name, run=run)
+        convert(path, "talnm", name, run=run)
 
 
 @pytest.mark.parametrize("name", ["mlp_oh", "hn_pt", "hn_ptgru"])
@@ -238,10 +241,10 @@ def test_object_in_the_state_dict_is_refused(tmp_path: pathlib.Path) -> None:
 def test_files_that_are_no_checkpoints(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "x.ckpt"
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
-        convert.convert(path, "talnm", "hn_oh")
+        convert(path, "talnm", "hn_oh")
     path.write_bytes(struct.pack("<100d", *range(100)))
     with pytest.raises(ValueError, match=r"x\.ckpt"):
-        convert.convert(path, "talnm", "hn_oh")
+        convert(path, "talnm", "hn_oh")
     Writer().write(path, {"epoch": 3})
     with pytest.raises(ValueError, match="'epoch' is int"):
         pickles.read_lightning(path)
@@ -257,16 +260,16 @@ def test_checkpoint_that_does_not_fit(tmp_path: pathlib.Path) -> None:
     state = published_state("hn_oh", "talnm", 192)
     path = lightning_file(tmp_path / "x.ckpt", state)
     with pytest.raises(ValueError, match="another synthesizer"):
-        convert.convert(path, "dexed", "hn_oh", run=run)
+        convert(path, "dexed", "hn_oh", run=run)
     with pytest.raises(ValueError, match="not of this encoder"):
-        convert.convert(path, "talnm", "mlp_oh", run=run)
+        convert(path, "talnm", "mlp_oh", run=run)
     wide = published_state("hn_oh", "talnm", 1072)
     path = lightning_file(tmp_path / "y.ckpt", wide)
     with pytest.raises(ValueError, match=r"1072 numbers.*mn20_mel"):
-        convert.convert(path, "talnm", "hn_oh", run=run)
+        convert(path, "talnm", "hn_oh", run=run)
     positions = {"tokenizer.pos_encoding.pe": np.ones((1, 9, 16), np.float32)}
     state = {**published_state("tfm", "talnm", 192), **positions}
     path = lightning_file(tmp_path / "z.ckpt", state)
     with pytest.raises(ValueError, match=r"pos_encoding\.pe: not the sine"):
-        convert.convert(path, "talnm", "tfm", run=run)
+        convert(path, "talnm", "tfm", run=run)
     assert not pathlib.Path(run).exists()

@@ -147,7 +147,7 @@ def test_bad_clips_and_names_are_refused():
         distances.measure(NOISE, NOISE[:2], sample_rate=RATE)
     with pytest.raises(ValueError, match="too short"):
         distances.measure(NOISE[:, :320], NOISE[:, :320], sample_rate=RATE)
-    with pytest.raises(ValueError, match="'mstf', did you mean mstft"):
+    with pytest.raises(ValueError, match="'mstf', did you mean 'mstft'"):
         distances.get("mstf")
 
 

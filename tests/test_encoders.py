@@ -325,7 +325,7 @@ def test_unknown_names_are_told() -> None:
     space = spaces.get("dexed")
     with pytest.raises(ValueError, match="did you mean 'hn_oh'"):
         encoders.get("hn_ho")
-    with pytest.raises(ValueError, match="no size depth; it has axis_name"):
+    with pytest.raises(ValueError, match=r"mlp_oh 'depth' .known: axis_name"):
         build("mlp_oh", space, 5, depth=3)
 
 

@@ -51,7 +51,7 @@ _FAULTS = """
 import resource
 from concurrent import futures
 import jax, jax.numpy as jnp
-from launch import allocator
+from launch.runs import allocator
 
 kept = allocator.keep_memory()
 chain = jax.jit(lambda x: jnp.fft.ifft(jnp.fft.fft(x)).real.cumsum() @ x)

@@ -427,7 +427,7 @@ def test_settings_round_trip_and_compare():
         "note: 60 here, 64 there",
         "sample_rate: 44100 here, 32000 there",
     ]
-    with pytest.raises(ValueError, match="unknown render settings: tempo"):
+    with pytest.raises(ValueError, match="unknown render setting 'tempo'"):
         engines.RenderSettings.from_dict({"tempo": 120})
 
 

@@ -9,10 +9,9 @@ from scipy.io import wavfile
 
 from datasets.presets import bank as handcrafted
 from launch.evaluate import estimator as evaluate_estimator
-from launch.evaluate import proxy as evaluate_proxy
 from launch.runs import opened as matching_run
 from proxy import spaces
-from tests import matching
+from tests import commands, matching
 from tests.test_nsynth import write
 from tests.test_train import finish, start
 
@@ -175,6 +174,5 @@ def test_the_command_writes_sounds_presets_and_tables(folder):
 
 
 def test_no_run_is_told():
-    evaluate_proxy._FLAGS(["evaluate"])
     with pytest.raises(ValueError, match="--run is missing"):
-        evaluate_proxy.main()
+        commands.run("launch.evaluate")

@@ -418,7 +418,7 @@ def test_json_may_leave_parameters_out(tmp_path):
         ("[]", "expected a list"),
         ("[3]", "preset 1 has no"),
         ('[{"name": "x"}]', "preset 1 has no"),
-        ('[{"name": "x", "values": {"lfo_sped": 0}}]', "near: lfo_speed"),
+        ('[{"name": "x", "values": {"lfo_sped": 0}}]', "mean 'lfo_speed'"),
         ('[{"name": "x", "values": {"lfo_speed": 2}}]', "lfo_speed is 2"),
         ('[{"name": "x", "values": {"lfo_speed": NaN}}]', "lfo_speed is nan"),
         ('[{"name": "x", "values": {"lfo_speed": "1"}}]', "not a number"),

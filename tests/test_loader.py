@@ -12,9 +12,8 @@ import pytest
 from configs import common
 from datasets import engines, loader, shards
 from datasets.presets import writing
-from launch import precompute as command
 from launch.runs import data, devices
-from tests import test_shards
+from tests import commands, test_shards
 
 
 @pytest.fixture(scope="module")
@@ -250,10 +249,11 @@ def test_ensure_builds_then_finds(config, capfd):
 
 
 def test_verify_reads_everything_again(config):
+    verify = commands.load("launch.precompute")["verify"]
     dataset = data.ensure(config)
     assert dataset.synthetic is not None
     root = pathlib.Path(config.data)
-    assert command.verify(root) == [
+    assert verify(root) == [
         (str(root / "synthetic"), "train", 3, 40),
         (str(root / "synthetic"), "validation", 2, 20),
         (str(root / "synthetic"), "test", 1, 6),
@@ -262,10 +262,10 @@ def test_verify_reads_everything_again(config):
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(shards.ShardError, match="sha256"):
-        command.verify(root)
+        verify(root)
     path.write_bytes(whole)
     with pytest.raises(shards.ShardError, match="holds no data set"):
-        command.verify(root / "nothing")
+        verify(root / "nothing")
 
 
 def test_training_batches_go_on_where_they_stopped(config):

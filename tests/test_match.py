@@ -10,19 +10,18 @@ import jax
 import numpy as np
 import pytest
 import scipy.io.wavfile
-from absl.testing import flagsaver
 
 from configs import quickstart
 from datasets import engines
 from datasets.engines import dexed
 from datasets.presets import reading
-from launch.match import __main__ as command
 from launch.match import output
 from launch.match import search as searching
 from launch.match import setup as setups
 from launch.runs import build, checkpoints, data
 from matching import distances, refine
 from proxy import spaces
+from tests import commands
 
 SPACE = spaces.get("dexed")
 RATE = 44_100
@@ -107,12 +106,7 @@ def run_command(run, out, *words, **flags):
         **flags,
     }
     argv = [f"--{name}={value}" for name, value in given.items()]
-    before = flagsaver.save_flag_values(command._FLAGS)
-    try:
-        command._FLAGS(["match", *argv])
-        command.main([str(word) for word in words])
-    finally:
-        flagsaver.restore_flag_values(before, command._FLAGS)
+    commands.run("launch.match", *argv, *words)
     return json.loads((out / "summary.json").read_text())
 
 

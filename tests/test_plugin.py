@@ -8,7 +8,6 @@ import pathlib
 import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,10 +17,10 @@ from scipy.io import wavfile
 from datasets import engines, precompute, shards
 from datasets.engines.vst3 import engine as vst3
 from datasets.presets import reading
-from launch import plugin as command
 from launch.match import setup
 from launch.runs import noise
 from matching import distances
+from tests import commands
 from tests.plugins import plugin
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -436,16 +435,14 @@ def test_mistakes_are_told_in_one_line(words, message):
         (["inspect"], "say inspect or scaffold or noise"),
     ],
 )
-def test_words_are_checked_first(words, message, monkeypatch):
-    monkeypatch.setattr(command, "_NAME", SimpleNamespace(value=None))
+def test_words_are_checked_first(words, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        command.main(words)
+        commands.run("launch.plugin", *words)
 
 
-def test_a_table_is_never_overwritten(monkeypatch):
-    monkeypatch.setattr(command, "_FOLDER", SimpleNamespace(value=str(SPACES)))
+def test_a_table_is_never_overwritten():
     with pytest.raises(ValueError, match=r"diva\.py is there already"):
-        command.scaffold("Diva.vst3", "diva")
+        commands.run("launch.plugin", "scaffold", __file__, "--name=diva")
 
 
 def test_scaffolded_files_are_found_by_name(checkout):

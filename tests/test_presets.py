@@ -9,12 +9,12 @@ import zipfile
 
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 
 from datasets.engines import dexed
 from datasets.presets import reading, sysex, writing
-from launch import cli, presets
+from launch import cli
 from proxy import spaces
+from tests import commands
 from tests.shared import shared
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -80,8 +80,9 @@ def test_fetch_says_when_it_cannot_record(tmp_path, monkeypatch, capsys):
     # A folder in its place: not even the superuser can write the record.
     record = file.with_name("builtin_pgm.zip.sha256")
     record.mkdir(parents=True)
-    file.write_bytes(_bank())
-    assert presets.fetch("dexed") == file
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("cartridge.syx", _bank())
+    commands.run("launch.presets", "fetch")
     assert f"not recorded: {record}" in capsys.readouterr().out
     assert set(file.parent.iterdir()) == {file, record}
 
@@ -131,14 +132,8 @@ def test_mistakes_are_told_in_one_line(tmp_path, arguments, message):
     file = tmp_path / "bank.syx"
     file.write_bytes(_bank())
     words = [str(file) if a == "BANK" else a for a in arguments]
-    options = [word for word in words if word.startswith("--")]
-    before = flagsaver.save_flag_values(presets._FLAGS)
-    try:
-        with pytest.raises(cli.EXPECTED) as caught:
-            presets._FLAGS(["presets", *options])
-            presets.main([word for word in words if word not in options])
-    finally:
-        flagsaver.restore_flag_values(before, presets._FLAGS)
+    with pytest.raises(cli.EXPECTED) as caught:
+        commands.run("launch.presets", *words)
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 

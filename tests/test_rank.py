@@ -10,11 +10,11 @@ from matplotlib import image
 from configs.ranking import dexed
 from datasets import engines
 from datasets.engines import dexed as engine
-from launch.rank import __main__ as rank
 from launch.rank import output
 from launch.rank import study as rank_study
 from launch.rank import table as rank_table
 from proxy import spaces
+from tests import commands
 from tests.shared import shared
 
 SPACE = spaces.get("dexed")
@@ -46,17 +46,11 @@ def table(**fields):
     } | fields
 
 
-def command(monkeypatch, capsys, **options):
+def command(capsys, **options):
     """Runs the command; returns what it printed."""
-    for name, value in options.items():
-        monkeypatch.setattr(rank, f"_{name.upper()}", Flag(value))
-    rank.main()
+    flags = (f"--{name}={value}" for name, value in options.items())
+    commands.run("launch.rank", *flags)
     return capsys.readouterr().out
-
-
-class Flag:
-    def __init__(self, value):
-        self.value = value
 
 
 # The project's table ---------------------------------------------------------
@@ -117,8 +111,8 @@ def test_values_are_base_then_overrides_then_steps():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"preset": "lout"}, "no such base preset .near: loud."),
-        ({"parameter": "Midle C"}, "no parameter 'Midle C' .near: middle_c"),
+        ({"preset": "lout"}, "unknown base preset 'lout', did you mean 'loud'"),
+        ({"parameter": "Midle C"}, "parameter of dexed 'middlec'"),
         ({"interval": [0.5, 1.5]}, "Middle C is 1.5, not a number in"),
         ({"interval": [0.5]}, "moves over .0.5., not two values"),
         ({"parameter": None, "parameters": {}}, "nothing moves"),
@@ -250,23 +244,20 @@ def _study(tmp_path):
     file.write_text(json.dumps(table()))
     return {
         "synth": "dexed",
-        "models": ["mel128", "transport640"],
+        "models": "mel128,transport640",
         "table": str(file),
-        "presets": None,
-        "weights": [],
-        "plugin": "",
         "out": str(tmp_path / "out"),
         "workers": 1,
     }
 
 
-def test_command_writes_what_it_found(study, monkeypatch, capsys):
-    printed = command(monkeypatch, capsys, **study)
+def test_command_writes_what_it_found(study, capsys):
+    printed = command(capsys, **study)
     out = pathlib.Path(study["out"])
     content = json.loads((out / "ranking.json").read_text())
     assert content["synth"] == "dexed" and content["sweeps"] == 2
     assert content["engine"].startswith("dexed-py")
-    for name in study["models"]:
+    for name in study["models"].split(","):
         rows = content["scores"][name]["pitch"]
         assert [row["preset"] for row in rows] == ["loud"]
         mean = content["summary"][name]["mean"]
@@ -285,8 +276,8 @@ def test_command_writes_what_it_found(study, monkeypatch, capsys):
 
 def test_an_interrupted_study_goes_on(study, monkeypatch, capsys):
     """Nothing that is known is rendered again, nothing stale is used."""
-    study["models"] = ["mel128"]
-    command(monkeypatch, capsys, **study)
+    study["models"] = "mel128"
+    command(capsys, **study)
     out = pathlib.Path(study["out"])
     notes, whole = out / "scores.jsonl", (out / "ranking.json").read_text()
     first, second = notes.read_text().splitlines()
@@ -301,26 +292,24 @@ def test_an_interrupted_study_goes_on(study, monkeypatch, capsys):
         return render(renderer, values, **options)
 
     monkeypatch.setattr(engines, "render_many", counted)
-    command(monkeypatch, capsys, **study)
+    command(capsys, **study)
     assert (out / "ranking.json").read_text() == whole
-    command(monkeypatch, capsys, **study)
+    command(capsys, **study)
     assert (out / "ranking.json").read_text() == whole
     # Another preset under the same name is another sweep.
     changed = table()
     changed["presets"]["loud"]["feedback"] = 1.0
     pathlib.Path(study["table"]).write_text(json.dumps(changed))
-    command(monkeypatch, capsys, **study)
+    command(capsys, **study)
     assert rendered == [4, 0, 4]
 
 
-def test_command_tells_of_sweeps_that_cannot_be_heard(
-    study, monkeypatch, capsys
-):
+def test_command_tells_of_sweeps_that_cannot_be_heard(study, capsys):
     quiet = table()
     quiet["presets"]["loud"] = {"op1_output_level": 0.3}
     pathlib.Path(study["table"]).write_text(json.dumps(quiet))
-    study["models"] = ["mel128"]
-    printed = command(monkeypatch, capsys, **study)
+    study["models"] = "mel128"
+    printed = command(capsys, **study)
     assert "not to be ranked by ear: pitch, loud: step 1 is silent" in printed
 
 
@@ -351,22 +340,22 @@ def test_a_missing_plug_in_is_one_clear_error(study, monkeypatch, capsys):
     )
     study["synth"] = "talnm"
     with pytest.raises(ValueError, match="TALNM_VST3"):
-        command(monkeypatch, capsys, **study)
+        command(capsys, **study)
 
 
 def test_weights_are_told_apart(tmp_path):
     file = tmp_path / "weights.pt"
     file.touch()
-    assert rank.weight_files([str(file)], ["mn04", "mn04_mel", "mel128"]) == {
-        "mn04": str(file)
-    }
-    named = rank.weight_files([f"mn04={file}", f"mn10={file}"], ["mn04"])
+    assert rank_study.weight_files(
+        [str(file)], ["mn04", "mn04_mel", "mel128"]
+    ) == {"mn04": str(file)}
+    named = rank_study.weight_files([f"mn04={file}", f"mn10={file}"], ["mn04"])
     assert named == {"mn04": str(file), "mn10": str(file)}
     with pytest.raises(ValueError, match="mn04, mn10; say which"):
-        rank.weight_files([str(file)], ["mn04", "mn10"])
+        rank_study.weight_files([str(file)], ["mn04", "mn10"])
     with pytest.raises(ValueError, match="no weights"):
-        rank.weight_files([str(file)], ["mel128"])
+        rank_study.weight_files([str(file)], ["mel128"])
     with pytest.raises(FileNotFoundError, match="no weights at"):
-        rank.weight_files([f"mn04={file}2"], ["mn04"])
+        rank_study.weight_files([f"mn04={file}2"], ["mn04"])
     with pytest.raises(ValueError, match="none of the models takes them"):
         rank_study.load_models(["mel128"], named)

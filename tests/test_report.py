@@ -16,11 +16,10 @@ from playwright import sync_api
 from scipy.io import wavfile
 
 from datasets.presets import reading, writing
-from launch import reproduce
 from launch.evaluate import notes
 from launch.report import page as report
 from proxy import spaces
-from tests import matching
+from tests import commands, matching
 
 SPACE = spaces.get("dexed")
 RATE = 16_000
@@ -225,8 +224,9 @@ def test_distances_stand_beside_the_noise_floor(site):
     page = (site / "index.html").read_text()
     # Of the three estimators once, and of the proxy.
     assert page.count(f"N{floor}") == 1 and page.count(f"n{floor}") == 1
-    tables = reproduce.tables([str(site.parent / "runs" / "proxy")], site)
-    assert f"\n\nn{floor}" in tables
+    tables = commands.load("launch.reproduce")["tables"]
+    text = tables([str(site.parent / "runs" / "proxy")], site)
+    assert f"\n\nn{floor}" in text
 
 
 @pytest.fixture(scope="module")

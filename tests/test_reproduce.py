@@ -4,6 +4,7 @@ import copy
 import json
 import pathlib
 import random
+import types
 
 import jax
 import pytest
@@ -11,10 +12,12 @@ from scipy.io import wavfile
 
 from configs import dexed_match, quickstart
 from datasets import shards
-from launch import reproduce
 from launch.report import proxies as report_proxies
 from launch.runs import checkpoints, plots
+from tests import commands
 from tests.matching import RENDER
+
+reproduce = types.SimpleNamespace(**commands.load("launch.reproduce"))
 
 PLANS = (
     "configs/quickstart.py",

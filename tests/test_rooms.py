@@ -1,6 +1,7 @@
 """The rooms: who may import whom, and what the pure ones pull in."""
 
 import ast
+import graphlib
 import pathlib
 import subprocess
 import sys
@@ -18,12 +19,33 @@ MAY_IMPORT = {
 }
 
 
-def imports(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+def module_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {
+    module_of(path): path
+    for room in (*ROOMS, "tests")
+    for path in sorted((ROOT / room).rglob("*.py"))
+}
+
+
+def imported(tree):
+    """Modules that a tree of a file imports, ours by their full names."""
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module.split(".")[0]
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in FILES else node.module
+
+
+def imports(path):
+    """The rooms and packages that a file imports."""
+    for name in imported(ast.parse(path.read_text())):
+        yield name.split(".")[0]
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -33,6 +55,33 @@ def test_imports_point_one_way(room):
     for path in files:
         ours = set(imports(path)) & set(ROOMS)
         assert ours <= MAY_IMPORT[room], path
+
+
+def test_nothing_imports_in_a_circle():
+    """Not inside functions either, but for a package that loads its own."""
+    graph = {}
+    for name, path in FILES.items():
+        tree = ast.parse(path.read_text())
+        found = set(imported(tree))
+        if path.name == "__init__.py":
+            tree.body = [n for n in tree.body if hasattr(n, "names")]
+            own = {n for n in found if n.startswith(f"{name}.")}
+            found = found - own | set(imported(tree))
+        graph[name] = found & FILES.keys() - {name}
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+def test_nothing_imports_a_command():
+    """Tests run them by name, see `tests.commands`."""
+    commands = {
+        name
+        for name, path in FILES.items()
+        if name.startswith("launch.") and "cli.run(main" in path.read_text()
+    }
+    assert {"launch.presets", "launch.train.__main__"} <= commands
+    for name, path in FILES.items():
+        found = set(imported(ast.parse(path.read_text())))
+        assert not found & commands, name
 
 
 @pytest.mark.parametrize("room", ["proxy", "matching"])

@@ -287,7 +287,9 @@ def test_errors_name_the_thing(space):
     with pytest.raises(ValueError, match=f"{space.num_used} values"):
         space.to_relaxed(np.zeros((2, 3), np.float32))
     near = space.names[5][:-1] + "~"
-    with pytest.raises(ValueError, match="near: .*" + space.names[5][:4]):
+    with pytest.raises(
+        ValueError, match="did you mean .*" + space.names[5][:4]
+    ):
         space.index(near)
     with pytest.raises(ValueError, match="did you mean 'dexed'"):
         spaces.get("dexd")

@@ -436,7 +436,7 @@ def test_contract_fields_are_checked():
         vst3.contract("diva", isolation="fork")
     with pytest.raises(ValueError, match="timeout=0"):
         vst3.contract("diva", timeout=0.0)
-    with pytest.raises(ValueError, match="unknown host settings: isolated"):
+    with pytest.raises(ValueError, match="unknown host setting 'isolated'"):
         vst3.contract("diva", isolated="")
     changed = vst3.contract("diva", isolation="", timeout=3.0)
     assert changed == vst3.Contract("process", warm_up=0.1, timeout=3.0)

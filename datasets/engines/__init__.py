@@ -12,7 +12,6 @@ note is played, for how long and at which sample rate is told by
 import collections
 import concurrent.futures
 import dataclasses
-import difflib
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,6 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 import proxy.spaces
+from proxy import unknown
 from proxy.space import ParameterSpace
 
 
@@ -104,12 +104,8 @@ class RenderSettings:
           ValueError: the dictionary names a setting that does not exist.
         """
         known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(settings) - known)
-        if unknown:
-            raise ValueError(
-                f"unknown render settings: {', '.join(unknown)}; known: "
-                f"{', '.join(sorted(known))}"
-            )
+        for name in set(settings) - known:
+            raise ValueError(unknown("render setting", name, sorted(known)))
         return cls(**settings)
 
     def differences(self, other: "RenderSettings") -> list[str]:
@@ -355,11 +351,7 @@ def get(
 
         return DexedRenderer(settings)
     if name not in names():
-        near = difflib.get_close_matches(name, names(), n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(
-            f"unknown engine {name!r}{hint}; known: {', '.join(names())}"
-        )
+        raise ValueError(unknown("engine", name, names()))
     from datasets.engines.vst3 import engine as vst3
 
     return vst3.get(name, settings, plugin, host)

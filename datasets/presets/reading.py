@@ -7,7 +7,6 @@ are read by the plug-in.
 """
 
 import dataclasses
-import difflib
 import io
 import json
 import os
@@ -23,6 +22,7 @@ from jaxtyping import Float, UInt8
 from datasets.engines import dexed
 from datasets.presets import sysex
 from datasets.presets.bank import Bank, Report
+from proxy import unknown
 from proxy.space import ParameterSpace
 
 # What a folder or an archive is searched for. A file named on its own may
@@ -241,12 +241,9 @@ def _parse_json(
         names.append(str(entry.get("name", f"preset {i + 1}")))
         for name, value in given.items():
             if name not in column:
-                near = difflib.get_close_matches(name, column, n=3)
-                hint = f" (near: {', '.join(near)})" if near else ""
-                raise ValueError(
-                    f"preset {names[-1]!r}: {space.name} has no parameter "
-                    f"{name!r}{hint}"
-                )
+                kind = f"parameter of {space.name}"
+                message = unknown(kind, name, column)
+                raise ValueError(f"preset {names[-1]!r}: {message}")
             values[i, column[name]] = _raw(value, names[-1], name)
     return values, names
 

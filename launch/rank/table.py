@@ -16,7 +16,6 @@ compared without case and punctuation; raw values are the plug-in's, in
 """
 
 import dataclasses
-import difflib
 import importlib
 import importlib.util
 import json
@@ -29,6 +28,7 @@ from jaxtyping import Float
 
 from datasets import engines
 from datasets.engines.vst3 import binding as vst3_binding
+from proxy import unknown
 from proxy.space import ParameterSpace
 
 _Presets = Mapping[str, Mapping[str, float]]
@@ -185,10 +185,9 @@ def sweeps(
 def _base(preset: str, known: _Presets, space: ParameterSpace) -> np.ndarray:
     base = np.array([p.default for p in space.parameters], np.float64)
     if preset not in known and preset != "default":
-        near = difflib.get_close_matches(preset, known, n=3)
-        hint = f" (near: {', '.join(near)})" if near else ""
         raise ValueError(
-            f"no such base preset{hint}; --presets FILE takes the plug-in's"
+            f"{unknown('base preset', preset, known)}; --presets FILE takes "
+            "the plug-in's"
         )
     columns = _columns(space)
     for name, value in known.get(preset, {}).items():
@@ -209,9 +208,7 @@ def _column(name: str, space: ParameterSpace) -> int:
     columns = _columns(space)
     plain = vst3_binding.plain(name)
     if plain not in columns:
-        near = difflib.get_close_matches(plain, columns, n=3)
-        hint = f" (near: {', '.join(near)})" if near else ""
-        raise ValueError(f"{space.name} has no parameter {name!r}{hint}")
+        raise ValueError(unknown(f"parameter of {space.name}", plain, columns))
     return columns[plain]
 
 

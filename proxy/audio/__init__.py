@@ -18,13 +18,13 @@ but no gradient comes through them.
 """
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from proxy import unknown
 from proxy.audio import (
     audiomae,
     averages,
@@ -203,8 +203,4 @@ def get(name: str) -> AudioModel:
     """
     if name in _MODELS:
         return _MODELS[name]
-    near = difflib.get_close_matches(name, _MODELS, n=3)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    raise ValueError(
-        f"Unknown audio model {name!r}.{hint} Known: {', '.join(_MODELS)}."
-    )
+    raise ValueError(unknown("audio model", name, _MODELS))

@@ -12,11 +12,11 @@ The names and default sizes are the paper's.
 """
 
 import dataclasses
-import difflib
 from typing import Any
 
 import flax.linen as nn
 
+from proxy import unknown
 from proxy.encoders import gru, mlp, transformer
 from proxy.space import ParameterSpace
 
@@ -53,12 +53,7 @@ def get(name: str) -> type[nn.Module]:
       ValueError: for an unknown name; lists the known ones.
     """
     if name not in _ENCODERS:
-        near = difflib.get_close_matches(name, _ENCODERS, n=1)
-        raise ValueError(
-            f"unknown encoder {name!r}"
-            + (f", did you mean {near[0]!r}?" if near else "")
-            + f" Known: {', '.join(_ENCODERS)}"
-        )
+        raise ValueError(unknown("encoder", name, _ENCODERS))
     return _ENCODERS[name]
 
 
@@ -88,12 +83,8 @@ def build(
         "parent",
         "name",
     }
-    unknown = sorted(set(sizes) - known)
-    if unknown:
-        raise ValueError(
-            f"encoder {name} has no size {', '.join(unknown)}; it has "
-            + ", ".join(sorted(known))
-        )
+    for size in set(sizes) - known:
+        raise ValueError(unknown(f"size of {name}", size, sorted(known)))
     return encoder(space=space, dimension=dimension, **sizes)
 
 

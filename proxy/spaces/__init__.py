@@ -3,10 +3,10 @@
 A module NAME.py in this folder, with the table SPACE, is a synthesizer.
 """
 
-import difflib
 import importlib
 import pkgutil
 
+from proxy import unknown
 from proxy.space import ParameterSpace
 
 _NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
@@ -30,10 +30,5 @@ def get(name: str) -> ParameterSpace:
       ValueError: when the name is unknown; lists the known ones.
     """
     if name not in _NAMES:
-        near = difflib.get_close_matches(name, _NAMES, n=1)
-        raise ValueError(
-            f"unknown synthesizer {name!r}"
-            + (f", did you mean {near[0]!r}?" if near else "")
-            + f" (known: {', '.join(_NAMES)})"
-        )
+        raise ValueError(unknown("synthesizer", name, _NAMES))
     return importlib.import_module(f"{__name__}.{name}").SPACE

@@ -39,6 +39,7 @@ from datasets.engines import (
 )
 from datasets.engines.vst3 import binding as vst3_binding
 from datasets.engines.vst3 import state as vst3_state
+from proxy import unknown
 from proxy.space import ParameterSpace
 
 _WORKER = pathlib.Path(__file__).with_name("vst3_worker.py")
@@ -87,9 +88,8 @@ class Contract:
           ValueError: naming the field and what it may be.
         """
         if self.isolation not in ("reset", "process"):
-            raise ValueError(
-                f"host.isolation={self.isolation!r} (known: reset, process)"
-            )
+            kinds = ("reset", "process")
+            raise ValueError(unknown("host.isolation", self.isolation, kinds))
         if not self.warm_up >= 0:
             raise ValueError(f"host.warm_up={self.warm_up}, need >= 0 seconds")
         if not self.timeout > 0:
@@ -114,11 +114,8 @@ def contract(synth: str, **fields: Any) -> Contract:
       ValueError: a field is unknown, or out of range.
     """
     known = {field.name for field in dataclasses.fields(Contract)}
-    if unknown := sorted(set(fields) - known):
-        raise ValueError(
-            f"unknown host settings: {', '.join(unknown)}; known: "
-            f"{', '.join(sorted(known))}"
-        )
+    for name in set(fields) - known:
+        raise ValueError(unknown("host setting", name, sorted(known)))
     given = {k: v for k, v in fields.items() if v not in ("", None)}
     return dataclasses.replace(CONTRACTS.get(synth, Contract()), **given)
 

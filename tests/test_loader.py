@@ -11,6 +11,7 @@ import pytest
 
 from configs import common
 from datasets import engines, loader, shards
+from datasets.presets import bank as bank_module
 from datasets.presets import writing
 from launch.runs import data, devices
 from tests import commands, test_shards
@@ -344,5 +345,5 @@ def test_handcrafted_presets_are_gated_split_and_kept(
         np.testing.assert_array_equal(rows[name], presets[i])
 
     # Which ones pass is remembered: the bank is not rendered again.
-    monkeypatch.setattr(handcrafted, "gate", None)
+    monkeypatch.setattr(bank_module, "gate", None)
     assert data.ensure(crafted).handcrafted == source

@@ -76,7 +76,7 @@ def relaxed(
     """Probabilities, as a relaxed preset.
 
     Args:
-      logits: in table order.
+      logits: logits in table order.
       space: their space.
       temperature: divides the logits of switches and categories.
 
@@ -101,7 +101,7 @@ def hard(
     Gradients reach numerical parameters only.
 
     Args:
-      logits: in table order.
+      logits: logits in table order.
       space: their space.
 
     Returns:
@@ -136,9 +136,9 @@ def straight_through(
     adding Gumbel noise (Jang et al., https://arxiv.org/abs/1611.01144).
 
     Args:
-      logits: in table order.
+      logits: logits in table order.
       space: their space.
-      temperature: of the relaxed preset that gives the gradient.
+      temperature: temperature of the relaxed preset that gives the gradient.
       key: JAX random key; without it the most probable choice is taken.
 
     Returns:
@@ -180,11 +180,11 @@ def for_proxy(
     """What a proxy is fed: logits decoded to a relaxed preset.
 
     Args:
-      logits: in table order.
+      logits: logits in table order.
       space: their space.
       mode: "hard" is the paper's, see `hard`; the others are `relaxed`,
         `straight_through` without and, as "gumbel", with noise.
-      temperature: of the relaxed modes.
+      temperature: temperature of the relaxed modes.
       key: JAX random key, for "gumbel" only.
 
     Returns:

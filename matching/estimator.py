@@ -40,7 +40,7 @@ def spectrogram(
 
     Args:
       audio: clips in [-1, 1]; 5 s at 32 kHz make 313 frames.
-      sample_rate: in Hz.
+      sample_rate: sample rate, in Hz.
 
     Returns:
       dB, not below -80.
@@ -58,7 +58,7 @@ def scale(
     Args:
       decibels: spectrograms.
       minimum: least value of the whole training set, in dB.
-      maximum: its greatest value.
+      maximum: greatest value of the training set, in dB.
 
     Returns:
       The network's input; values outside the range lie outside [-1, 1].
@@ -363,8 +363,8 @@ class Estimator(nn.Module):
         """Estimates logits.
 
         Args:
-          spectrogram: in [-1, 1], see `scale`; 128 mel bands, any number of
-            frames from 1.
+          spectrogram: spectrograms in [-1, 1], see `scale`, of 128 mel bands
+            and any number of frames from 1.
           train: whether to use batch statistics and dropout, which needs a
             random key named "dropout".
 

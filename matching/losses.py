@@ -52,7 +52,7 @@ def parameter_loss(
     """How far logits are from a preset (Combes et al. 2025, section 4.2).
 
     Args:
-      logits: in table order.
+      logits: logits in table order.
       preset: the targets.
       space: their space.
       label_smoothing: share of a category's target that is spread evenly
@@ -105,8 +105,8 @@ def perceptual_loss(
     """L1 between the proxy's view of the decoded logits and the target's.
 
     Args:
-      logits: in table order.
-      embedding: of the target audio.
+      logits: logits in table order.
+      embedding: embeddings of the target audio.
       proxy: a frozen preset encoder, see `frozen`.
       space: the parameter space.
       mode: how logits are decoded; "hard" is the paper's, whose gradients
@@ -114,7 +114,7 @@ def perceptual_loss(
       at_once: how many presets go through the proxy together, forward and
         back, before the next ones; 0 for the whole batch. The result is the
         same, see `encoders.presets_at_once`.
-      **options: of `decode.for_proxy`.
+      **options: options of `decode.for_proxy`.
 
     Returns:
       The mean over batch and embedding.
@@ -156,8 +156,8 @@ def frozen(encoder: nn.Module, variables: Any) -> Proxy:
     """A preset encoder in evaluation mode that no gradient changes.
 
     Args:
-      encoder: from `proxy.encoders`.
-      variables: its `params` and, if it has them, `batch_stats`.
+      encoder: an encoder from `proxy.encoders`.
+      variables: the encoder's `params` and, if it has them, `batch_stats`.
 
     Returns:
       A function from relaxed presets to embeddings.
@@ -183,7 +183,7 @@ def init_state(
 
     Args:
       estimator: a network from spectrograms to logits.
-      optimizer: its gradient transformation.
+      optimizer: the gradient transformation.
       key: JAX random key.
       mels: mel bands of its input.
       frames: frames of its input.
@@ -217,7 +217,7 @@ def train_step(
     """Builds one optimizer step on the weighted sum of both losses.
 
     Args:
-      estimator: built with the same `axis_name`.
+      estimator: a network built with the same `axis_name`.
       space: the parameter space.
       optimizer: the gradient transformation; when its state takes a
         learning rate from outside, that is the caller's to set.
@@ -226,8 +226,8 @@ def train_step(
         step without it for the time that the perceptual weight is 0: the
         proxy costs several times what the estimator does.
       mode: how the proxy's input is decoded, see `decode.for_proxy`.
-      label_smoothing: see `parameter_loss`.
-      temperature: of the decoding, a function from the step.
+      label_smoothing: share of a category's target that is spread evenly.
+      temperature: temperature of the decoding, a function from the step.
       axis_name: mapped axis over which loss and gradients are averaged.
 
     Returns:

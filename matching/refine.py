@@ -61,9 +61,9 @@ class Descent(NamedTuple):
 
     Attributes:
       position: logits, which keep a preset valid wherever they move.
-      moments: of the optimizer.
+      moments: moments of the optimizer.
       best: the relaxed presets with the least loss so far.
-      loss: that loss, infinite before the first step.
+      loss: least loss so far, infinite before the first step.
     """
 
     position: Float[Array, "starts width"]
@@ -117,13 +117,13 @@ def descend(
     """Adam on the distance between the proxy's embedding and the target's.
 
     Args:
-      state: from `begin`, or from here.
+      state: where the descents stand, from `begin` or from here.
       target: embedding of the target audio.
-      variables: of the proxy, not changed.
+      variables: variables of the proxy, not changed.
       proxy: a preset encoder, applied in evaluation mode.
       space: the parameter space.
       steps: how many to take.
-      learning_rate: in logits.
+      learning_rate: size of a step, in logits.
 
     Returns:
       The state after these steps; its `best` counts the point before each
@@ -238,10 +238,11 @@ def propose(
       space: their space.
       count: number of children.
       crossover: probability of the first way.
-      difference: probability of the second; the rest is for the third.
+      difference: probability of the second way; the third has the rest.
       share: least and greatest probability that a parameter mutates; at
         least one does. Log-uniform between the two.
-      spread: likewise, standard deviation of numerical steps.
+      spread: least and greatest standard deviation of numerical steps,
+        log-uniform between the two.
 
     Returns:
       Presets with every value on its grid; values beyond [0, 1] are

@@ -196,7 +196,7 @@ def space(
 
     Args:
       name: the synthesizer's name.
-      parameters: in the plug-in's order.
+      parameters: the parameters in the plug-in's order.
       missing: plug-in indices the table leaves out.
 
     Returns:
@@ -489,8 +489,8 @@ class ParameterSpace:
           Presets, independent across columns.
 
         Raises:
-          ValueError: when the last axis is not `num_used`, or the two
-            probabilities are not such: negative, or 1 and more together.
+          ValueError: when the last axis is not `num_used`, a probability is
+            negative, or the two are 1 and more together.
         """
         check_sampling(at_default, at_end)
         if not at_default + at_end:
@@ -535,14 +535,15 @@ class ParameterSpace:
         Args:
           key: JAX random key.
           shape: batch shape.
-          at_default: see `from_uniform`.
-          at_end: see `from_uniform`.
+          at_default: probability of a numerical parameter's default.
+          at_end: probability of its lowest and highest value together.
 
         Returns:
           float32 presets, `[*shape, num_used]`.
 
         Raises:
-          ValueError: when the two are no probabilities, see `from_uniform`.
+          ValueError: when a probability is negative, or the two are 1 and more
+            together.
         """
         return self.from_uniform(
             jax.random.uniform(key, (*shape, self.num_used)),

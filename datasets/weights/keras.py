@@ -20,14 +20,14 @@ def read(
     Only plain arrays of numbers inside the file itself are read.
 
     Args:
-      path: What `model.save_weights` or `model.save` wrote.
+      path: what `model.save_weights` or `model.save` wrote.
 
     Returns:
       Arrays by layer and weight, in the order of the file.
 
     Raises:
-      ValueError: When the file is damaged, too large or no such file.
-      ImportError: When h5py is not installed; says how to install it.
+      ValueError: when the file is damaged, too large or no such file.
+      ImportError: when h5py is not installed; says how to install it.
     """
     try:
         h5py = importlib.import_module("h5py")

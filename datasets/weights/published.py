@@ -133,9 +133,9 @@ def digest(
     """Which file `load` would read, told by its sha256.
 
     Args:
-      name: as for `load`.
-      cache_dir: as for `load`.
-      path: as for `load`.
+      name: one of `PUBLISHED`.
+      cache_dir: where downloads are kept, see `load`.
+      path: a file to read instead of downloading.
       fetch: whether to download it if need be.
 
     Returns:

@@ -92,7 +92,7 @@ def presets_at_once(encoder: nn.Module) -> int:
     """How many presets go through an encoder together on a CPU, for speed.
 
     Args:
-      encoder: from `build`.
+      encoder: an encoder from `build`.
 
     Returns:
       The number for a pass forward and back; 0 for the whole batch, which is

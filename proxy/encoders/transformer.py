@@ -22,7 +22,7 @@ def layer_norm(x: Float[Array, "*batch features"], name: str) -> Any:
 
     Args:
       x: activations.
-      name: of the layer in the module that calls.
+      name: name of the layer in the module that calls.
 
     Returns:
       `x` normalised over its last axis, in its own type.

@@ -20,7 +20,7 @@ def tensors(width: float) -> Iterator[Tensor]:
     """Every tensor of a network, in published order.
 
     Args:
-      width: its width multiplier.
+      width: the width multiplier.
     """
 
     def convolution(theirs: str, *ours: str) -> Iterator[Tensor]:

@@ -88,7 +88,7 @@ def tensors(name: str, blocks: int) -> Iterator[Tensor]:
 
     Args:
       name: the encoder's name.
-      blocks: its number of blocks, or of recurrent layers.
+      blocks: number of blocks, or of recurrent layers.
     """
     if name == "tfm":
         yield from _transformer(blocks)

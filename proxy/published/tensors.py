@@ -30,7 +30,7 @@ class Tensor(NamedTuple):
     Attributes:
       name: its published name.
       path: its place in our tree, collection first.
-      layout: from the published layout to ours.
+      layout: a function from the published layout to ours.
       stacked: whether our array is a stack of all tensors of this path.
     """
 

@@ -31,10 +31,10 @@ class Note:
 
     Attributes:
       name: its key in `examples.json`.
-      path: of its audio.
+      path: file of its audio.
       pitch: MIDI note.
       velocity: MIDI velocity.
-      family: such as "bass".
+      family: instrument family, such as "bass".
       source: "acoustic", "electronic" or "synthetic".
     """
 
@@ -56,10 +56,10 @@ def find(
     """Lists the notes of a folder.
 
     Args:
-      folder: in NSynth's format.
-      families: only these, all when empty.
-      sources: only these, all when empty.
-      pitches: only these, all when None.
+      folder: a folder in NSynth's format.
+      families: the only families to list, all when empty.
+      sources: the only sources to list, all when empty.
+      pitches: the only pitches to list, all when None.
 
     Returns:
       Notes in the order of their names; at least one.
@@ -147,9 +147,10 @@ def load(
     """Reads notes at one rate and length.
 
     Args:
-      notes: from `find`.
-      sample_rate: wanted, in Hz.
-      samples: wanted; longer notes are cut, shorter ones followed by silence.
+      notes: notes from `find`.
+      sample_rate: the sample rate wanted, in Hz.
+      samples: length of a clip; longer notes are cut, shorter ones followed
+        by silence.
 
     Returns:
       Clips in [-1, 1], float32, channels averaged.

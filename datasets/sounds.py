@@ -55,7 +55,7 @@ class Sound:
 
     Attributes:
       audio: mono, float32, from just before the sound starts.
-      sample_rate: in Hz.
+      sample_rate: sample rate, in Hz.
       remarks: what the user should know about it, in words.
     """
 
@@ -130,7 +130,7 @@ def read(
 
     Args:
       path: WAV, FLAC, MP3 and what else pedalboard reads.
-      sample_rate: wanted, in Hz.
+      sample_rate: the sample rate wanted, in Hz.
       least: seconds that a shorter sound is padded to with silence.
       most: seconds after which a longer sound is cut.
 
@@ -247,7 +247,7 @@ def pitch(audio: Float[np.ndarray, " samples"], sample_rate: int) -> int | None:
 
     Args:
       audio: one note.
-      sample_rate: in Hz.
+      sample_rate: sample rate, in Hz.
 
     Returns:
       The note, 24 to 108; None where too few frames are periodic, as in
@@ -316,7 +316,7 @@ def hold(audio: Float[np.ndarray, " samples"], sample_rate: int) -> float:
 
     Args:
       audio: one note, from its start.
-      sample_rate: in Hz.
+      sample_rate: sample rate, in Hz.
 
     Returns:
       Seconds; the length of the audible sound where nothing like a release

@@ -20,6 +20,7 @@ from absl import flags
 
 from datasets import download, engines, precompute
 from datasets.presets import bank as handcrafted
+from datasets.presets import reading, writing
 from launch import cli
 from proxy import spaces
 
@@ -104,7 +105,7 @@ def _load(paths: list[str]) -> handcrafted.Bank:
 
     # Loaded only when there is a file that the plug-in has to read.
     plugin: Any = functools.cache(lambda: engines.get(synth))
-    bank = handcrafted.load(
+    bank = reading.load(
         paths,
         spaces.get(synth),
         None
@@ -145,7 +146,7 @@ def _fetch(paths: list[str]) -> None:
         how = f"not known before, and not recorded: {record} cannot be written"
     print(f"  sha256:  {digest} ({how})")
     print(f"  file:    {path}")
-    bank = handcrafted.load(path, spaces.get("dexed"))
+    bank = reading.load(path, spaces.get("dexed"))
     print(f"{bank.report}\n\nuse it with --config.presets={path}")
 
 
@@ -172,9 +173,7 @@ def _export(paths: list[str]) -> None:
             )
         rows = [i for i, name in enumerate(bank.names) if name in _NAMES.value]
         bank = bank.take(rows)
-    files = handcrafted.save(
-        _OUTPUT.value, bank.presets, bank.names, bank.space
-    )
+    files = writing.save(_OUTPUT.value, bank.presets, bank.names, bank.space)
     shown = str(files[0]) if len(files) == 1 else f"{files[0]} ... {files[-1]}"
     print(f"{len(bank)} presets written to {shown}")
 

@@ -31,21 +31,6 @@ def check(logits: Float[Array, "*batch width"], space: ParameterSpace) -> None:
         )
 
 
-def category_blocks(space: ParameterSpace) -> tuple[np.ndarray, np.ndarray]:
-    """Positions, in a relaxed preset, of each categorical parameter's block.
-
-    Returns:
-      `slots [categorical, choices]`, padded with its first slot to the
-      largest cardinality, and `real [categorical, choices]`, which of them
-      are not padding.
-    """
-    sizes = np.array(space.cardinalities, int)[:, None]
-    choices = np.arange(max(space.cardinalities, default=0))
-    real = choices < sizes
-    offsets = np.asarray(space.category_offsets, int)[:, None]
-    return np.where(real, offsets + choices, offsets), real
-
-
 def block_logits(
     ordered: Float[Array, "*batch width"], space: ParameterSpace
 ) -> Float[Array, "*batch categorical choices"]:
@@ -55,7 +40,7 @@ def block_logits(
       ordered: logits in the order of a relaxed preset.
       space: their space.
     """
-    slots, real = category_blocks(space)
+    slots, real = space.category_blocks
     return jnp.where(jnp.asarray(real), ordered[..., slots], -jnp.inf)
 
 
@@ -65,7 +50,7 @@ def _join(
     space: ParameterSpace,
 ) -> Float[Array, "*batch width"]:
     """Puts values and padded blocks into the order of a relaxed preset."""
-    _, real = category_blocks(space)
+    _, real = space.category_blocks
     flat = blocks.reshape(*blocks.shape[:-2], -1)
     return jnp.concatenate([values, flat[..., np.flatnonzero(real)]], axis=-1)
 
@@ -91,7 +76,7 @@ def relaxed(
     """Probabilities, as a relaxed preset.
 
     Args:
-      logits: in table order.
+      logits: logits in table order.
       space: their space.
       temperature: divides the logits of switches and categories.
 
@@ -116,7 +101,7 @@ def hard(
     Gradients reach numerical parameters only.
 
     Args:
-      logits: in table order.
+      logits: logits in table order.
       space: their space.
 
     Returns:
@@ -132,8 +117,6 @@ def hard(
     values = jnp.where(_is_binary(space), switches, jax.nn.sigmoid(values))
     preset = jnp.zeros((*logits.shape[:-1], space.num_used), logits.dtype)
     preset = preset.at[..., space.noncategorical].set(values)
-    if len(space.categorical) == 0:
-        return preset
     best = jnp.argmax(blocks, axis=-1).astype(logits.dtype)
     return preset.at[..., space.categorical].set(best)
 
@@ -153,9 +136,9 @@ def straight_through(
     adding Gumbel noise (Jang et al., https://arxiv.org/abs/1611.01144).
 
     Args:
-      logits: in table order.
+      logits: logits in table order.
       space: their space.
-      temperature: of the relaxed preset that gives the gradient.
+      temperature: temperature of the relaxed preset that gives the gradient.
       key: JAX random key; without it the most probable choice is taken.
 
     Returns:
@@ -197,11 +180,11 @@ def for_proxy(
     """What a proxy is fed: logits decoded to a relaxed preset.
 
     Args:
-      logits: in table order.
+      logits: logits in table order.
       space: their space.
       mode: "hard" is the paper's, see `hard`; the others are `relaxed`,
         `straight_through` without and, as "gumbel", with noise.
-      temperature: of the relaxed modes.
+      temperature: temperature of the relaxed modes.
       key: JAX random key, for "gumbel" only.
 
     Returns:

@@ -71,7 +71,7 @@ def kaldi_decibels(
 
     Args:
       audio: clips in [-1, 1], more than 513 samples.
-      sample_rate: in Hz.
+      sample_rate: sample rate, in Hz.
       every: which frames are computed, each n-th one.
 
     Returns:
@@ -206,7 +206,7 @@ def dynamic_time_warping(
     and Chiba 1978, with weights 1). Gradients are those of the path.
 
     Args:
-      cost: of each pair of elements, not negative.
+      cost: cost of each pair of elements, not negative.
 
     Returns:
       The normalised cost.
@@ -351,8 +351,8 @@ def features(
 
     Args:
       audio: clips in [-1, 1], more than 1,024 samples.
-      sample_rate: in Hz.
-      chosen: from `names()`.
+      sample_rate: sample rate, in Hz.
+      chosen: names of distances, from `names()`.
       every: 1 for the distances as they are. Searches may compare each n-th
         frame only: the distance is then an average over fewer frames, at
         nearly 1/n of the time, and orders clips nearly alike. For `a_mean`
@@ -392,10 +392,10 @@ def compare(
     """Distances between features, row by row.
 
     Args:
-      prediction: from `features`.
-      target: from `features`, of as many clips, or of one that every
+      prediction: features from `features`.
+      target: features from `features`, of as many clips, or of one that every
         prediction is compared with.
-      chosen: from `names()`.
+      chosen: names of distances, from `names()`.
 
     Returns:
       `[batch]` by name, in the order chosen.
@@ -424,8 +424,8 @@ def quick_a_mean(
       prediction: clips in [-1, 1], more than 1,024 samples.
       goal: `features` of one target of the same length, chosen `a_mean`,
         with the same `every`.
-      sample_rate: in Hz.
-      every: see `features`.
+      sample_rate: sample rate, in Hz.
+      every: which frames are compared, see `features`.
 
     Returns:
       The distances; worked out one clip after the other, which is quickest
@@ -454,8 +454,8 @@ def measure(
       prediction: clips in [-1, 1], more than 1,024 samples.
       target: as many clips of the same length, or one that every prediction
         is compared with.
-      sample_rate: in Hz.
-      chosen: from `names()`.
+      sample_rate: sample rate, in Hz.
+      chosen: names of distances, from `names()`.
       at_once: clips worked on together, so that spectra fit into memory;
         None for 1 on a CPU and 16 elsewhere.
 

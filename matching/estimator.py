@@ -7,14 +7,12 @@ a categorical parameter taking as many places as it has categories;
 """
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 from jaxtyping import Array, Float
 
 from matching import distances
@@ -42,7 +40,7 @@ def spectrogram(
 
     Args:
       audio: clips in [-1, 1]; 5 s at 32 kHz make 313 frames.
-      sample_rate: in Hz.
+      sample_rate: sample rate, in Hz.
 
     Returns:
       dB, not below -80.
@@ -60,7 +58,7 @@ def scale(
     Args:
       decibels: spectrograms.
       minimum: least value of the whole training set, in dB.
-      maximum: its greatest value.
+      maximum: greatest value of the training set, in dB.
 
     Returns:
       The network's input; values outside the range lie outside [-1, 1].
@@ -365,8 +363,8 @@ class Estimator(nn.Module):
         """Estimates logits.
 
         Args:
-          spectrogram: in [-1, 1], see `scale`; 128 mel bands, any number of
-            frames from 1.
+          spectrogram: spectrograms in [-1, 1], see `scale`, of 128 mel bands
+            and any number of frames from 1.
           train: whether to use batch statistics and dropout, which needs a
             random key named "dropout".
 
@@ -406,73 +404,3 @@ class Estimator(nn.Module):
             name="head_norm", dtype=jnp.promote_types(x.dtype, jnp.float32)
         )(x, train=train)
         return x
-
-
-# Published weights -----------------------------------------------------------
-
-
-def _published_names() -> dict[str, str]:
-    """Our layers and where the published state dict keeps them."""
-    # Each of its layers is a convolution, an activation and, from the second
-    # on, a batch normalisation.
-    starts = [0, *range(2, 2 + 3 * (len(CHANNELS) - 1), 3)]
-    names = {f"conv_{i}": f"enc_nn.{s}" for i, s in enumerate(starts)}
-    names |= {f"norm_{i}": f"enc_nn.{s + 2}" for i, s in enumerate(starts) if i}
-    return names | {
-        "mixer": "features_mixer_cnn.0",
-        "head": "mlp.1",
-        "head_norm": "mlp.2",
-    }
-
-
-def from_published(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Variables of `Estimator` from a published state dict.
-
-    Args:
-      state_dict: arrays by name; names behind a prefix `estimator.` are
-        found too, others are ignored.
-
-    Returns:
-      `{"params", "batch_stats"}`, NumPy arrays.
-
-    Raises:
-      ValueError: when a tensor is missing or has the wrong shape; names it.
-    """
-    prefix = "estimator."
-    found = {k.removeprefix(prefix): v for k, v in state_dict.items()}
-
-    def get(name: str) -> np.ndarray:
-        if name not in found:
-            raise ValueError(
-                f"the state dict has no tensor {name!r}: it is not that of a "
-                "published estimator"
-            )
-        return np.asarray(found[name])
-
-    flat = {}
-    for ours, theirs in _published_names().items():
-        weight, bias = get(f"{theirs}.weight"), get(f"{theirs}.bias")
-        flat["params", ours, "bias"] = bias
-        if "norm" in ours:
-            flat["params", ours, "scale"] = weight
-            stats = ("batch_stats", ours)
-            flat[*stats, "mean"] = get(f"{theirs}.running_mean")
-            flat[*stats, "var"] = get(f"{theirs}.running_var")
-        elif ours.startswith("conv"):
-            flat["params", ours, "kernel"] = weight.transpose(2, 3, 1, 0)
-        else:
-            flat["params", ours, "kernel"] = weight.reshape(len(weight), -1).T
-    outputs = flat["params", "head", "bias"].size
-    expected: Any = jax.eval_shape(
-        Estimator(outputs).init,
-        jax.random.key(0),
-        jnp.zeros((1, 128, 313)),
-    )
-    leaves: dict[Any, Any] = traverse_util.flatten_dict(expected)
-    for path, leaf in leaves.items():
-        if flat[path].shape != leaf.shape:
-            raise ValueError(
-                f"tensor of {'/'.join(path)} has shape {flat[path].shape}, "
-                f"the estimator needs {leaf.shape}"
-            )
-    return traverse_util.unflatten_dict(flat)

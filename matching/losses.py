@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from matching import decode
 from matching.schedules import Schedule
-from proxy.encoders.transformer import Transformer
+from proxy import encoders
 from proxy.objective import TrainState, embedding_loss
 from proxy.space import ParameterSpace
 
@@ -52,7 +52,7 @@ def parameter_loss(
     """How far logits are from a preset (Combes et al. 2025, section 4.2).
 
     Args:
-      logits: in table order.
+      logits: logits in table order.
       preset: the targets.
       space: their space.
       label_smoothing: share of a category's target that is spread evenly
@@ -81,7 +81,7 @@ def parameter_loss(
             ordered[:, binary], target[:, binary]
         ).mean()
     if len(space.categorical):
-        slots, real = decode.category_blocks(space)
+        slots, real = space.category_blocks
         log = jax.nn.log_softmax(decode.block_logits(ordered, space))
         # Padding is minus infinity, and its gradient must not be NaN.
         log = jnp.where(real, log, 0)
@@ -105,16 +105,16 @@ def perceptual_loss(
     """L1 between the proxy's view of the decoded logits and the target's.
 
     Args:
-      logits: in table order.
-      embedding: of the target audio.
+      logits: logits in table order.
+      embedding: embeddings of the target audio.
       proxy: a frozen preset encoder, see `frozen`.
       space: the parameter space.
       mode: how logits are decoded; "hard" is the paper's, whose gradients
         reach numerical parameters only.
-      at_once: presets that go through the proxy together, forward and back,
-        before the next ones; 0 for the whole batch. The result is the same;
-        see `presets_at_once`.
-      **options: of `decode.for_proxy`.
+      at_once: how many presets go through the proxy together, forward and
+        back, before the next ones; 0 for the whole batch. The result is the
+        same, see `encoders.presets_at_once`.
+      **options: options of `decode.for_proxy`.
 
     Returns:
       The mean over batch and embedding.
@@ -123,56 +123,41 @@ def perceptual_loss(
       ValueError: for logits that do not fit, or an unknown mode.
     """
     relaxed = decode.for_proxy(logits, space, mode, **options)
-    batch = relaxed.shape[0]
-    if at_once == 0 or at_once >= batch:
+    if at_once == 0:
         return embedding_loss(proxy(relaxed), embedding)
 
-    def part(pair):
-        value, slope = jax.value_and_grad(
-            lambda relaxed: embedding_loss(proxy(relaxed), pair[1])
-        )(pair[0])
-        # Parts of the mean over the batch.
-        return value * len(pair[0]) / batch, slope * len(pair[0]) / batch
+    def one(pair):
+        preset, goal = pair
+        return jax.value_and_grad(
+            lambda x: embedding_loss(proxy(x[None]), goal[None])
+        )(preset)
 
-    # The gradient of a part is found right after its value, while all that
-    # it needs is at hand, and is a constant from then on.
-    fixed = jax.lax.stop_gradient(relaxed)
-    whole = batch // at_once * at_once
-    parts = [
-        x[:whole].reshape(-1, at_once, x.shape[-1]) for x in (fixed, embedding)
-    ]
-    values, slopes = jax.lax.map(part, parts)
-    value, slope = values.sum(), slopes.reshape(whole, -1)
-    if whole < batch:
-        rest, last = part((fixed[whole:], embedding[whole:]))
-        value, slope = value + rest, jnp.concatenate([slope, last])
-    # Adds nothing but the gradient: the difference is exactly zero.
-    value, slope = jax.lax.stop_gradient((value, slope))
-    return value + (slope * (relaxed - fixed)).sum()
+    # A preset's gradient is found right after its value, while all that it
+    # needs is at hand.
+    presets = jax.lax.stop_gradient(relaxed)
+    values, slopes = jax.lax.map(one, (presets, embedding), batch_size=at_once)
+    return _with_gradient(values.mean(), relaxed, slopes / len(slopes))
 
 
-def presets_at_once(proxy: nn.Module) -> int:
-    """How many presets to send through a proxy together, for speed.
+@jax.custom_vjp
+def _with_gradient(value, x, slope):
+    """A value that was computed along with its gradient by `x`."""
+    del x, slope
+    return value
 
-    What the tokens of a few presets leave behind in a transformer stays in a
-    CPU's cache; dense proxies and accelerators want the whole batch.
 
-    Args:
-      proxy: a preset encoder.
-
-    Returns:
-      For `perceptual_loss`; 0 for the whole batch.
-    """
-    on_cpu = jax.default_backend() == "cpu"
-    return 4 if on_cpu and isinstance(proxy, Transformer) else 0
+_with_gradient.defvjp(
+    lambda value, x, slope: (value, slope),
+    lambda slope, cotangent: (None, cotangent * slope, None),
+)
 
 
 def frozen(encoder: nn.Module, variables: Any) -> Proxy:
     """A preset encoder in evaluation mode that no gradient changes.
 
     Args:
-      encoder: from `proxy.encoders`.
-      variables: its `params` and, if it has them, `batch_stats`.
+      encoder: an encoder from `proxy.encoders`.
+      variables: the encoder's `params` and, if it has them, `batch_stats`.
 
     Returns:
       A function from relaxed presets to embeddings.
@@ -198,7 +183,7 @@ def init_state(
 
     Args:
       estimator: a network from spectrograms to logits.
-      optimizer: its gradient transformation.
+      optimizer: the gradient transformation.
       key: JAX random key.
       mels: mel bands of its input.
       frames: frames of its input.
@@ -232,7 +217,7 @@ def train_step(
     """Builds one optimizer step on the weighted sum of both losses.
 
     Args:
-      estimator: built with the same `axis_name`.
+      estimator: a network built with the same `axis_name`.
       space: the parameter space.
       optimizer: the gradient transformation; when its state takes a
         learning rate from outside, that is the caller's to set.
@@ -241,8 +226,8 @@ def train_step(
         step without it for the time that the perceptual weight is 0: the
         proxy costs several times what the estimator does.
       mode: how the proxy's input is decoded, see `decode.for_proxy`.
-      label_smoothing: see `parameter_loss`.
-      temperature: of the decoding, a function from the step.
+      label_smoothing: share of a category's target that is spread evenly.
+      temperature: temperature of the decoding, a function from the step.
       axis_name: mapped axis over which loss and gradients are averaged.
 
     Returns:
@@ -253,6 +238,8 @@ def train_step(
       without one. Metrics: loss, numerical, binary, categorical, perceptual
       (with a proxy), parameter_weight, perceptual_weight, grad_norm.
     """
+    on_cpu = jax.default_backend() == "cpu"
+    at_once = encoders.presets_at_once(proxy) if proxy and on_cpu else 0
 
     def loss_fn(params, batch_stats, batch, step, key, proxy_variables):
         dropout, noise = jax.random.split(jax.random.fold_in(key, step))
@@ -280,7 +267,7 @@ def train_step(
                 frozen(proxy, proxy_variables),
                 space,
                 mode,
-                at_once=presets_at_once(proxy),
+                at_once=at_once,
                 temperature=temperature(step),
                 key=noise,
             )

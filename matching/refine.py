@@ -22,69 +22,13 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from matching import decode
-from matching.losses import Proxy
-from proxy import unknown
 from proxy.space import ParameterSpace
 
 # Options of compiled functions are numbers outside and arrays inside.
 Scalar = float | Float[Array, ""]
 
-GEOMETRIES = ("logits", "projected")
 # Probabilities are kept this far from 0 and 1 where they become logits.
 _MARGIN = 1e-3
-
-
-# Projection ------------------------------------------------------------------
-
-
-def project_simplex(
-    x: Float[Array, "*batch choices"], real: np.ndarray
-) -> Float[Array, "*batch choices"]:
-    """The nearest probabilities, in the Euclidean sense.
-
-    max(x - t, 0) with the t that makes them sum to 1 (Duchi et al. 2008,
-    "Efficient projections onto the l1-ball", algorithm 1).
-
-    Args:
-      x: real numbers.
-      real: `[..., choices]`, False where a place is padding.
-
-    Returns:
-      Non-negative numbers that sum to 1, zero in the padding.
-    """
-    x = jnp.where(real, x, -jnp.inf)
-    descending = -jnp.sort(-x, axis=-1)
-    finite = jnp.isfinite(descending)
-    descending = jnp.where(finite, descending, 0)
-    count = jnp.arange(1, x.shape[-1] + 1)
-    excess = jnp.cumsum(descending, axis=-1) - 1
-    kept = finite & (descending * count > excess)
-    size = kept.sum(-1, keepdims=True)
-    # The positive ones come first: the last of them gives the threshold.
-    threshold = jnp.take_along_axis(excess, size - 1, axis=-1) / size
-    return jnp.where(real, jnp.maximum(x - threshold, 0), 0)
-
-
-def project(
-    relaxed: Float[Array, "*batch width"], space: ParameterSpace
-) -> Float[Array, "*batch width"]:
-    """The nearest relaxed preset: values in [0, 1], blocks that sum to 1.
-
-    Args:
-      relaxed: any real numbers, in the order of a relaxed preset.
-      space: its space.
-
-    Returns:
-      A relaxed preset; one that is valid already stays as it is.
-    """
-    split = len(space.noncategorical)
-    values = jnp.clip(relaxed[..., :split], 0, 1)
-    if len(space.categorical) == 0:
-        return values
-    slots, real = decode.category_blocks(space)
-    blocks = project_simplex(relaxed[..., slots], real)
-    flat = blocks.reshape(*blocks.shape[:-2], -1)
-    return jnp.concatenate([values, flat[..., np.flatnonzero(real)]], axis=-1)
 
 
 def to_logits(
@@ -116,10 +60,10 @@ class Descent(NamedTuple):
     """Where the descents stand; every array has one row a start.
 
     Attributes:
-      position: logits, or relaxed presets, by geometry.
-      moments: of the optimizer.
+      position: logits, which keep a preset valid wherever they move.
+      moments: moments of the optimizer.
       best: the relaxed presets with the least loss so far.
-      loss: that loss, infinite before the first step.
+      loss: least loss so far, infinite before the first step.
     """
 
     position: Float[Array, "starts width"]
@@ -136,26 +80,21 @@ def _optimizer(learning_rate: Any) -> optax.GradientTransformation:
 def begin(
     starts: Float[Array, "starts parameters"],
     space: ParameterSpace,
-    geometry: str = "logits",
 ) -> Descent:
     """Sets descents off from presets.
 
     Args:
       starts: hard presets.
       space: their space.
-      geometry: "logits" descends on logits, which keeps presets valid by
-        itself; "projected" on relaxed presets, projected after each step.
 
     Returns:
       The state before the first step.
 
     Raises:
-      ValueError: for presets that do not fit the space or an unknown
-        geometry.
+      ValueError: for presets that do not fit the space.
     """
-    _check_geometry(geometry)
     relaxed = space.to_relaxed(jnp.asarray(starts))
-    position = to_logits(relaxed, space) if geometry == "logits" else relaxed
+    position = to_logits(relaxed, space)
     return Descent(
         position=position,
         moments=_optimizer(0.0).init(position),
@@ -164,15 +103,7 @@ def begin(
     )
 
 
-def _check_geometry(geometry: str) -> None:
-    if geometry not in GEOMETRIES:
-        raise ValueError(unknown("geometry", geometry, GEOMETRIES))
-
-
-@functools.partial(
-    jax.jit,
-    static_argnames=("proxy", "space", "steps", "geometry", "mode"),
-)
+@functools.partial(jax.jit, static_argnames=("proxy", "space", "steps"))
 def descend(
     state: Descent,
     target: Float[Array, " embedding"],
@@ -182,39 +113,25 @@ def descend(
     space: ParameterSpace,
     steps: int,
     learning_rate: float | Float[Array, ""] = 0.05,
-    geometry: str = "logits",
-    mode: str = "relaxed",
 ) -> Descent:
     """Adam on the distance between the proxy's embedding and the target's.
 
     Args:
-      state: from `begin`, or from here.
+      state: where the descents stand, from `begin` or from here.
       target: embedding of the target audio.
-      variables: of the proxy, not changed.
+      variables: variables of the proxy, not changed.
       proxy: a preset encoder, applied in evaluation mode.
       space: the parameter space.
       steps: how many to take.
-      learning_rate: in logits, or in units of the relaxed preset.
-      geometry: as in `begin`.
-      mode: for "logits", how the proxy's input is decoded: "relaxed", or
-        "straight_through", which scores the hard preset.
+      learning_rate: size of a step, in logits.
 
     Returns:
       The state after these steps; its `best` counts the point before each
       step, and the loss is the mean absolute difference per embedding.
-
-    Raises:
-      ValueError: for an unknown geometry or mode.
     """
-    _check_geometry(geometry)
-
-    def relaxed_at(position):
-        if geometry == "projected":
-            return position
-        return decode.for_proxy(position, space, mode)
 
     def loss_fn(position):
-        relaxed = relaxed_at(position)
+        relaxed = decode.relaxed(position, space)
         embedding = proxy.apply(variables, relaxed, train=False)
         losses = jnp.abs(embedding - target).mean(-1)
         return losses.sum(), (losses, relaxed)
@@ -227,8 +144,6 @@ def descend(
         )
         updates, moments = optimizer.update(grads, state.moments)
         position: Any = optax.apply_updates(state.position, updates)
-        if geometry == "projected":
-            position = project(position, space)
         better = losses < state.loss
         return Descent(
             position=position,
@@ -269,21 +184,6 @@ def nearest(
     away = jnp.abs(jnp.asarray(bank) - target).mean(-1)
     least, where = jax.lax.top_k(-away, min(count, away.shape[0]))
     return where, -least
-
-
-def predicted_distance(
-    candidates: Float[Array, "candidates parameters"],
-    target: Float[Array, " embedding"],
-    proxy: Proxy,
-    space: ParameterSpace,
-) -> Float[Array, " candidates"]:
-    """What the proxy thinks of hard presets, to choose which to render.
-
-    Returns:
-      Mean absolute difference to the target's embedding.
-    """
-    embedding = proxy(space.to_relaxed(candidates))
-    return jnp.abs(embedding - target).mean(-1)
 
 
 def modules(space: ParameterSpace) -> np.ndarray:
@@ -338,10 +238,11 @@ def propose(
       space: their space.
       count: number of children.
       crossover: probability of the first way.
-      difference: probability of the second; the rest is for the third.
+      difference: probability of the second way; the third has the rest.
       share: least and greatest probability that a parameter mutates; at
         least one does. Log-uniform between the two.
-      spread: likewise, standard deviation of numerical steps.
+      spread: least and greatest standard deviation of numerical steps,
+        log-uniform between the two.
 
     Returns:
       Presets with every value on its grid; values beyond [0, 1] are

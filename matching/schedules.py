@@ -7,14 +7,12 @@ The paper's schedules (Combes et al. 2025, section 4.2): constant until
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+import optax
+from jaxtyping import Array
 
 from proxy import unknown
 
-Step = int | Array
-Weights = tuple[Any, Any]
-Schedule = Callable[[Step], Weights]
+Schedule = Callable[[int | Array], tuple[Any, Any]]
 
 # (parameter, perceptual) weights at the beginning and at the end.
 _ENDS = {
@@ -30,29 +28,6 @@ _ENDS = {
 def names() -> tuple[str, ...]:
     """Names of all schedules."""
     return tuple(_ENDS)
-
-
-def linear(
-    first: float, last: float, *, start: int, length: int
-) -> Callable[[Step], Any]:
-    """`first` until step `start`, then linear to `last` in `length` steps.
-
-    Args:
-      first: value until `start`, inclusive.
-      last: value from `start + length` on.
-      start: step at which the change begins.
-      length: steps that it lasts; 0 is a jump after `start`.
-
-    Returns:
-      A function from the step, traced or not.
-    """
-
-    def value(step: Step) -> Any:
-        phase = jnp.clip((step - start) / max(length, 1), 0.0, 1.0)
-        # Weighted ends, so that both are met exactly.
-        return first * (1 - phase) + last * phase
-
-    return value
 
 
 def get(
@@ -82,24 +57,16 @@ def get(
             f"start {start} and length {length} are shares of the run: give "
             "numbers in [0, 1]"
         )
-    when = {"start": int(start * steps), "length": int(length * steps)}
-    (p0, a0), (p1, a1) = _ENDS[name]
-    parameter, perceptual = linear(p0, p1, **when), linear(a0, a1, **when)
+    begin, lasting = int(start * steps), int(length * steps)
+    parameter, perceptual = (
+        # A change of no length is one of a single step: a jump.
+        optax.linear_schedule(first, last, max(lasting, 1), begin)
+        for first, last in zip(*_ENDS[name], strict=True)
+    )
     return lambda step: (parameter(step), perceptual(step))
 
 
-def uses_proxy(name: str) -> bool:
-    """Whether a schedule ever gives the perceptual loss a weight.
-
-    Raises:
-      KeyError: for an unknown name.
-    """
-    return any(perceptual > 0 for _, perceptual in _ENDS[name])
-
-
-def temperature(
-    first: float, last: float, steps: int
-) -> Callable[[Step], Float[Array, ""]]:
+def temperature(first: float, last: float, steps: int) -> optax.Schedule:
     """Exponential decay of a softmax temperature, then constant.
 
     Args:
@@ -118,9 +85,6 @@ def temperature(
         raise ValueError(
             f"temperatures must be positive, got {first} and {last}"
         )
-
-    def value(step: Step) -> Float[Array, ""]:
-        phase = jnp.clip(step / max(steps, 1), 0.0, 1.0)
-        return jnp.asarray(first * (last / first) ** phase)
-
-    return value
+    return optax.exponential_decay(
+        first, max(steps, 1), last / first, end_value=last
+    )

@@ -62,7 +62,7 @@ def init_state(
 
     Args:
       encoder: a preset encoder.
-      optimizer: its gradient transformation.
+      optimizer: the gradient transformation.
       key: JAX random key.
       width: size of a relaxed preset.
       average: keep an exponential moving average of the parameters.
@@ -116,7 +116,8 @@ def train_step(
       axis_name: mapped axis over which loss and gradients are averaged.
       accumulate: micro-batches whose gradients make one step. BatchNorm
         sees them one after the other, as PyTorch's does.
-      decay: of the moving average of the parameters, when the state has one.
+      decay: decay of the moving average of the parameters, when the state
+        has one.
 
     Returns:
       `(state, {"preset", "embedding"}) -> (state, metrics)`, where a batch

@@ -1,6 +1,5 @@
 """AdamW as PyTorch runs it, and the paper's learning-rate schedule."""
 
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
@@ -35,21 +34,20 @@ def warmup_cosine_restart(
     Returns:
       A function from the step to the learning rate.
     """
-
-    def schedule(step):
-        step = jnp.asarray(step, float)
-        warm = warmup_factor + (1 - warmup_factor) * step / max(warmup_steps, 1)
-        after = step - warmup_steps
-        second = after >= cosine_steps
-        length = jnp.where(second, restart_steps, cosine_steps)
-        part = jnp.where(second, after - cosine_steps, after)
-        phase = jnp.clip(part / jnp.maximum(length, 1), 0, 1)
-        phase = jnp.where(second & (restart_steps == 0), 1.0, phase)
-        top = base * jnp.where(second, restart_factor, 1.0)
-        cosine = minimum + (top - minimum) * (1 + jnp.cos(jnp.pi * phase)) / 2
-        return jnp.where(step < warmup_steps, base * warm, cosine)
-
-    return schedule
+    warmup = optax.linear_schedule(
+        base * warmup_factor, base, max(warmup_steps, 1)
+    )
+    cosine = optax.cosine_decay_schedule(
+        base, max(cosine_steps, 1), minimum / base
+    )
+    pieces, ends = [warmup, cosine], [warmup_steps]
+    if restart_steps:
+        top = restart_factor * base
+        pieces.append(
+            optax.cosine_decay_schedule(top, restart_steps, minimum / top)
+        )
+        ends.append(warmup_steps + cosine_steps)
+    return optax.join_schedules(pieces, ends)
 
 
 def adamw(

@@ -60,7 +60,7 @@ def init_states(
       rates: arguments of it that differ among members, `[members]` each.
       keys: JAX random key of each member.
       width: size of a relaxed preset.
-      **options: of `objective.init_state`.
+      **options: options of `objective.init_state`.
 
     Returns:
       A `TrainState` whose arrays all have a leading axis of members.
@@ -88,8 +88,8 @@ def train_step(
     Args:
       encoder: a preset encoder.
       space: turns the batches' presets into relaxed ones.
-      make_optimizer: as for `init_states`.
-      **options: of `objective.train_step`.
+      make_optimizer: builds a gradient transformation from a member's rates.
+      **options: options of `objective.train_step`.
 
     Returns:
       `(rates, states, {"preset", "embedding"}) -> (states, metrics)`, all
@@ -133,8 +133,8 @@ def keep_best(
     Args:
       best: the best so far.
       states: the members now.
-      score: of each now, the higher the better; one that is not a number
-        replaces nothing.
+      score: score of each member now, the higher the better; one that is not
+        a number replaces nothing.
 
     Returns:
       The best with this validation.

@@ -196,7 +196,7 @@ def space(
 
     Args:
       name: the synthesizer's name.
-      parameters: in the plug-in's order.
+      parameters: the parameters in the plug-in's order.
       missing: plug-in indices the table leaves out.
 
     Returns:
@@ -375,12 +375,18 @@ class ParameterSpace:
         ).astype(np.int32)
 
     @functools.cached_property
-    def _padded_blocks(self) -> tuple[np.ndarray, np.ndarray]:
-        """Slots of each block, padded to the widest, and which are real."""
-        widest = max(self.cardinalities, default=0)
-        real = np.arange(widest) < np.array(self.cardinalities)[:, None]
-        slots = self.category_offsets[:, None] + np.arange(widest)
-        return np.where(real, slots, self.category_offsets[:, None]), real
+    def category_blocks(self) -> tuple[np.ndarray, np.ndarray]:
+        """Positions, in a relaxed preset, of each categorical block.
+
+        Returns:
+          `slots [categorical, choices]`, padded with a block's first position
+          to the widest block, and `real [categorical, choices]`, which of
+          them are not padding.
+        """
+        choices = np.arange(max(self.cardinalities, default=1))
+        real = choices < np.array(self.cardinalities, int)[:, None]
+        first = self.category_offsets[:, None]
+        return np.where(real, first + choices, first), real
 
     @functools.cached_property
     def _discrete(self) -> np.ndarray:
@@ -483,8 +489,8 @@ class ParameterSpace:
           Presets, independent across columns.
 
         Raises:
-          ValueError: when the last axis is not `num_used`, or the two
-            probabilities are not such: negative, or 1 and more together.
+          ValueError: when the last axis is not `num_used`, a probability is
+            negative, or the two are 1 and more together.
         """
         check_sampling(at_default, at_end)
         if not at_default + at_end:
@@ -529,14 +535,15 @@ class ParameterSpace:
         Args:
           key: JAX random key.
           shape: batch shape.
-          at_default: see `from_uniform`.
-          at_end: see `from_uniform`.
+          at_default: probability of a numerical parameter's default.
+          at_end: probability of its lowest and highest value together.
 
         Returns:
           float32 presets, `[*shape, num_used]`.
 
         Raises:
-          ValueError: when the two are no probabilities, see `from_uniform`.
+          ValueError: when a probability is negative, or the two are 1 and more
+            together.
         """
         return self.from_uniform(
             jax.random.uniform(key, (*shape, self.num_used)),
@@ -614,9 +621,7 @@ class ParameterSpace:
         preset = self._put(preset, self.noncategorical, relaxed[..., :split])
         switches = (preset[..., self.binary] >= 0.5).astype(relaxed.dtype)
         preset = self._put(preset, self.binary, switches)
-        if len(self.categorical) == 0:
-            return preset
-        slots, real = self._padded_blocks
+        slots, real = self.category_blocks
         blocks = xp.where(real, relaxed[..., slots], -xp.inf)
         best = xp.argmax(blocks, axis=-1).astype(relaxed.dtype)
         return self._put(preset, self.categorical, best)
@@ -640,7 +645,7 @@ class ParameterSpace:
         values = self._put(values, self.positions, preset)
         if len(self.categorical) == 0:
             return values
-        slots, _ = self._padded_blocks
+        slots, _ = self.category_blocks
         table = xp.asarray(self.slot_value, preset.dtype)[slots - split]
         category = preset[..., self.categorical].astype(np.int32)
         raw = table[np.arange(len(self.categorical)), category]
@@ -668,7 +673,7 @@ class ParameterSpace:
         preset = values[..., self.positions]
         if len(self.categorical):
             split = len(self.noncategorical)
-            slots, real = self._padded_blocks
+            slots, real = self.category_blocks
             table = np.where(real, self.slot_value[slots - split], np.inf)
             raw = preset[..., self.categorical, None]
             nearest = xp.argmin(

@@ -9,7 +9,8 @@ import pytest
 from datasets.weights import published as weights
 from proxy import audio
 from proxy.audio import efficientat
-from proxy.published import efficientat as torch_weights
+from proxy.published.efficientat import variables as from_published
+from tests.published import efficientat_state
 from tests.shared import shared
 
 FORMS = ("shift", "convolution")
@@ -197,13 +198,13 @@ def test_every_width_has_its_shapes(name, width):
         efficientat.shapes(width),
         is_leaf=lambda node: isinstance(node, tuple),
     )
-    state = torch_weights.efficientat_state(variables, width)
+    state = efficientat_state(variables, width)
     if width > 0.2:
         assert set(state) == known
     else:
         # Narrow enough that some blocks do not expand, which shifts numbers.
         assert len(state) <= len(known)
-    again = torch_weights.efficientat_variables(state, width)
+    again = from_published(state, width)
     assert jax.tree.map(np.shape, again) == efficientat.shapes(width)
     assert efficientat.width_of(variables) == width
 
@@ -273,16 +274,14 @@ def test_bad_input_is_named():
 
 def test_wrong_weights_are_named():
     variables = random("mn01")
-    state = torch_weights.efficientat_state(variables, 0.1)
+    state = efficientat_state(variables, 0.1)
     with pytest.raises(ValueError, match=r"width 0\.4"):
-        torch_weights.efficientat_variables(state, 0.4)
+        from_published(state, 0.4)
     lacking = {n: a for n, a in state.items() if n != "features.0.0.weight"}
     with pytest.raises(ValueError, match=re.escape("'features.0.0.weight'")):
-        torch_weights.efficientat_variables(lacking, 0.1)
+        from_published(lacking, 0.1)
     with pytest.raises(ValueError, match="'extra'"):
-        torch_weights.efficientat_variables(
-            {**state, "extra": np.zeros(1)}, 0.1
-        )
+        from_published({**state, "extra": np.zeros(1)}, 0.1)
     bent = {**state, "classifier.5.bias": np.zeros(3, np.float32)}
     with pytest.raises(ValueError, match=r"'classifier\.5\.bias'"):
-        torch_weights.efficientat_variables(bent, 0.1)
+        from_published(bent, 0.1)

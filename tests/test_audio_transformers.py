@@ -1,7 +1,7 @@
 """PaSST and AudioMAE, against a forward pass in NumPy.
 
 The forward passes here read the published tensors by their published names
-and layouts; ours get them through `proxy.published.efficientat`.
+and layouts; ours get them through `proxy.published.vit`.
 """
 
 import functools
@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from scipy import special
 
-from datasets.weights import published
+from datasets.weights import published as weights
 from proxy import audio
 from proxy.audio import audiomae, efficientat, passt, vit
-from proxy.published import efficientat as torch_weights
+from proxy.published import vit as published
 
 WIDTH = 128  # two heads
 RNG = np.random.default_rng(0)
@@ -166,7 +166,7 @@ def clip(samples, seed=0):
 
 @functools.cache
 def small_passt():
-    return torch_weights.passt_variables(passt_state(), 2, WIDTH)
+    return published.passt_variables(passt_state(), 2, WIDTH)
 
 
 @pytest.mark.parametrize("frames", [16, 79])
@@ -213,7 +213,7 @@ def test_passt_lengths():
 
 @functools.cache
 def small_audiomae():
-    return torch_weights.audiomae_variables(audiomae_state(), 3, WIDTH)
+    return published.audiomae_variables(audiomae_state(), 3, WIDTH)
 
 
 @pytest.mark.parametrize("rate", [16_000, 44_100])
@@ -269,7 +269,7 @@ def test_pretrained_and_finetuned_names():
     }
     state["mask_token"] = tensor(1, 1, 512)
     state["decoder_blocks.0.norm1.weight"] = tensor(512)
-    again = torch_weights.audiomae_variables(state, 3, WIDTH)
+    again = published.audiomae_variables(state, 3, WIDTH)
     jax.tree.map(np.testing.assert_array_equal, again, small_audiomae())
 
 
@@ -290,7 +290,7 @@ def test_pretrained_and_finetuned_names():
 def test_registry(name, rate, dimension):
     model = audio.get(name)
     assert (model.sample_rate, model.dimension) == (rate, dimension)
-    assert model.differentiable and model.weights in published.PUBLISHED
+    assert model.differentiable and model.weights in weights.PUBLISHED
     assert model.init is not None
     variables = jax.eval_shape(model.init, jax.random.key(0))
     clips = jax.ShapeDtypeStruct((3, 5 * rate), np.float32)
@@ -344,15 +344,15 @@ def test_bfloat16_is_near():
 def test_wrong_weights_are_named():
     state = passt_state()
     with pytest.raises(ValueError, match=r"'blocks\.2\.norm1.*7 blocks"):
-        torch_weights.passt_variables(state, 7, WIDTH)
+        published.passt_variables(state, 7, WIDTH)
     with pytest.raises(ValueError, match="'extra'"):
-        torch_weights.passt_variables({**state, "extra": tensor(1)}, 2, WIDTH)
+        published.passt_variables({**state, "extra": tensor(1)}, 2, WIDTH)
     for name, bad in (
         ("blocks.1.attn.qkv.weight", tensor(3, 4)),
         ("patch_embed.proj.weight", tensor(WIDTH, 256)),
         ("time_new_pos_embed", tensor(1, WIDTH, 1, 98)),
     ):
         with pytest.raises(ValueError, match=name.replace(".", r"\.")):
-            torch_weights.passt_variables({**state, name: bad}, 2, WIDTH)
+            published.passt_variables({**state, name: bad}, 2, WIDTH)
     with pytest.raises(ValueError, match="AudioMAE encoder of 12"):
-        torch_weights.audiomae_variables(audiomae_state())
+        published.audiomae_variables(audiomae_state())

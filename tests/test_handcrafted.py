@@ -13,7 +13,7 @@ import pytest
 from datasets import engines
 from datasets.engines import dexed
 from datasets.presets import bank as handcrafted
-from datasets.presets import sysex
+from datasets.presets import reading, sysex, writing
 from proxy import spaces
 from tests.shared import shared
 
@@ -61,7 +61,7 @@ def test_packing_round_trips(seed, count):
 @hypothesis.given(packed=st.binary(min_size=128, max_size=128))
 def test_unpacking_agrees_with_dexed_py(packed):
     ours = sysex.unpack(np.frombuffer(packed, np.uint8)[None])
-    ours, _ = handcrafted.repair(ours)
+    ours, _ = reading.repair(ours)
     clean = bytes(byte & 0x7F for byte in packed)
     theirs = bare.Patch.from_packed(clean).to_sysex()
     theirs = np.frombuffer(theirs, np.uint8).copy()
@@ -80,7 +80,7 @@ def test_any_bytes_are_read_or_refused(data):
         except ValueError as error:
             assert str(error)
         else:
-            voices, _ = handcrafted.repair(voices)
+            voices, _ = reading.repair(voices)
             values = dexed.from_voices(voices, SPACE)
             assert 0 <= values.min() <= values.max() <= 1
 
@@ -138,7 +138,7 @@ def test_what_is_no_voice_is_refused(tmp_path, data, message):
     file = tmp_path / "odd.syx"
     file.write_bytes(data)
     with pytest.raises(ValueError, match=message) as error:
-        handcrafted.load(file, SPACE)
+        reading.load(file, SPACE)
     assert str(file) in str(error.value)
 
 
@@ -146,7 +146,7 @@ def test_random_bytes_of_the_right_size_are_refused(tmp_path):
     file = tmp_path / "photo.bin"
     file.write_bytes(np.random.default_rng(0).bytes(128 * 100))
     with pytest.raises(ValueError, match="these are no DX7 voices"):
-        handcrafted.load(file, SPACE)
+        reading.load(file, SPACE)
 
 
 def test_a_wrong_checksum_warns_and_names_the_file(tmp_path):
@@ -154,7 +154,7 @@ def test_a_wrong_checksum_warns_and_names_the_file(tmp_path):
     data[-2] ^= 1
     file = tmp_path / "stale.syx"
     file.write_bytes(data)
-    bank = handcrafted.load(file, SPACE)
+    bank = reading.load(file, SPACE)
     assert len(bank) == 32
     (warning,) = bank.report.warnings
     assert "stale.syx: checksum is" in warning
@@ -176,7 +176,7 @@ def test_folders_and_archives_are_searched(tmp_path):
         archive.writestr("broken.syx", b"\xf0\x43")
     (tmp_path / "notes.txt").write_text("not looked at")
     (tmp_path / "damaged.zip").write_bytes(b"PK\x03\x04 no archive")
-    bank = handcrafted.load(tmp_path, SPACE)
+    bank = reading.load(tmp_path, SPACE)
     assert bank.report.files == 3 and bank.report.found == 96
     assert len(bank.report.skipped) == 2
     assert "broken.syx" in str(bank.report.skipped)
@@ -186,15 +186,15 @@ def test_folders_and_archives_are_searched(tmp_path):
         source.endswith("three.zip/x/bank.syx#32") for source in bank.sources
     )
     assert bank.names[:2] == ("VOICE 0", "VOICE 1")
-    again = handcrafted.load([tmp_path / "a", tmp_path / "two.bin"], SPACE)
+    again = reading.load([tmp_path / "a", tmp_path / "two.bin"], SPACE)
     assert again.report.found == 64
 
 
 def test_missing_and_empty_paths_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"launch\.presets fetch"):
-        handcrafted.load(tmp_path / "nothing", SPACE)
+        reading.load(tmp_path / "nothing", SPACE)
     with pytest.raises(ValueError, match="no dexed preset in"):
-        handcrafted.load(tmp_path, SPACE)
+        reading.load(tmp_path, SPACE)
 
 
 # Into the space --------------------------------------------------------------
@@ -209,7 +209,7 @@ def test_presets_are_of_the_space(tmp_path_factory, seed):
     # A few bytes of garbage.
     voices[rng.integers(0, 3), rng.integers(0, 145, 5)] |= 127
     file.write_bytes(sysex.pack(voices & 127).tobytes())
-    bank = handcrafted.load(file, SPACE)
+    bank = reading.load(file, SPACE)
     assert bank.presets.dtype == np.float32
     np.testing.assert_array_equal(SPACE.snap(bank.presets), bank.presets)
     assert len(bank) + bank.report.duplicates == bank.report.found == 10
@@ -232,7 +232,7 @@ def test_each_kind_of_change_is_made_and_counted(tmp_path):
     voices[3, where["op1_output_level"]] = 120  # no DX7 value
     file = tmp_path / "four.bin"
     file.write_bytes(sysex.pack(voices).tobytes())
-    bank = handcrafted.load(file, SPACE)
+    bank = reading.load(file, SPACE)
     report = bank.report
     assert report.replaced == {"lfo_wave": 1}
     assert report.clipped == {"lfo_delay": 1}
@@ -253,7 +253,7 @@ def test_duplicates_are_dropped_across_files(tmp_path):
     voices = _voices(6, 32)
     for name in ("a.syx", "b.syx"):
         (tmp_path / name).write_bytes(sysex.bank_message(voices))
-    bank = handcrafted.load(tmp_path, SPACE)
+    bank = reading.load(tmp_path, SPACE)
     assert len(bank) == 32 and bank.report.duplicates == 32
     assert all("a.syx" in source for source in bank.sources)
 
@@ -269,7 +269,7 @@ def test_the_gate_drops_what_cannot_be_heard(tmp_path, renderer):
     voices[:, coarse] = [1, 1, 2, 3]
     file = tmp_path / "four.bin"
     file.write_bytes(sysex.pack(voices).tobytes())
-    bank = handcrafted.load(file, SPACE)
+    bank = reading.load(file, SPACE)
     for workers in (1, 2):
         kept = handcrafted.gate(bank, renderer, workers=workers)
         assert len(kept) == 3 and kept.report.kept == 3
@@ -341,11 +341,11 @@ def test_syx_sounds_like_the_presets(tmp_path_factory, seed, count):
     file = tmp_path_factory.mktemp("out") / "out.syx"
     presets = _presets(seed, count)
     names = [f"P {i}" for i in range(count)]
-    files = handcrafted.save(file, presets, names, SPACE)
+    files = writing.save(file, presets, names, SPACE)
     assert len(files) == -(-count // 32)
     assert {f.stat().st_size for f in files} <= {163, 4104}
     found = [sysex.parse(f.read_bytes())[0] for f in files]
-    expected = handcrafted.to_voices(presets, names, SPACE)
+    expected = writing.to_voices(presets, names, SPACE)
     np.testing.assert_array_equal(np.concatenate(found)[:count], expected)
 
 
@@ -354,9 +354,9 @@ def test_hand_crafted_presets_survive_the_round_trip(tmp_path):
     start = _presets(1, 20)
     names = [f"NAME {i}" for i in range(20)]
     # Once through the DX7's integers, once more clipped to the intervals.
-    presets = _used(handcrafted.to_voices(start, names, SPACE))
-    handcrafted.save(tmp_path / "a.syx", presets, names, SPACE)
-    bank = handcrafted.load(tmp_path / "a.syx", SPACE)
+    presets = _used(writing.to_voices(start, names, SPACE))
+    writing.save(tmp_path / "a.syx", presets, names, SPACE)
+    bank = reading.load(tmp_path / "a.syx", SPACE)
     np.testing.assert_array_equal(bank.presets[:20], presets)
     assert bank.names[:20] == tuple(names)
     # The bank is filled up with one plain voice.
@@ -365,7 +365,7 @@ def test_hand_crafted_presets_survive_the_round_trip(tmp_path):
 
 def test_exported_banks_load_in_dexed_py(tmp_path, renderer):
     presets = _presets(2, 5)
-    handcrafted.save(tmp_path / "a.syx", presets, list("abcde"), SPACE)
+    writing.save(tmp_path / "a.syx", presets, list("abcde"), SPACE)
     # A checksum that does not match would be a warning, so an error here.
     patches = bare.Patch.load_bank(str(tmp_path / "a.syx"))
     assert [p.name for p in patches[:5]] == [c.ljust(10) for c in "abcde"]
@@ -394,8 +394,8 @@ def test_json_round_trips_exactly(tmp_path, name):
     uniform = rng.random((20, space.num_used)).astype(np.float32)
     presets = space.from_uniform(uniform)
     names = [f"näme {i}" for i in range(20)]
-    handcrafted.save(tmp_path / "a.json", presets, names, space)
-    bank = handcrafted.load(tmp_path / "a.json", space)
+    writing.save(tmp_path / "a.json", presets, names, space)
+    bank = reading.load(tmp_path / "a.json", space)
     np.testing.assert_array_equal(bank.presets, presets)
     assert bank.names == tuple(names)
     assert bank.report.clipped == bank.report.defaulted == {}
@@ -404,7 +404,7 @@ def test_json_round_trips_exactly(tmp_path, name):
 def test_json_may_leave_parameters_out(tmp_path):
     file = tmp_path / "a.json"
     file.write_text(json.dumps([{"name": "x", "values": {"lfo_speed": 0.25}}]))
-    bank = handcrafted.load(file, SPACE)
+    bank = reading.load(file, SPACE)
     preset = dict(zip(SPACE.names, bank.presets[0], strict=True))
     assert preset["lfo_speed"] == 0.25
     assert preset["op1_eg_level_1"] == 1
@@ -429,30 +429,28 @@ def test_json_that_is_wrong_is_named(tmp_path, document, message):
     file = tmp_path / "a.json"
     file.write_text(document)
     with pytest.raises(ValueError, match=message) as error:
-        handcrafted.load(file, SPACE)
+        reading.load(file, SPACE)
     assert str(file) in str(error.value)
 
 
 def test_wrong_outputs_are_named(tmp_path):
     presets = _presets(4, 2)
     with pytest.raises(ValueError, match=r"written as \.syx or \.json"):
-        handcrafted.save(tmp_path / "a.fxp", presets, ["a", "b"], SPACE)
+        writing.save(tmp_path / "a.fxp", presets, ["a", "b"], SPACE)
     with pytest.raises(ValueError, match="no presets to write"):
-        handcrafted.save(tmp_path / "a.syx", presets[:0], [], SPACE)
+        writing.save(tmp_path / "a.syx", presets[:0], [], SPACE)
     with pytest.raises(ValueError, match="1 to 32 presets, not 33"):
-        handcrafted.to_syx(_presets(5, 33), [""] * 33, SPACE)
+        writing.to_syx(_presets(5, 33), [""] * 33, SPACE)
     talnm = spaces.get("talnm")
     with pytest.raises(ValueError, match="preset of talnm cannot"):
-        handcrafted.to_syx(
-            np.zeros((1, talnm.num_used), np.float32), [""], talnm
-        )
+        writing.to_syx(np.zeros((1, talnm.num_used), np.float32), [""], talnm)
 
 
 # Real files ------------------------------------------------------------------
 
 
 def test_a_large_collection():
-    bank = handcrafted.load(shared("presets/dx7_voices.bin"), SPACE)
+    bank = reading.load(shared("presets/dx7_voices.bin"), SPACE)
     report = bank.report
     assert report.found == 20_920 and report.files == 1
     assert report.kept == len(bank) == len(bank.names)
@@ -469,7 +467,7 @@ def test_a_large_collection():
 @pytest.mark.parametrize("name", ["Dexed_01", "SynprezFM_01", "SynprezFM_02"])
 def test_published_banks_are_heard(renderer, name):
     file = shared(f"presets/{name}.syx")
-    bank = handcrafted.load(file, SPACE)
+    bank = reading.load(file, SPACE)
     assert bank.report.found == 32 and not bank.report.warnings
     heard = handcrafted.gate(bank, renderer, workers=2)
     assert len(heard) >= 28
@@ -479,7 +477,7 @@ def test_published_banks_are_heard(renderer, name):
 
 
 def test_a_large_collection_is_mostly_heard(renderer):
-    bank = handcrafted.load(shared("presets/dx7_voices.bin"), SPACE)
+    bank = reading.load(shared("presets/dx7_voices.bin"), SPACE)
     sample = bank.take(range(0, len(bank), 100))
     heard = handcrafted.gate(sample, renderer, workers=2)
     assert 0.88 < len(heard) / len(sample) < 0.99
@@ -488,7 +486,7 @@ def test_a_large_collection_is_mostly_heard(renderer):
 
 def test_presets_of_another_synthesizer():
     talnm = spaces.get("talnm")
-    bank = handcrafted.load(shared("presets/talnm_factory.json"), talnm)
+    bank = reading.load(shared("presets/talnm_factory.json"), talnm)
     document = json.loads(shared("presets/talnm_factory.json").read_text())
     assert bank.report.found == 255
     assert set(bank.names) <= set(document["presets"])
@@ -496,7 +494,7 @@ def test_presets_of_another_synthesizer():
     column = talnm.index("filter_cutoff")
     assert bank.presets[5, column] == pytest.approx(cutoff)
     with pytest.raises(ValueError, match="only JSON presets"):
-        handcrafted.load(shared("presets/Dexed_01.syx"), talnm)
+        reading.load(shared("presets/Dexed_01.syx"), talnm)
 
 
 def test_reports_are_values():

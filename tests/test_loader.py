@@ -11,7 +11,8 @@ import pytest
 
 from configs import common
 from datasets import engines, loader, shards
-from datasets.presets import bank as handcrafted
+from datasets.presets import bank as bank_module
+from datasets.presets import writing
 from launch.runs import data, devices
 from tests import commands, test_shards
 
@@ -318,7 +319,7 @@ def test_handcrafted_presets_are_gated_split_and_kept(
     presets = np.concatenate([presets, silent])
     names = [f"Preset {i}" for i in range(len(presets))]
     bank = tmp_path / "bank.json"
-    handcrafted.save(bank, presets, names, space)
+    writing.save(bank, presets, names, space)
     crafted = config.copy_and_resolve_references()
     crafted.presets = str(bank)
 
@@ -344,5 +345,5 @@ def test_handcrafted_presets_are_gated_split_and_kept(
         np.testing.assert_array_equal(rows[name], presets[i])
 
     # Which ones pass is remembered: the bank is not rendered again.
-    monkeypatch.setattr(handcrafted, "gate", None)
+    monkeypatch.setattr(bank_module, "gate", None)
     assert data.ensure(crafted).handcrafted == source

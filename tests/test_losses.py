@@ -141,8 +141,8 @@ def test_a_few_presets_at_a_time_give_the_same(batch):
 
 def test_only_transformers_want_few_presets_at_once():
     space = spaces.get("dexed")
-    assert losses.presets_at_once(encoders.build("hn_oh", space, 16)) == 0
-    assert losses.presets_at_once(encoders.build("tfm", space, 16)) == 4
+    assert encoders.presets_at_once(encoders.build("hn_oh", space, 16)) == 0
+    assert encoders.presets_at_once(encoders.build("tfm", space, 16)) == 4
 
 
 def test_perceptual_loss_is_zero_at_the_target():

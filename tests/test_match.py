@@ -14,7 +14,7 @@ import scipy.io.wavfile
 from configs import quickstart
 from datasets import engines
 from datasets.engines import dexed
-from datasets.presets import bank
+from datasets.presets import reading
 from launch.match import judge as judging
 from launch.match import output
 from launch.match import search as searching
@@ -306,7 +306,7 @@ def test_a_sound_becomes_files(run, target, tmp_path, capsys):
     assert rate == RATE and len(written) == RATE
     for i, candidate in enumerate(result["candidates"]):
         from_json, from_syx = (
-            bank.load(folder / f"match-{i + 1}{suffix}", SPACE).presets
+            reading.load(folder / f"match-{i + 1}{suffix}", SPACE).presets
             for suffix in (".json", ".syx")
         )
         # Both play the same; a .syx has the DX7's integers.

@@ -16,7 +16,7 @@ from scipy.io import wavfile
 
 from datasets import engines, precompute, shards
 from datasets.engines.vst3 import engine as vst3
-from datasets.presets import bank
+from datasets.presets import reading
 from launch.match import setup
 from launch.runs import noise
 from matching import distances
@@ -209,7 +209,7 @@ def match(checkout, run_folder, target, *options, **kwargs):
     result = json.loads((found / "result.json").read_text())
     assert (found / "match.png").exists()
     _, clip = wavfile.read(found / "match-1.wav")
-    preset = bank.load(found / "match-1.json", engine.space).presets[0]
+    preset = reading.load(found / "match-1.json", engine.space).presets[0]
     values = np.asarray(engine.space.to_plugin(preset))
     state = (found / "match-1.vstpreset").read_bytes()
     # Both files hold what was heard; steps have three decimals in a space.

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from datasets.engines import dexed
-from datasets.presets import bank as handcrafted
-from datasets.presets import sysex
+from datasets.presets import reading, sysex, writing
 from launch import cli
 from proxy import spaces
 from tests import commands
@@ -38,7 +37,7 @@ def _bank(seed=0):
     uniform = np.random.default_rng(seed).random((32, SPACE.num_used))
     presets = SPACE.from_uniform(uniform.astype(np.float32))
     names = [f"VOICE {i}" for i in range(32)]
-    return handcrafted.to_syx(presets, names, SPACE)
+    return writing.to_syx(presets, names, SPACE)
 
 
 # Commands --------------------------------------------------------------------
@@ -111,9 +110,9 @@ def test_export_writes_what_was_asked_for(tmp_path):
     assert (voices <= dexed.largest()).all()
     done = _launch("export", file, f"--output={tmp_path / 'all.json'}")
     assert "32 presets written" in done.stdout, done.stderr
-    bank = handcrafted.load(tmp_path / "all.json", SPACE)
+    bank = reading.load(tmp_path / "all.json", SPACE)
     np.testing.assert_array_equal(
-        bank.presets, handcrafted.load(file, SPACE).presets
+        bank.presets, reading.load(file, SPACE).presets
     )
 
 
@@ -143,8 +142,8 @@ def test_a_real_bank_goes_out_and_comes_back(tmp_path):
     out = tmp_path / "out.syx"
     done = _launch("export", file, f"--output={out}")
     assert done.returncode == 0, done.stderr
-    before = handcrafted.load(file, SPACE)
-    after = handcrafted.load(out, SPACE)
+    before = reading.load(file, SPACE)
+    after = reading.load(out, SPACE)
     assert after.names == before.names
     # The DX7's integers nearest to the ends of the intervals.
     np.testing.assert_allclose(after.presets, before.presets, atol=0.0051)

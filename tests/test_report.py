@@ -15,7 +15,7 @@ import pytest
 from playwright import sync_api
 from scipy.io import wavfile
 
-from datasets.presets import bank as handcrafted
+from datasets.presets import reading, writing
 from launch.evaluate import notes, proxy
 from launch.report import page as report
 from proxy import spaces
@@ -94,7 +94,7 @@ def matching_run(folder, schedule, seed, *, stand_in=False):
             SPACE.sample(jax.random.key(seed), (len(names),)), np.float32
         )
         file = inside / slug / "estimator.json"
-        file.write_text(handcrafted.to_json(presets, names, SPACE))
+        file.write_text(writing.to_json(presets, names, SPACE))
         methods = {
             method: {
                 "distances": {
@@ -205,7 +205,7 @@ def test_every_reference_is_there_and_nothing_is_elsewhere(site):
     # A downloaded preset is the one that was predicted.
     files = sorted((site / "sounds/dexed/dexed_ploss").glob("*.json"))
     assert len(files) == 10
-    bank = handcrafted.load([str(files[3])], SPACE)
+    bank = reading.load([str(files[3])], SPACE)
     wanted = SPACE.sample(jax.random.key(0), (12,))[3]
     np.testing.assert_allclose(bank.presets[0], wanted, atol=1e-6)
     voice = files[3].with_suffix(".syx")

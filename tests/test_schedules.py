@@ -54,11 +54,6 @@ def test_a_schedule_can_be_traced():
     np.testing.assert_allclose(np.asarray(traced), plain, rtol=1e-6)
 
 
-def test_which_schedules_use_the_proxy():
-    used = {name: schedules.uses_proxy(name) for name in schedules.names()}
-    assert [name for name, uses in used.items() if not uses] == ["ploss"]
-
-
 def test_bad_schedules_are_refused():
     with pytest.raises(ValueError, match="'mxi', did you mean 'mix'"):
         schedules.get("mxi", 100)

@@ -20,6 +20,7 @@ from datasets.engines.vst3 import engine as vst3
 from datasets.engines.vst3 import scaffold as vst3_scaffold
 from datasets.engines.vst3 import state as vst3_state
 from datasets.presets import bank as handcrafted
+from datasets.presets import reading
 from launch.runs import noise
 from proxy import space as sp
 from proxy import spaces
@@ -647,7 +648,7 @@ def test_states_are_read_by_the_plugin(path, space, renderer, tmp_path):
         vst3_state.write(plugin_class, chunks)
     )
     (tmp_path / "Bad.vstpreset").write_bytes(b"VST3 but nothing more")
-    bank = handcrafted.load(tmp_path, space, renderer.read_state)
+    bank = reading.load(tmp_path, space, renderer.read_state)
     assert bank.names == ("Quiet",)
     assert "Bad.vstpreset: not a VST3 preset" in str(bank.report)
     preset = dict(zip(space.names, bank.presets[0], strict=True))
@@ -655,7 +656,7 @@ def test_states_are_read_by_the_plugin(path, space, renderer, tmp_path):
     assert preset["level#2"] == pytest.approx(0.3, abs=1e-6)
     file = tmp_path / "Quiet.vstpreset"
     with pytest.raises(ValueError, match=r"set --config\.plugin.*FIXTURE_VST3"):
-        handcrafted.load(file, space)
+        reading.load(file, space)
     with pytest.raises(ValueError, match=r"state is no \.h2p text"):
         renderer.read_state(h2p(), "h2p")
 
@@ -696,7 +697,7 @@ def test_published_factory_presets_of_talnm_play():
     """By parameter index in a file, by name in the plug-in."""
     path = str(plugin("talnm"))
     renderer = vst3.PluginRenderer(path, spaces.get("talnm"), SHORT)
-    bank = handcrafted.load(
+    bank = reading.load(
         shared("presets/talnm_factory.json"), spaces.get("talnm")
     )
     assert bank.report.found == 255

@@ -54,9 +54,9 @@ def load(name: str, path: str | None = None) -> Loaded:
     """Loads a model; the last one stays in memory.
 
     Args:
-      name: of a model of `proxy.audio` outside JAX.
-      path: for models of transformers, a folder or another name on the Hugging
-        Face hub, of the same kind; for music2latent its weights file.
+      name: name of a model of `proxy.audio` outside JAX.
+      path: the weights: for models of transformers, a folder or another name
+        of the same kind on the Hugging Face hub; for music2latent, a file.
 
     Returns:
       The model, on an accelerator when PyTorch sees one.

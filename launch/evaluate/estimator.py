@@ -46,7 +46,7 @@ from jaxtyping import Float, Int
 from scipy.io import wavfile
 
 from datasets import engines, loader, nsynth, shards
-from datasets.presets import bank as handcrafted
+from datasets.presets import writing
 from launch.evaluate import comparison, notes
 from launch.evaluate.comparison import ESTIMATOR, IN_DOMAIN, OUT_OF_DOMAIN
 from launch.runs import data, opened, plots, rendering
@@ -377,7 +377,7 @@ def _evaluate(
         ):
             files = _export(inside / slug(name), clips, rate, chosen)
             file = inside / f"{slug(name)}.json"
-            text = handcrafted.to_json(presets, goal.names, run.space)
+            text = writing.to_json(presets, goal.names, run.space)
             file.write_text(text)
             entry["methods"][name] = {
                 **scores,

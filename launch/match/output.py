@@ -11,7 +11,7 @@ import scipy.io.wavfile
 from jaxtyping import Float
 
 from datasets import shards
-from datasets.presets import bank
+from datasets.presets import writing
 from launch.match.search import BASELINE, Match
 from launch.runs import plots, tables
 from proxy.space import ParameterSpace
@@ -68,7 +68,7 @@ def write(
         write_sound(file.with_suffix(".wav"), clip)
         title = f"{name[:7]} {i + 1}"
         for suffix in (".json", ".syx")[: 1 + (space.name == "dexed")]:
-            bank.save(file.with_suffix(suffix), preset[None], [title], space)
+            writing.save(file.with_suffix(suffix), preset[None], [title], space)
         if state is not None:
             # Of a plug-in that saves none, the other files are left.
             with contextlib.suppress(ValueError):

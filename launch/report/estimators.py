@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.io import wavfile
 
-from datasets.presets import bank as handcrafted
+from datasets.presets import reading, writing
 from launch.evaluate import comparison
 from launch.evaluate import notes as table_notes
 from launch.evaluate.comparison import ESTIMATOR, IN_DOMAIN, OUT_OF_DOMAIN
@@ -268,10 +268,10 @@ def _add_preset(
     cell["files"] = [("preset (JSON)", file)]
     if config["synth"] == "dexed":
         space = spaces.get("dexed")
-        bank = handcrafted.load([str(out / file)], space)
+        bank = reading.load([str(out / file)], space)
         if len(bank):
             voice = file.replace(".json", ".syx")
-            message = handcrafted.to_syx(bank.presets, [preset["name"]], space)
+            message = writing.to_syx(bank.presets, [preset["name"]], space)
             (out / voice).write_bytes(message)
             cell["files"].append(("DX7 (.syx)", voice))
 

@@ -24,6 +24,7 @@ from jaxtyping import Int64
 
 from datasets import engines, loader, precompute, shards
 from datasets.presets import bank as handcrafted
+from datasets.presets import reading
 from launch import Config
 from launch.runs import devices, embedding
 from proxy import audio, spaces
@@ -300,7 +301,7 @@ def _handcrafted(
     config: Config, engine: engines.Renderer
 ) -> tuple[Source, dict[str, np.ndarray], dict[str, list[str]]]:
     """Place, presets and names of the hand-crafted data set, by split."""
-    found = handcrafted.load(
+    found = reading.load(
         config.presets.split(","),
         engine.space,
         getattr(engine, "read_state", None),

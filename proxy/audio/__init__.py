@@ -42,16 +42,16 @@ class AudioModel:
     """A frozen map from clips to embeddings.
 
     Attributes:
-      name: Its name in the registry.
-      sample_rate: Rate of the clips it takes, in Hz.
-      dimension: Length of an embedding.
-      embed: Pure, jittable: `(variables, [batch, samples])` to
+      name: its name in the registry.
+      sample_rate: rate of the clips it takes, in Hz.
+      dimension: length of an embedding.
+      embed: pure, jittable: `(variables, [batch, samples])` to
         `[batch, dimension]`. Samples are in [-1, 1].
-      weights: Name of the published weights whose variables `embed` takes;
+      weights: name of the published weights whose variables `embed` takes;
         None for a model without weights, which takes `{}`.
-      init: From a key to random variables of the right shapes, for timings
-        and tests; None for a model without weights or outside JAX.
-      host: Name of the library that computes it, for a model outside JAX:
+      init: a function from a key to random variables of the right shapes,
+        for timings and tests; None for a model without weights or outside JAX.
+      host: name of the library that computes it, for a model outside JAX:
         `datasets.weights.hosts` runs it, and `embed` raises a ValueError.
     """
 
@@ -199,7 +199,7 @@ def get(name: str) -> AudioModel:
     """The audio model of that name.
 
     Raises:
-      ValueError: For an unknown name; lists near and known names.
+      ValueError: for an unknown name; lists near and known names.
     """
     if name in _MODELS:
         return _MODELS[name]

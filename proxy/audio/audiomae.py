@@ -62,8 +62,8 @@ def filter_bank(
     half the sample rate; natural logarithm of at least 1.19e-7.
 
     Args:
-      audio: Clips, at least 25 ms long.
-      sample_rate: In Hz.
+      audio: clips, at least 25 ms long.
+      sample_rate: sample rate, in Hz.
 
     Returns:
       `[batch, 1 + (samples - size) // hop, 128]`.
@@ -112,11 +112,11 @@ def features(
     """Contextual embeddings of the 64 x 8 patches, time by time.
 
     Args:
-      variables: Of the network.
-      spectrogram: As `front_end` makes it.
-      context: The outputs of the blocks after these many, each normalised,
+      variables: variables of the network.
+      spectrogram: spectrograms as `front_end` makes them.
+      context: the outputs of the blocks after these many, each normalised,
         are averaged.
-      dtype: What the network computes in.
+      dtype: what the network computes in.
 
     Returns:
       `[batch, 512, width]`, float32, without the class token.
@@ -161,12 +161,12 @@ def embed(
     half count, too.
 
     Args:
-      variables: Of the network.
-      audio: Clips in [-1, 1], 25 ms or longer; what is beyond 10.25 s is cut.
-      sample_rate: Theirs, in Hz.
-      context: See `features`.
-      dtype: What the network computes in; the result is float32.
-      at_once: Clips worked on together, see `spectral.by_clip`. By default
+      variables: variables of the network.
+      audio: clips in [-1, 1], 25 ms or longer; what is beyond 10.25 s is cut.
+      sample_rate: their sample rate, in Hz.
+      context: blocks whose outputs are averaged, see `features`.
+      dtype: what the network computes in; the result is float32.
+      at_once: clips worked on together, see `spectral.by_clip`. By default
         one on a CPU and 16 elsewhere.
 
     Returns:

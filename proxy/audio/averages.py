@@ -46,8 +46,8 @@ def mel128(
     (dB + 4.2677393) / 4.5689974; mean over frames.
 
     Args:
-      audio: Clips at 44.1 kHz, more than 1,024 samples.
-      at_once: Clips worked on together, see `spectral.by_clip`.
+      audio: clips at 44.1 kHz, more than 1,024 samples.
+      at_once: clips worked on together, see `spectral.by_clip`.
 
     Returns:
       `[batch, 128]`.
@@ -68,8 +68,8 @@ def mfcc40(
     """Time average of 40 MFCC: orthonormal DCT-II of the bands of `mel128`.
 
     Args:
-      audio: Clips at 44.1 kHz, more than 1,024 samples.
-      at_once: Clips worked on together, see `spectral.by_clip`.
+      audio: clips at 44.1 kHz, more than 1,024 samples.
+      at_once: clips worked on together, see `spectral.by_clip`.
 
     Returns:
       `[batch, 40]`.
@@ -91,8 +91,8 @@ def mstft(
     1e-8)), (dB + 4.2677393) / 4.5689974), averaged over frames, concatenated.
 
     Args:
-      audio: Clips at 44.1 kHz, more than 1,024 samples.
-      at_once: Clips worked on together, see `spectral.by_clip`.
+      audio: clips at 44.1 kHz, more than 1,024 samples.
+      at_once: clips worked on together, see `spectral.by_clip`.
 
     Returns:
       `[batch, 257 + 513 + 1025]`.

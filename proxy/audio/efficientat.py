@@ -213,7 +213,7 @@ def width_of(variables: Variables) -> float:
     """The width multiplier that variables belong to.
 
     Raises:
-      ValueError: When their shapes are those of no published width.
+      ValueError: when their shapes are those of no published width.
     """
     found = jax.tree.map(jnp.shape, dict(variables))
     for width in WIDTHS.values():
@@ -285,13 +285,13 @@ def front_end(
     128 Kaldi mel bands from 0 to 15,000 Hz; log(x + 1e-5); (x + 4.5) / 5.
 
     Args:
-      audio: Clips at 32 kHz, in [-1, 1].
+      audio: clips at 32 kHz, in [-1, 1].
 
     Returns:
       `[batch, 128, 1 + (samples - 1) // 320]`; -1.4026 on silence.
 
     Raises:
-      ValueError: For clips of less than 514 samples.
+      ValueError: for clips of less than 514 samples.
     """
     return jnp.moveaxis(_clip_bands(audio), 0, 1)
 
@@ -388,13 +388,13 @@ def windowed_front_end(
     them; only the three that reach over an end are computed for each window.
 
     Args:
-      audio: Clips at 32 kHz, more than 2,560 samples.
+      audio: clips at 32 kHz, more than 2,560 samples.
 
     Returns:
       `[batch, 1 + samples // 1600, 128, 16]`.
 
     Raises:
-      ValueError: For clips too short to be reflected by half a window.
+      ValueError: for clips too short to be reflected by half a window.
     """
     return jnp.moveaxis(_window_bands(audio), 0, 2)
 
@@ -548,10 +548,10 @@ def _means(folded, mel, width, layout):
     """Means of the maps of stem, blocks and tail, one after the other.
 
     Args:
-      folded: What `fold` returns.
-      mel: The input in that layout, with one channel.
-      width: The width multiplier.
-      layout: Order of the axes.
+      folded: what `fold` returns.
+      mel: the input in that layout, with one channel.
+      width: the width multiplier.
+      layout: order of the axes.
 
     Yields:
       `[batch, channels]` in float32.
@@ -575,11 +575,11 @@ def map_means(
     """Channel means of all maps of the network.
 
     Args:
-      variables: Of any width.
-      mel: What `front_end` returns.
-      form: How to convolve; None for "shift" on a CPU and "convolution"
+      variables: variables of a network of any width.
+      mel: what `front_end` returns.
+      form: how to convolve; None for "shift" on a CPU and "convolution"
         elsewhere, as `jax.default_backend()` says.
-      dtype: The network computes in it; means are taken in float32.
+      dtype: the network computes in it; means are taken in float32.
 
     Returns:
       17 arrays `[batch, channels]`: the stem, blocks 1 to 15, and the tail,
@@ -599,8 +599,8 @@ def classify(
     """Logits of the 527 AudioSet classes (the published `mlp` head).
 
     Args:
-      variables: Of any width.
-      features: The last of `map_means`.
+      variables: variables of a network of any width.
+      features: the last of `map_means`.
 
     Returns:
       Logits; a sigmoid makes them probabilities, several may be high.
@@ -644,21 +644,21 @@ def embed_windows(
     """One embedding for every window of 160 ms, every 50 ms.
 
     Args:
-      variables: Of any width.
-      audio: Clips at 32 kHz in [-1, 1], more than 2,560 samples.
-      mel: Put the 128 averages of the mel bands first.
-      form: How to convolve; None for "shift" on a CPU and "convolution"
+      variables: variables of a network of any width.
+      audio: clips at 32 kHz in [-1, 1], more than 2,560 samples.
+      mel: whether to put the 128 averages of the mel bands first.
+      form: how to convolve; None for "shift" on a CPU and "convolution"
         elsewhere, as `jax.default_backend()` says.
-      dtype: The network computes in it (bfloat16 suits accelerators); front
+      dtype: the network computes in it (bfloat16 suits accelerators); front
         end, means and embedding are float32.
-      at_once: Clips worked on together, see `spectral.by_clip`.
+      at_once: clips worked on together, see `spectral.by_clip`.
 
     Returns:
       `[batch, 1 + samples // 1600, embedding]`: for each window the means of
       blocks 5, 11, 13 and 15 over their map.
 
     Raises:
-      ValueError: For clips too short, or variables of no known width.
+      ValueError: for clips too short, or variables of no known width.
     """
     network = _embed(variables, mel, form, dtype)
 

@@ -106,8 +106,8 @@ def front_end(
     at least -80.
 
     Args:
-      audio: One second each, at 48 kHz.
-      spectrum: Which of them.
+      audio: clips of one second each, at 48 kHz.
+      spectrum: which of them.
 
     Returns:
       `[batch, 257, 197]`, `[batch, 128, 199]` or `[batch, 256, 199]`.
@@ -189,12 +189,12 @@ def embed(
     last one is filled up with zeros (hop 1 s, not centred, in OpenL3's terms).
 
     Args:
-      variables: Of the network, for that spectrum.
-      audio: Clips at 48 kHz, in [-1, 1].
-      spectrum: Which spectrogram the weights belong to.
+      variables: variables of the network for that spectrum.
+      audio: clips at 48 kHz, in [-1, 1].
+      spectrum: which spectrogram the weights belong to.
       size: 512 or 6,144.
-      dtype: What the convolutions compute in; the result is float32.
-      at_once: Clips worked on together, see `spectral.by_clip`. By default
+      dtype: what the convolutions compute in; the result is float32.
+      at_once: clips worked on together, see `spectral.by_clip`. By default
         one on a CPU and 16 elsewhere.
 
     Returns:
@@ -202,7 +202,7 @@ def embed(
       channels.
 
     Raises:
-      ValueError: For another size.
+      ValueError: for another size.
     """
     if size not in SIZES:
         raise ValueError(f"OpenL3 embeddings have 512 or 6144 numbers: {size}.")

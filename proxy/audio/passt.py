@@ -69,15 +69,15 @@ def features(
     """The network's features of log mel spectrograms.
 
     Args:
-      variables: Of the network.
+      variables: variables of the network.
       mel: 128 bands as `efficientat.front_end` makes them, 16 to 1,005 frames.
-      dtype: What the network computes in.
+      dtype: what the network computes in.
 
     Returns:
       `[batch, width]`, float32.
 
     Raises:
-      ValueError: For spectrograms too short or too long.
+      ValueError: for spectrograms too short or too long.
     """
     params = variables["params"]
     frames = mel.shape[-1]
@@ -135,16 +135,16 @@ def embed(
     12 blocks: it wants an accelerator. `embed_scene` takes a thirteenth.
 
     Args:
-      variables: Of the network.
-      audio: Clips at 32 kHz, in [-1, 1], more than 10,240 samples.
-      dtype: What the network computes in; the result is float32.
-      at_once: Clips worked on together, see `spectral.by_clip`.
+      variables: variables of the network.
+      audio: clips at 32 kHz, in [-1, 1], more than 10,240 samples.
+      dtype: what the network computes in; the result is float32.
+      at_once: clips worked on together, see `spectral.by_clip`.
 
     Returns:
       `[batch, 2,304]`: 768 short, 768 long, 768 mel bands (band by band).
 
     Raises:
-      ValueError: For clips too short.
+      ValueError: for clips too short.
     """
     if audio.shape[-1] <= WINDOWS[-1] // 2:
         raise ValueError(
@@ -180,16 +180,16 @@ def embed_scene(
     sees all of the clip.
 
     Args:
-      variables: Of the network.
-      audio: Clips at 32 kHz, in [-1, 1], of 0.16 to 10 s.
-      dtype: What the network computes in; the result is float32.
-      at_once: Clips worked on together, see `spectral.by_clip`.
+      variables: variables of the network.
+      audio: clips at 32 kHz, in [-1, 1], of 0.16 to 10 s.
+      dtype: what the network computes in; the result is float32.
+      at_once: clips worked on together, see `spectral.by_clip`.
 
     Returns:
       `[batch, 768]`.
 
     Raises:
-      ValueError: For clips too short or too long.
+      ValueError: for clips too short or too long.
     """
 
     def embed_clips(clips):

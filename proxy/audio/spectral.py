@@ -20,8 +20,8 @@ def hann(size: int, *, periodic: bool = True) -> np.ndarray:
     """Hann window, float32.
 
     Args:
-      size: Number of samples, at least 2.
-      periodic: One period of the raised cosine without its repeated end point
+      size: number of samples, at least 2.
+      periodic: one period of the raised cosine without its repeated end point
         (the usual choice for an STFT); otherwise symmetric, both ends zero.
 
     Returns:
@@ -50,15 +50,15 @@ def frames(
     """Overlapping frames; samples after the last whole frame are dropped.
 
     Args:
-      audio: At least `size` samples.
-      size: Samples per frame.
-      hop: Samples between the starts of two frames.
+      audio: clips of at least `size` samples.
+      size: samples per frame.
+      hop: samples between the starts of two frames.
 
     Returns:
       `1 + (samples - size) // hop` frames.
 
     Raises:
-      ValueError: When the audio is shorter than one frame.
+      ValueError: when the audio is shorter than one frame.
     """
     samples = audio.shape[-1]
     if samples < size:
@@ -95,16 +95,16 @@ def stft(
     than the FFT is centred in it.
 
     Args:
-      audio: More than `fft_size / 2` samples.
+      audio: clips of more than `fft_size / 2` samples.
       window: `[window_size]`, `window_size <= fft_size`.
-      fft_size: Even number of points of the transform.
-      hop: Samples between two frames.
+      fft_size: even number of points of the transform.
+      hop: samples between two frames.
 
     Returns:
       `1 + samples // hop` frames of `fft_size / 2 + 1` bins.
 
     Raises:
-      ValueError: When the audio is too short to be reflected, or the window
+      ValueError: when the audio is too short to be reflected, or the window
         is longer than the transform.
     """
     half = fft_size // 2
@@ -185,14 +185,14 @@ def mel_bank(
     straight in mel, and the Nyquist bin belongs to no filter.
 
     Args:
-      mels: Number of filters.
-      sample_rate: In Hz.
-      fft_size: Points of the transform the filters apply to.
-      low: Lower corner of the first filter in Hz.
-      high: Upper corner of the last filter in Hz.
-      scale: The mel scale.
-      area_norm: Divide each triangle by its area in Hz (Slaney's norm)
-        instead of giving it height 1.
+      mels: number of filters.
+      sample_rate: sample rate, in Hz.
+      fft_size: points of the transform the filters apply to.
+      low: lower corner of the first filter in Hz.
+      high: upper corner of the last filter in Hz.
+      scale: the mel scale.
+      area_norm: whether to divide each triangle by its area in Hz (Slaney's
+        norm) instead of giving it height 1.
 
     Returns:
       `[bins, mels]` with `fft_size / 2 + 1` bins.
@@ -245,11 +245,11 @@ def by_clip(
     the clips in work stay in the cache; an accelerator wants them all at once.
 
     Args:
-      function: Maps clips to embeddings (or several each), row by row.
-      audio: The clips.
-      at_once: Clips per call; 0 for the whole batch. None for `on_cpu` on a
+      function: maps clips to embeddings (or several each), row by row.
+      audio: the clips.
+      at_once: clips per call; 0 for the whole batch. None for `on_cpu` on a
         CPU and the whole batch elsewhere, as `jax.default_backend()` says.
-      on_cpu: The default on a CPU.
+      on_cpu: the default on a CPU.
 
     Returns:
       The same as `function(audio)`.

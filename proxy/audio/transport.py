@@ -92,8 +92,8 @@ def transport640(
     20 to 16,000 Hz, of height 1.
 
     Args:
-      audio: Clips at 32 kHz, more than 512 samples.
-      at_once: Clips worked on together, see `spectral.by_clip`.
+      audio: clips at 32 kHz, more than 512 samples.
+      at_once: clips worked on together, see `spectral.by_clip`.
 
     Returns:
       `[batch, 640]`: 128 spectrum, 128 distribution, 256 growth (the 16

@@ -26,8 +26,8 @@ def shapes(depth: int, width: int) -> dict[str, Any]:
     """Shapes of the patch embedding, the blocks and the last norm.
 
     Args:
-      depth: Number of blocks.
-      width: Channels of a token, a multiple of 64.
+      depth: number of blocks.
+      width: channels of a token, a multiple of 64.
     """
     norm = {"scale": (depth, width), "bias": (depth, width)}
 

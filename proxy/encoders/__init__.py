@@ -31,6 +31,9 @@ _ENCODERS: dict[str, type[nn.Module]] = {
     "tfm": transformer.Transformer,
 }
 
+# What the tokens of a few presets leave behind stays in a CPU's cache.
+_AT_ONCE: dict[type[nn.Module], int] = {transformer.Transformer: 4}
+
 
 def names() -> tuple[str, ...]:
     """Names of all encoders."""
@@ -83,3 +86,16 @@ def build(
     for size in set(sizes) - known:
         raise ValueError(unknown(f"size of {name}", size, sorted(known)))
     return encoder(space=space, dimension=dimension, **sizes)
+
+
+def presets_at_once(encoder: nn.Module) -> int:
+    """How many presets go through an encoder together on a CPU, for speed.
+
+    Args:
+      encoder: an encoder from `build`.
+
+    Returns:
+      The number for a pass forward and back; 0 for the whole batch, which is
+      what dense encoders, and accelerators, want.
+    """
+    return _AT_ONCE.get(type(encoder), 0)

@@ -23,10 +23,10 @@ class Weights(NamedTuple):
     """Weights of one bidirectional layer; axis 0 is forward, backward.
 
     Attributes:
-      input_kernel: from the input to the gates r, z, n.
-      input_bias: its bias.
-      hidden_kernel: from the state to the gates.
-      hidden_bias: its bias.
+      input_kernel: weights from the input to the gates r, z, n.
+      input_bias: bias of the input's part of the gates.
+      hidden_kernel: weights from the state to the gates.
+      hidden_bias: bias of the state's part of the gates.
     """
 
     input_kernel: Float[Array, "2 features gates"]
@@ -163,7 +163,7 @@ class TokenGRU(nn.Module):
             running_order(np.stack([x, x]))
             for x in inputs.padded_slots(self.space)
         )
-        # Padding repeats slot 0 with probability 0.
+        # Padding repeats a slot with probability 0.
         values = relaxed.T[slots] * real[..., None]
         steps = (
             values.astype(dtype),

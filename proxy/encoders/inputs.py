@@ -44,17 +44,17 @@ def padded_slots(space: ParameterSpace) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
       `slots [tokens, choices]` in table order, positions in a relaxed preset
-      padded with 0 to the widest parameter, and `real [tokens, choices]`,
-      which of them are not padding.
+      padded to the widest parameter, and `real [tokens, choices]`, which of
+      them are not padding.
     """
-    sizes = np.concatenate(
-        [np.ones(len(space.noncategorical), int), space.cardinalities]
-    ).astype(int)
-    starts = np.cumsum(sizes) - sizes
-    choices = np.arange(sizes.max())
-    real = choices < sizes[:, None]
+    slots, real = space.category_blocks
+    # A value is a block of one.
+    padding = [(0, 0), (0, slots.shape[1] - 1)]
+    values = np.arange(len(space.noncategorical))[:, None]
+    slots = np.concatenate([np.pad(values, padding), slots])
+    real = np.concatenate([np.pad(values >= 0, padding), real])
     order = table_order(space)
-    return np.where(real, starts[:, None] + choices, 0)[order], real[order]
+    return slots[order], real[order]
 
 
 def raw_values(
@@ -145,12 +145,9 @@ def tokens(
     """
     split = len(space.noncategorical)
     values = relaxed[:, :split, None] * table[:split]
-    if len(space.categorical) == 0:
-        return values
     # One batched product over blocks padded to the widest: a loop over the
     # blocks would compile to as many small products as there are categories.
-    slots, real = padded_slots(space)
-    slots, real = slots[space.categorical], real[space.categorical]
+    slots, real = space.category_blocks
     probabilities = relaxed[:, slots] * real.astype(relaxed.dtype)
     categories = jnp.einsum("bcs,csf->bcf", probabilities, table[slots])
     return jnp.concatenate([values, categories], axis=1)
@@ -181,13 +178,8 @@ def folded(
     """
     split = len(space.noncategorical)
     values = (table[:split, :, None] * kernel[space.noncategorical]).sum(1)
-    matrix = values
-    if len(space.categorical):
-        slots, real = padded_slots(space)
-        slots, real = slots[space.categorical], real[space.categorical]
-        rows = jnp.einsum(
-            "csf,cfh->csh", table[slots], kernel[space.categorical]
-        )
-        matrix = jnp.concatenate([values, rows[real]])
+    slots, real = space.category_blocks
+    rows = jnp.einsum("csf,cfh->csh", table[slots], kernel[space.categorical])
+    matrix = jnp.concatenate([values, rows[real]])
     dtype = dtype or jnp.result_type(relaxed, matrix)
     return relaxed.astype(dtype) @ matrix.astype(dtype)

@@ -14,25 +14,21 @@ from proxy.space import ParameterSpace
 SMALL = nn.initializers.normal(0.02)
 
 
-class LayerNorm(nn.Module):
-    """Layer normalisation: biased two-pass variance, epsilon 1e-5.
+def layer_norm(x: Float[Array, "*batch features"], name: str) -> Any:
+    """Layer normalisation as PyTorch computes it.
 
-    Computed in float32 at least, returned in the input's type
-    (Ba et al., https://arxiv.org/abs/1607.06450).
+    The variance takes two passes, and float32 at least (Ba et al.,
+    https://arxiv.org/abs/1607.06450).
+
+    Args:
+      x: activations.
+      name: name of the layer in the module that calls.
+
+    Returns:
+      `x` normalised over its last axis, in its own type.
     """
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "*batch features"]
-    ) -> Float[Array, "*batch features"]:
-        """Normalises over the last axis."""
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        centred = wide - wide.mean(-1, keepdims=True)
-        var = jnp.square(centred).mean(-1, keepdims=True)
-        y = centred * jax.lax.rsqrt(var + 1e-5) * scale + bias
-        return y.astype(x.dtype)
+    norm = nn.LayerNorm(1e-5, dtype=x.dtype, use_fast_variance=False, name=name)
+    return norm(x)
 
 
 def attention(
@@ -103,11 +99,11 @@ class TransformerBlock(nn.Module):
                 size, kernel_init=SMALL, dtype=self.dtype, name=name
             )
 
-        y = LayerNorm(name="norm_1")(x)
+        y = layer_norm(x, "norm_1")
         y = dense(3 * features, "in_proj")(y)
         y = attention(y, self.heads, self.queries)
         x = x[:, : self.queries] + dense(features, "out_proj")(y)
-        y = LayerNorm(name="norm_2")(x)
+        y = layer_norm(x, "norm_2")
         y = nn.relu(dense(self.inner, "linear_1")(y))
         return x + dense(features, "linear_2")(y)
 
@@ -192,7 +188,7 @@ class Transformer(nn.Module):
                 name=f"blocks_{i}",
             )(x)
         x = x[:, 0] if cls else x.mean(1)
-        x = nn.relu(LayerNorm(name="norm")(x))
+        x = nn.relu(layer_norm(x, "norm"))
         # PyTorch's own initial bias, which the paper's code leaves alone.
         bound = self.hidden**-0.5
         return mlp.head(

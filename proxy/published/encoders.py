@@ -1,77 +1,61 @@
-"""The published code's tensors: names and layouts, arrays in, arrays out.
+"""The published encoders' state dicts: names and layouts.
 
-A published state dict holds PyTorch tensors by name; ours is a tree of Flax
-variables. Dense kernels are transposed, the two directions of a recurrent
-layer are stacked, everything else is renamed.
+Dense kernels are transposed, the two directions of a recurrent layer are
+stacked, everything else is renamed.
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from proxy import encoders
 from proxy.encoders import inputs
+from proxy.published.tensors import StateDict, Tensor, assemble, transpose
 from proxy.space import ParameterSpace
 
 
-class _Entry(NamedTuple):
-    """One published tensor and where it goes.
-
-    Attributes:
-      tensor: the published name.
-      path: the path in our tree.
-      transpose: whether the tensor is a matrix to transpose.
-      place: its place in the stack, when several share a path.
-    """
-
-    tensor: str
-    path: tuple[str, ...]
-    transpose: bool = False
-    place: int | None = None
+def _norm(theirs: str, *ours: str) -> Iterator[Tensor]:
+    yield Tensor(f"{theirs}.weight", ("params", *ours, "scale"))
+    yield Tensor(f"{theirs}.bias", ("params", *ours, "bias"))
 
 
-def _norm(theirs: str, *ours: str) -> Iterator[_Entry]:
-    yield _Entry(f"{theirs}.weight", ("params", *ours, "scale"))
-    yield _Entry(f"{theirs}.bias", ("params", *ours, "bias"))
-
-
-def _batch_norm(theirs: str, *ours: str) -> Iterator[_Entry]:
+def _batch_norm(theirs: str, *ours: str) -> Iterator[Tensor]:
     yield from _norm(theirs, *ours)
     stats = ("batch_stats", *ours)
-    yield _Entry(f"{theirs}.running_mean", (*stats, "mean"))
-    yield _Entry(f"{theirs}.running_var", (*stats, "var"))
+    yield Tensor(f"{theirs}.running_mean", (*stats, "mean"))
+    yield Tensor(f"{theirs}.running_var", (*stats, "var"))
 
 
-def _dense(theirs: str, *ours: str, bias: bool = True) -> Iterator[_Entry]:
-    yield _Entry(f"{theirs}weight", ("params", *ours, "kernel"), True)
+def _dense(theirs: str, *ours: str, bias: bool = True) -> Iterator[Tensor]:
+    yield Tensor(f"{theirs}weight", ("params", *ours, "kernel"), transpose)
     if bias:
-        yield _Entry(f"{theirs}bias", ("params", *ours, "bias"))
+        yield Tensor(f"{theirs}bias", ("params", *ours, "bias"))
 
 
-def _gru(theirs: str, layer: int, *ours: str) -> Iterator[_Entry]:
-    for place, end in enumerate(("", "_reverse")):
+def _gru(theirs: str, layer: int, *ours: str) -> Iterator[Tensor]:
+    path = ("params", *ours)
+    for direction in ("", "_reverse"):
         for part, name in (("ih", "input"), ("hh", "hidden")):
-            end_ = f"_{part}_l{layer}{end}"
-            path = ("params", *ours)
+            end = f"_{part}_l{layer}{direction}"
             kernel, bias = (*path, f"{name}_kernel"), (*path, f"{name}_bias")
-            yield _Entry(f"{theirs}.weight{end_}", kernel, True, place)
-            yield _Entry(f"{theirs}.bias{end_}", bias, False, place)
+            yield Tensor(f"{theirs}.weight{end}", kernel, transpose, True)
+            yield Tensor(f"{theirs}.bias{end}", bias, stacked=True)
 
 
-def _tokens(prefix: str, *ours: str) -> Iterator[_Entry]:
+def _tokens(prefix: str, *ours: str) -> Iterator[Tensor]:
     path = ("params", *ours, "tokens")
-    yield _Entry(f"{prefix}noncat_tokenizer", (*path, "noncategorical"))
-    yield _Entry(f"{prefix}cat_tokenizer.weight", (*path, "categorical"))
+    yield Tensor(f"{prefix}noncat_tokenizer", (*path, "noncategorical"))
+    yield Tensor(f"{prefix}cat_tokenizer.weight", (*path, "categorical"))
 
 
-def _transformer(blocks: int) -> Iterator[_Entry]:
+def _transformer(blocks: int) -> Iterator[Tensor]:
     yield from _tokens("tokenizer.")
-    yield _Entry("tokenizer.cls_token", ("params", "cls"))
+    yield Tensor("tokenizer.cls_token", ("params", "cls"))
     for i in range(blocks):
         theirs, ours = f"encoder.layers.{i}", f"blocks_{i}"
         attention = f"{theirs}.self_attn"
@@ -84,7 +68,7 @@ def _transformer(blocks: int) -> Iterator[_Entry]:
     yield from _dense("head.2.", "head")
 
 
-def _highway(name: str, blocks: int) -> Iterator[_Entry]:
+def _highway(name: str, blocks: int) -> Iterator[Tensor]:
     if name == "hn_pt":
         yield from _tokens("embedding_layer.")
     if name == "hn_ptgru":
@@ -99,8 +83,13 @@ def _highway(name: str, blocks: int) -> Iterator[_Entry]:
     yield from _dense("head.", "head")
 
 
-def _entries(name: str, blocks: int) -> Iterator[_Entry]:
-    """Every tensor an encoder of this many blocks (or layers) may have."""
+def tensors(name: str, blocks: int) -> Iterator[Tensor]:
+    """Every tensor that an encoder may have.
+
+    Args:
+      name: the encoder's name.
+      blocks: number of blocks, or of recurrent layers.
+    """
     if name == "tfm":
         yield from _transformer(blocks)
     elif name.startswith("hn"):
@@ -120,12 +109,12 @@ def _entries(name: str, blocks: int) -> Iterator[_Entry]:
         yield from _dense("head.", "head")
 
 
-def _count(state: Mapping[str, np.ndarray], pattern: str) -> int:
-    found = (re.match(pattern, key) for key in state)
-    return len({m.group(1) for m in found if m})
+def _count(state: StateDict, pattern: str) -> int:
+    matches = (re.match(pattern, key) for key in state)
+    return len({m.group(1) for m in matches if m})
 
 
-def _shape(state: Mapping[str, np.ndarray], name: str) -> tuple[int, ...]:
+def _shape(state: StateDict, name: str) -> tuple[int, ...]:
     if name not in state:
         raise ValueError(
             f"the state dict has no tensor {name!r}: it is not of this encoder"
@@ -133,7 +122,7 @@ def _shape(state: Mapping[str, np.ndarray], name: str) -> tuple[int, ...]:
     return np.shape(state[name])
 
 
-def sizes(name: str, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def sizes(name: str, state: StateDict) -> dict[str, Any]:
     """Reads an encoder's sizes off its published tensors.
 
     The number of attention heads leaves no trace in them.
@@ -166,22 +155,21 @@ def sizes(name: str, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
             "layers": _count(state, r"gru\.weight_ih_l(\d+)"),
         }
     layer = "fc" if name.startswith("hn") else "block"
-    found: dict[str, Any] = {
+    known: dict[str, Any] = {
         "dimension": _shape(state, "head.bias")[0],
         "hidden": _shape(state, f"blocks.0.{layer}.0.weight")[0],
         "blocks": _count(state, r"blocks\.(\d+)\."),
     }
-    if name == "hn_pt":
-        found["token"] = _shape(state, "embedding_layer.noncat_tokenizer")[1]
-    if name == "hn_ptgru":
-        table = "embedding_layer.tokenizer.noncat_tokenizer"
-        found["token"] = _shape(state, table)[1]
-    return found
+    table = {
+        "hn_pt": "embedding_layer.noncat_tokenizer",
+        "hn_ptgru": "embedding_layer.tokenizer.noncat_tokenizer",
+    }.get(name)
+    if table is not None:
+        known["token"] = _shape(state, table)[1]
+    return known
 
 
-def _derived(
-    space: ParameterSpace, state: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
+def _weights(space: ParameterSpace, state: StateDict) -> dict[str, np.ndarray]:
     """Checks tensors that hold no weights and leaves them out."""
     kept = {}
     for key, value in state.items():
@@ -208,7 +196,7 @@ def _derived(
 def from_published(
     name: str,
     space: ParameterSpace,
-    state: Mapping[str, np.ndarray],
+    state: StateDict,
     **overrides: Any,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Turns a published state dict into variables of our encoder.
@@ -229,69 +217,22 @@ def from_published(
       ValueError: when a tensor is missing, unknown or of the wrong shape, or
         a table is not the space's; names the tensor.
     """
-    state = _derived(space, state)
-    found = {**sizes(name, state), **overrides}
-    module = encoders.build(name, space, **found)
-    shapes = jax.eval_shape(
-        module.init, jax.random.key(0), jnp.zeros((2, space.width))
+    state = _weights(space, state)
+    arguments = {**sizes(name, state), **overrides}
+    encoder = encoders.build(name, space, **arguments)
+    leaves = jax.eval_shape(
+        encoder.init, jax.random.key(0), jnp.zeros((2, space.width))
     )
-    expected: Any = flax.traverse_util.flatten_dict(shapes)
-    blocks = found.get("blocks", found.get("layers", 1))
-    flat: dict[tuple[str, ...], Any] = {}
-    for entry in _entries(name, blocks):
-        if entry.path not in expected:
-            continue  # e.g. a gate where the widths differ
-        if entry.tensor not in state:
-            raise ValueError(
-                f"the state dict has no tensor {entry.tensor!r}: it is not "
-                f"a {name} of {blocks} blocks"
-            )
-        value = state.pop(entry.tensor)
-        value = value.T if entry.transpose else value
-        shape = expected[entry.path].shape
-        shape = shape if entry.place is None else shape[1:]
-        if value.shape != shape:
-            raise ValueError(
-                f"{entry.tensor} has shape {value.shape} (ours: {shape}): "
-                f"the checkpoint does not fit {name} on {space.name}, which "
-                f"has {space.num_used} used parameters and width "
-                f"{space.width}"
-            )
-        if entry.place is None:
-            flat[entry.path] = value
-        else:
-            flat.setdefault(entry.path, []).append(value)
-    if state:
-        raise ValueError(
-            f"the state dict has tensors that {name} has not: "
-            + ", ".join(sorted(state))
-        )
-    flat = {
-        k: np.stack(v) if isinstance(v, list) else v for k, v in flat.items()
-    }
-    return found, flax.traverse_util.unflatten_dict(flat)
-
-
-def to_published(
-    name: str, variables: Mapping[str, Any]
-) -> dict[str, np.ndarray]:
-    """Names and lays out our variables as the published code does.
-
-    Args:
-      name: the encoder's name.
-      variables: variables, or a tree of their shape such as gradients under
-        "params".
-
-    Returns:
-      Tensors by published name; those without weights are left out.
-    """
-    flat = flax.traverse_util.flatten_dict(variables)
-    params = variables["params"]
-    blocks = sum(key.startswith(("blocks_", "gru_")) for key in params)
-    state = {}
-    for entry in _entries(name, blocks):
-        if entry.path in flat:
-            value = np.asarray(flat[entry.path])
-            value = value if entry.place is None else value[entry.place]
-            state[entry.tensor] = value.T if entry.transpose else value
-    return state
+    shapes = jax.tree.map(lambda leaf: leaf.shape, leaves)
+    ours = traverse_util.flatten_dict(shapes)
+    blocks = arguments.get("blocks", arguments.get("layers", 1))
+    variables = assemble(
+        state,
+        # Some have no gate, for example, where their widths are equal.
+        [t for t in tensors(name, blocks) if t.path in ours],
+        shapes,
+        f"a {name} of {blocks} blocks on {space.name}, which has "
+        f"{space.num_used} used parameters and width {space.width}",
+        dtype=None,
+    )
+    return arguments, variables

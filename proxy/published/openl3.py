@@ -1,7 +1,4 @@
-"""Published Keras weights to variable trees: names and layouts.
-
-Arrays in, arrays out: reading files is `datasets.weights.published`' part.
-"""
+"""OpenL3's published Keras layers: names and layouts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from proxy.audio import openl3
-
-Layers = Mapping[str, Mapping[str, np.ndarray]]
+from proxy.published.tensors import Tensor, assemble
 
 _NORM = {
     "gamma": ("params", "scale"),
@@ -21,12 +17,7 @@ _NORM = {
 _CONVOLUTION = {"kernel": ("params", "kernel"), "bias": ("params", "bias")}
 
 
-def _short(weight: str) -> str:
-    """`conv2d_1/kernel:0` -> `kernel`."""
-    return weight.split("/")[-1].split(":")[0]
-
-
-def openl3_variables(layers: Layers) -> dict[str, Any]:
+def variables(layers: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
     """Variables of `proxy.audio.openl3` from a published file's layers.
 
     Keras numbers its layers anew in every session, so names are no guide: the
@@ -35,18 +26,18 @@ def openl3_variables(layers: Layers) -> dict[str, Any]:
     files before version 0.4 hold, are skipped.
 
     Args:
-      layers: Layer -> weight -> array, in the order of the file.
+      layers: arrays by layer and weight, in the order of the file.
 
     Returns:
       `{"params": ..., "batch_stats": ...}`, float32. Convolutions have Keras's
       own layout.
 
     Raises:
-      ValueError: When there are more or fewer layers, others, or other
+      ValueError: when there are more or fewer layers, others, or other
         shapes; names the layer.
     """
-    found = [
-        (name, {_short(weight): array for weight, array in weights.items()})
+    theirs = [
+        name
         for name, weights in layers.items()
         if weights and "spectrogram" not in name
     ]
@@ -55,26 +46,21 @@ def openl3_variables(layers: Layers) -> dict[str, Any]:
         for number in range(1, len(openl3.CHANNELS))
         for kind, table in (("norm", _NORM), ("conv", _CONVOLUTION))
     ]
-    if len(found) != len(ours):
+    if len(theirs) != len(ours):
         raise ValueError(
-            f"The weights hold {len(found)} layers, not the {len(ours)} of "
+            f"The weights hold {len(theirs)} layers, not the {len(ours)} of "
             "OpenL3's audio network."
         )
-    shapes = openl3.shapes()
-    tree: dict[str, Any] = {"params": {}, "batch_stats": {}}
-    for (theirs, weights), (layer, table) in zip(found, ours, strict=True):
-        if set(weights) != set(table):
-            raise ValueError(
-                f"Layer {theirs!r} holds {', '.join(sorted(weights))}, where "
-                f"OpenL3 has {', '.join(sorted(table))}."
-            )
-        for weight, (part, name) in table.items():
-            array, shape = weights[weight], shapes[part][layer][name]
-            if array.shape != shape:
-                raise ValueError(
-                    f"The {weight} of layer {theirs!r} has shape "
-                    f"{array.shape}, where OpenL3 has {shape}."
-                )
-            place = tree[part].setdefault(layer, {})
-            place[name] = np.asarray(array, np.float32)
-    return tree
+    state = {
+        # conv2d_1/kernel:0 -> kernel
+        f"{layer}/{weight.split('/')[-1].split(':')[0]}": array
+        for layer in theirs
+        for weight, array in layers[layer].items()
+    }
+    tensors = [
+        Tensor(f"{layer}/{weight}", (part, name, leaf))
+        for layer, (name, table) in zip(theirs, ours, strict=True)
+        for weight, (part, leaf) in table.items()
+    ]
+    network = "OpenL3's audio network"
+    return assemble(state, tensors, openl3.shapes(), network)

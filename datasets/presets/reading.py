@@ -1,0 +1,347 @@
+"""Files of voices to presets of a space.
+
+For Dexed, `load` reads DX7 voices (`sysex` lists the formats) from files,
+folders and zip archives; for every space, JSON files. A plug-in's own states
+(.vstpreset, u-he's .h2p, and .state for what pedalboard's `raw_state` gives)
+are read by the plug-in.
+"""
+
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import re
+import zipfile
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from datasets.engines import dexed
+from datasets.presets import sysex
+from datasets.presets.bank import Bank, Report
+from proxy import unknown
+from proxy.space import ParameterSpace
+
+# What a folder or an archive is searched for. A file named on its own may
+# have any name.
+_STATES = (".vstpreset", ".h2p", ".state")
+_SUFFIXES = (".syx", ".bin", ".dx7", ".vmem", ".json", ".zip", *_STATES)
+# No archive of voices is larger; a larger one is a mistake, or a trap.
+_MOST_BYTES = 256 * 2**20
+# A raw file in which more voices than this are out of the DX7's range is
+# something else of the right size.
+_MOST_GARBAGE = 0.5
+# Half a step of the finest grid a DX7 parameter has.
+_AT_DEFAULT = 0.005
+
+# A state's bytes and kind (its suffix without the dot) to plug-in values.
+ReadState = Callable[[bytes, str], Float[np.ndarray, " parameters"]]
+
+
+@dataclasses.dataclass
+class _Collected:
+    """Plug-in values collected from files."""
+
+    space: ParameterSpace
+    read_state: ReadState | None = None
+    values: list[np.ndarray] = dataclasses.field(default_factory=list)
+    names: list[str] = dataclasses.field(default_factory=list)
+    sources: list[str] = dataclasses.field(default_factory=list)
+    repaired: list[np.ndarray] = dataclasses.field(default_factory=list)
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    skipped: list[str] = dataclasses.field(default_factory=list)
+
+    def add(
+        self,
+        file: str,
+        values: np.ndarray,
+        names: Iterable[str],
+        repaired: np.ndarray | None = None,
+    ) -> None:
+        self.values.append(np.asarray(values, np.float32))
+        self.names.extend(names)
+        self.sources.extend(f"{file}#{i + 1}" for i in range(len(values)))
+        if repaired is None:
+            repaired = np.zeros(len(values), bool)
+        self.repaired.append(repaired)
+
+
+def load(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    space: ParameterSpace,
+    read_state: ReadState | None = None,
+) -> Bank:
+    """Reads hand-crafted presets; nothing is rendered.
+
+    Values are clipped to their intervals and moved to their grids, excluded
+    categories become the nearest allowed one, excluded parameters go to
+    their defaults, and of equal presets the first is kept. The report counts
+    all of it.
+
+    Args:
+      paths: files, folders (searched recursively) and zip archives. They hold
+        DX7 voices in any format of `sysex` (space "dexed" only), JSON as
+        `writing.save` writes it, tables of a plug-in's values, or states of
+        the plug-in.
+      space: the space of the presets.
+      read_state: reads states, as `read_state` of a plug-in's renderer does.
+
+    Returns:
+      The presets, in the order of the paths and, in folders, of the names.
+
+    Raises:
+      FileNotFoundError: a path does not exist.
+      ValueError: a file named in `paths` holds no preset of the space, or
+        the paths hold none at all. Unfit files in folders and archives are
+        reported instead.
+    """
+    if isinstance(paths, (str, os.PathLike)):
+        paths = [paths]
+    paths = [pathlib.Path(path).expanduser() for path in paths]
+    collected = _Collected(space, read_state)
+    for path in paths:
+        if path.is_dir():
+            for file in sorted(path.rglob("*")):
+                if file.is_file() and file.suffix.lower() in _SUFFIXES:
+                    _read(str(file), file.read_bytes(), collected, named=False)
+        elif path.is_file():
+            _read(str(path), path.read_bytes(), collected, named=True)
+        else:
+            raise FileNotFoundError(
+                f"no bank at {path}: give a file, a folder or a zip archive, "
+                "or download one with python -m launch.presets fetch"
+            )
+    if not collected.values:
+        listed = ", ".join(str(path) for path in paths) or "(no path)"
+        why = f" ({collected.skipped[0]})" if collected.skipped else ""
+        raise ValueError(f"no {space.name} preset in {listed}{why}")
+    return _bank(collected)
+
+
+def _read(
+    file: str, data: bytes, collected: _Collected, *, named: bool
+) -> None:
+    """Adds what a file holds; see `load` for files that hold nothing."""
+    space = collected.space
+    try:
+        suffix = pathlib.PurePath(file).suffix.lower()
+        if suffix == ".zip" or data[:4] == b"PK\x03\x04":
+            _read_archive(file, data, collected)
+        elif suffix == ".json":
+            values, names = _parse_json(data, space)
+            collected.add(file, values, names)
+        elif suffix in _STATES:
+            if collected.read_state is None:
+                raise ValueError(
+                    f"{suffix} files are read by the plug-in, and there is "
+                    f"none for {space.name}: set --config.plugin, or the "
+                    f"environment variable {space.name.upper()}_VST3"
+                )
+            values = collected.read_state(data, suffix[1:])
+            collected.add(file, values[None], [pathlib.PurePath(file).stem])
+        elif space.name != "dexed":
+            raise ValueError(
+                f"only JSON presets and states of the plug-in can be read for "
+                f"{space.name}"
+            )
+        else:
+            _read_voices(file, data, collected)
+    except ValueError as error:
+        if named:
+            raise ValueError(f"{file}: {error}") from None
+        collected.skipped.append(f"{file}: {error}")
+
+
+def _read_archive(file: str, data: bytes, collected: _Collected) -> None:
+    try:
+        archive = zipfile.ZipFile(io.BytesIO(data))
+        entries = [
+            entry
+            for entry in archive.infolist()
+            if pathlib.PurePosixPath(entry.filename).suffix.lower() in _SUFFIXES
+        ]
+        if sum(entry.file_size for entry in entries) > _MOST_BYTES:
+            raise ValueError("the archive holds more than 256 MiB")
+        for entry in sorted(entries, key=lambda entry: entry.filename):
+            _read(
+                f"{file}/{entry.filename}",
+                archive.read(entry),
+                collected,
+                named=False,
+            )
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+        raise ValueError(f"not a readable zip archive ({error})") from None
+
+
+def _read_voices(file: str, data: bytes, collected: _Collected) -> None:
+    voices, problems = sysex.parse(data)
+    voices, repaired = repair(voices)
+    if repaired.mean() > _MOST_GARBAGE:
+        raise ValueError(
+            f"{repaired.sum()} of {len(voices)} voices are out of the DX7's "
+            "range, so these are no DX7 voices"
+        )
+    collected.warnings += [f"{file}: {problem}" for problem in problems]
+    collected.add(
+        file,
+        dexed.from_voices(voices, collected.space),
+        sysex.read_names(voices),
+        repaired,
+    )
+
+
+def repair(
+    voices: UInt8[np.ndarray, "voices bytes"],
+) -> tuple[UInt8[np.ndarray, "voices bytes"], np.ndarray]:
+    """Clips the bytes of VCED voices to their DX7 ranges.
+
+    Args:
+      voices: VCED voices [voices, 156] as found in a file.
+
+    Returns:
+      The voices within range, and which of them were not [voices]. Names do
+      not count.
+    """
+    clipped = np.minimum(voices, dexed.largest()).astype(np.uint8)
+    changed = clipped != voices
+    changed[:, dexed.NAME_BYTES] = False
+    return clipped, changed.any(axis=1)
+
+
+def _parse_json(
+    data: bytes, space: ParameterSpace
+) -> tuple[np.ndarray, list[str]]:
+    """Plug-in values [presets, parameters] and names of a JSON file."""
+    try:
+        document = json.loads(data)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if isinstance(document, dict) and "parameter_names" in document:
+        return _parse_table(document, space)
+    if not isinstance(document, list) or not document:
+        raise ValueError(
+            'expected a list of {"name": ..., "parameters": {parameter: raw '
+            "value in [0, 1]}}"
+        )
+    column = {p.name: i for i, p in enumerate(space.parameters)}
+    defaults = [p.default for p in space.parameters]
+    values = np.tile(np.array(defaults, np.float32), (len(document), 1))
+    names = []
+    for i, entry in enumerate(document):
+        given = (
+            entry.get("parameters", entry.get("values"))
+            if isinstance(entry, dict)
+            else None
+        )
+        if not isinstance(given, dict):
+            raise ValueError(f'preset {i + 1} has no "parameters"')
+        names.append(str(entry.get("name", f"preset {i + 1}")))
+        for name, value in given.items():
+            if name not in column:
+                kind = f"parameter of {space.name}"
+                message = unknown(kind, name, column)
+                raise ValueError(f"preset {names[-1]!r}: {message}")
+            values[i, column[name]] = _raw(value, names[-1], name)
+    return values, names
+
+
+def _parse_table(
+    document: dict[str, Any], space: ParameterSpace
+) -> tuple[np.ndarray, list[str]]:
+    """Presets as lists of values in the order of `parameter_names`.
+
+    Those are a plug-in's own names, of all its parameters: they are compared
+    without case and punctuation, and may hold more than the space has.
+    """
+
+    def plain(name: str) -> str:
+        return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+    presets = document.get("presets")
+    if not isinstance(presets, dict) or not presets:
+        raise ValueError('expected "presets": {name: [values]}')
+    plugin = {plain(n): i for i, n in enumerate(document["parameter_names"])}
+    missing = [p.name for p in space.parameters if plain(p.name) not in plugin]
+    if missing:
+        raise ValueError(
+            f"parameters of {space.name} without a column: "
+            f"{', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}"
+        )
+    columns = [plugin[plain(p.name)] for p in space.parameters]
+    rows = []
+    for name, row in presets.items():
+        if len(row) != len(document["parameter_names"]):
+            raise ValueError(
+                f"preset {name!r} has {len(row)} values for "
+                f"{len(document['parameter_names'])} parameters"
+            )
+        rows.append([_raw(row[c], name, f"column {c}") for c in columns])
+    return np.array(rows, np.float32), list(presets)
+
+
+def _raw(value: Any, preset: str, parameter: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(
+            f"preset {preset!r}: {parameter} is {value!r}, not a number"
+        )
+    # Written so that a NaN fails.
+    if not 0 <= value <= 1:
+        raise ValueError(
+            f"preset {preset!r}: {parameter} is {value}, not in [0, 1]"
+        )
+    return float(value)
+
+
+def _bank(collected: _Collected) -> Bank:
+    space = collected.space
+    values = np.concatenate(collected.values)
+    presets = np.asarray(space.from_plugin(values), np.float32)
+    _, first = np.unique(presets, axis=0, return_index=True)
+    kept = np.sort(first)
+    changes = _changes(values, space)
+    report = Report(
+        files=len(collected.values),
+        found=len(values),
+        kept=len(kept),
+        duplicates=len(values) - len(kept),
+        repaired=int(np.concatenate(collected.repaired).sum()),
+        warnings=tuple(collected.warnings),
+        skipped=tuple(collected.skipped),
+        **changes,
+    )
+    bank = Bank(
+        space, presets, tuple(collected.names), tuple(collected.sources), report
+    )
+    return bank.take(kept)
+
+
+def _changes(
+    values: np.ndarray, space: ParameterSpace
+) -> dict[str, dict[str, int]]:
+    """Counts, by parameter, what keeps plug-in values out of the space."""
+    counts: dict[str, dict[str, int]] = {
+        "clipped": {},
+        "replaced": {},
+        "defaulted": {},
+    }
+    for parameter, column in zip(space.parameters, values.T, strict=True):
+        if not parameter.used:
+            kind = "defaulted"
+            wrong = np.abs(column - parameter.default) > _AT_DEFAULT
+        elif parameter.interval is not None:
+            kind = "clipped"
+            low, high = parameter.interval
+            wrong = (column < low - 1e-6) | (column > high + 1e-6)
+        elif parameter.excluded_category_indices:
+            kind = "replaced"
+            excluded = parameter.excluded_category_indices
+            last = len(parameter.values or ()) + len(excluded) - 1
+            wrong = np.isin(np.rint(column * last), excluded)
+        else:
+            continue
+        if wrong.any():
+            counts[kind][parameter.name] = int(wrong.sum())
+    return counts

@@ -118,8 +118,9 @@ def main() -> None:
         if not holder.value:
             raise ValueError(f"--{holder.name} is missing; see --help")
     heads = {} if _HEADS.value is None else {"heads": _HEADS.value}
-    given = (_CHECKPOINT, _SYNTH, _ENCODER, _AUDIO_MODEL, _RUN)
-    config = convert(*(flag.value for flag in given), **heads)
+    flag_holders = (_CHECKPOINT, _SYNTH, _ENCODER, _AUDIO_MODEL, _RUN)
+    given: list[Any] = [holder.value for holder in flag_holders]
+    config = convert(*given, **heads)
     sizes = ", ".join(f"{k} {v}" for k, v in config.sizes.items())
     print(f"{config.encoder} on {config.synth} ({sizes})")
     print(f"next: python -m launch.evaluate --run {config.run}")

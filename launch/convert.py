@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 
 from configs import common
-from datasets.weights import pickles
+from datasets.weights import lightning
 from launch import Config, cli
 from launch.runs import build, checkpoints
 from proxy import audio, encoders, spaces
@@ -74,7 +74,7 @@ def convert(
         raise FileNotFoundError(f"there is no checkpoint at {path}")
     try:
         sizes, variables = published.from_published(
-            encoder, space, pickles.read_lightning(path), **overrides
+            encoder, space, lightning.read(path), **overrides
         )
     except ValueError as error:
         message = str(error)
@@ -118,8 +118,9 @@ def main() -> None:
         if not holder.value:
             raise ValueError(f"--{holder.name} is missing; see --help")
     heads = {} if _HEADS.value is None else {"heads": _HEADS.value}
-    given = (_CHECKPOINT, _SYNTH, _ENCODER, _AUDIO_MODEL, _RUN)
-    config = convert(*(flag.value for flag in given), **heads)
+    flag_holders = (_CHECKPOINT, _SYNTH, _ENCODER, _AUDIO_MODEL, _RUN)
+    given: list[Any] = [holder.value for holder in flag_holders]
+    config = convert(*given, **heads)
     sizes = ", ".join(f"{k} {v}" for k, v in config.sizes.items() if v)
     print(f"{config.encoder} on {config.synth} ({sizes})")
     print(f"next: python -m launch.evaluate --run {config.run}")

@@ -74,13 +74,7 @@ class Stage:
 
 
 def read_plan(path: str) -> Plan:
-    """Reads a plan.
-
-    Args:
-      path: a Python file, maybe followed by a colon and a name.
-
-    Returns:
-      See `configs.paper.get_plan`.
+    """The plan of "FILE.py" or "FILE.py:NAME", see `configs.paper.get_plan`.
 
     Raises:
       ValueError: naming what is wrong.
@@ -108,7 +102,7 @@ def settle(
     """Fills in what the command line says.
 
     Args:
-      plan: see `configs.paper.get_plan`.
+      plan: plan from a config file, see `configs.paper.get_plan`.
       folder: where data and runs go.
       presets: bank of hand-crafted presets, "" for none.
       weights: local file of the audio model's weights, "" to download.
@@ -141,14 +135,11 @@ def stages(
     """Everything that is to be done, in order.
 
     Args:
-      plan: see `configs.paper.get_plan`.
+      plan: plan from a config file, see `configs.paper.get_plan`.
       folder: where data, runs and results go.
       presets: bank of hand-crafted presets, "" for none.
       nsynth: folder of notes to match out of domain, "" for none.
       weights: local file of the audio model's weights, "" to download.
-
-    Returns:
-      The stages.
     """
     proxies, tuned, matches = settle(plan, folder, presets, weights)
     out = results_folder(plan, folder)

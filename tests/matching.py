@@ -38,7 +38,7 @@ def save_proxy(folder: pathlib.Path) -> str:
 
 def note_noise(data: pathlib.Path) -> str:
     """Lets data be those of a noisy plug-in; returns what is printed of it."""
-    found = {
+    floor = {
         "plugin": "Noisy 1.0 (VST3, reset)",
         **{
             what: dict.fromkeys(noise.METRICS, 0.25)
@@ -47,8 +47,8 @@ def note_noise(data: pathlib.Path) -> str:
     }
     folder = data / "noisy"
     folder.mkdir(parents=True)
-    (folder / noise.FILE).write_text(json.dumps(found))
-    return noise.describe(found)
+    (folder / noise.FILE).write_text(json.dumps(floor))
+    return noise.describe(floor)
 
 
 def match_config(folder: pathlib.Path, schedule: str, run: str):

@@ -4,7 +4,7 @@ import math
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -38,6 +38,22 @@ def rate(
         total / (time.perf_counter() - started),
         total / (time.process_time() - used),
     )
+
+
+def rows(
+    rates: Iterable[tuple[str, float, float, str]], limit: float
+) -> list[dict[str, Any]]:
+    """Rows of a table of rates beside the limit of the rate per core.
+
+    Args:
+      rates: what was measured, its rate per second, per core, and its unit.
+      limit: the greatest rate per core.
+    """
+    head = ("what", "per second", "per core", "unit", "of limit")
+    return [
+        dict(zip(head, (*rate, 100 * (rate[2] / limit)), strict=True))
+        for rate in rates
+    ]
 
 
 def _times(step: Callable[[], Any], seconds: float) -> list[float]:

@@ -101,19 +101,10 @@ def commands(
     yield "train (estimator)", ["launch.train", *estimator]
     yield "evaluate (estimator)", ["launch.evaluate", f"--run={match}"]
     _tone(folder / "tone.wav")
-    yield (
-        "match",
-        [
-            "launch.match",
-            str(folder / "tone.wav"),
-            f"--run={match}",
-            f"--out={folder / 'matched'}",
-            "--evaluations=500",
-            "--note=69",
-        ],
-    )
-    page = f"--out={folder / 'site'}"
-    yield "report", ["launch.report", proxy, match, page]
+    search = [str(folder / "tone.wav"), f"--out={folder / 'matched'}"]
+    search += [f"--run={match}", "--evaluations=500", "--note=69"]
+    yield "match", ["launch.match", *search]
+    yield "report", ["launch.report", proxy, match, f"--out={folder / 'site'}"]
 
 
 def run(

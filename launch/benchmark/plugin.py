@@ -67,7 +67,7 @@ def run(synth: str, plugin: str, seconds: float) -> list[dict[str, Any]]:
 
     Args:
       synth: name of the plug-in's space.
-      plugin: its path; when empty, the environment variable's.
+      plugin: path of the plug-in; when empty, the environment variable's.
       seconds: time for each of the measurements.
 
     Returns:
@@ -111,14 +111,6 @@ def run(synth: str, plugin: str, seconds: float) -> list[dict[str, Any]]:
         one = "worker" if workers == 1 else "workers"
         what = f"our host, {workers} {one}"
         rates.append((what, wall, calls / max(used, 1e-9)))
-    limit = rates[0][2]
-    return [
-        {
-            "what": f"{what}, {renderer.info['name']}",
-            "per second": wall,
-            "per core": processor,
-            "unit": "renders",
-            "of limit": 100 * (processor / limit),
-        }
-        for what, wall, processor in rates
-    ]
+    name = renderer.info["name"]
+    named = [(f"{what}, {name}", *rest, "renders") for what, *rest in rates]
+    return measure.rows(named, rates[0][2])

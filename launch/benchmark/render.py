@@ -71,34 +71,21 @@ def run(
         (f"our Dexed engine, {cores} threads", render_ours, cores, 1),
         ("silence told from envelopes", screen, 1, _PRESETS),
     ]
-    rows = []
+    rates = []
     for what, work, threads, presets in measurements:
         work(0)
         wall, processor = measure.rate(work, seconds, threads)
-        rows.append(
-            {
-                "what": what,
-                "per second": wall * presets,
-                "per core": processor * presets,
-                "unit": "renders" if presets == 1 else "presets",
-            }
-        )
-    bare_rate = rows[0]["per core"]
+        unit = "renders" if presets == 1 else "presets"
+        rates.append((what, wall * presets, processor * presets, unit))
+    bare_rate = rates[0][2]
     blocks = max(1, round(seconds * cores * bare_rate / 2 / _PRESETS))
     for what, given in (
         ("rendered, mel128, written", np.tile(kept, (blocks, 1))),
         ("drawn, rendered, mel128, written", None),
     ):
-        wall, processor = _precomputed(renderer, blocks * _PRESETS, given)
-        rows.append(
-            {
-                "what": what,
-                "per second": wall,
-                "per core": processor,
-                "unit": "presets",
-            }
-        )
-    return [{**r, "of limit": 100 * (r["per core"] / bare_rate)} for r in rows]
+        built = _precomputed(renderer, blocks * _PRESETS, given)
+        rates.append((what, *built, "presets"))
+    return measure.rows(rates, bare_rate)
 
 
 def _precomputed(

@@ -22,13 +22,15 @@ def bootstrap(
     """Mean and the 95 % interval of it over resampled sounds."""
     low = high = values.mean()
     if len(values) > 1:
+        # Named `rng` from SciPy 1.15 on, which takes the old name, too.
+        source: Any = {"random_state": np.random.default_rng(seed)}
         low, high = stats.bootstrap(
             (values,),
             np.mean,
             n_resamples=resamples,
             batch=100,
             method="percentile",
-            random_state=np.random.default_rng(seed),
+            **source,
         ).confidence_interval
     return {
         "mean": float(values.mean()),

@@ -115,14 +115,8 @@ def test_sets(
 ) -> dict[str, loader.Columns]:
     """What a run is tested on.
 
-    Args:
-      config: the run's config.
-      dataset: its data.
-
-    Returns:
-      "synthetic", the test split where there is one, and with a bank
-      "hand-crafted": all of its presets when none was trained on, else its
-      test split.
+    "synthetic" is the test split where there is one, and "hand-crafted", with
+    a bank, all of its presets when none was trained on, else its test split.
     """
     sets: dict[str, loader.Columns] = {}
     if dataset.synthetic is not None:
@@ -142,15 +136,8 @@ def test_sets(
 def fit_baselines(config: Config, dataset: data.Dataset) -> dict[str, Predict]:
     """Fits the baselines on the training split, block by block.
 
-    That of the synthetic presets, where there are any.
-
-    Args:
-      config: an experiment.
-      dataset: its data.
-
-    Returns:
-      Prediction functions by name. The penalty of ridge regression is the
-      best of five on the validation split, by L1.
+    It is that of the synthetic presets, where there are any. The penalty of
+    ridge regression is the best of five on the validation split, by L1.
     """
     space = spaces.get(config.synth)
     moments = jax.jit(

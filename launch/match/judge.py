@@ -165,14 +165,10 @@ class Judge:
     def score(
         self, presets: Float[np.ndarray, "batch parameters"]
     ) -> Float[np.ndarray, " batch"]:
-        """Scores presets by the quick distance.
+        """Scores of hard presets by the quick distance.
 
-        Args:
-          presets: hard presets.
-
-        Returns:
-          Scores, infinite for a preset that failed to render, and for those
-          that the budget did not suffice for.
+        They are infinite for a preset that failed to render, and for those that
+        the budget did not suffice for.
         """
         presets = np.asarray(presets, np.float32)
         unknown = [
@@ -222,15 +218,7 @@ class Judge:
         Float[np.ndarray, "batch samples"],
         dict[str, Float[np.ndarray, " batch"]],
     ]:
-        """Renders presets and measures them; no part of the search.
-
-        Args:
-          presets: hard presets.
-          chosen: from `distances.names()`.
-
-        Returns:
-          Their sounds, and the distances from the target by name.
-        """
+        """Renders presets, no part of the search; sounds and distances."""
         clips = np.stack(list(self.render(presets)))
 
         def work(part):
@@ -245,14 +233,7 @@ class Judge:
         return clips, {name: measured[name] for name in chosen}
 
     def best(self, count: int) -> Float[np.ndarray, "count parameters"]:
-        """The presets with the least scores, best first.
-
-        Args:
-          count: how many at most.
-
-        Returns:
-          Those of them that rendered.
-        """
+        """At most so many presets with the least scores, best first."""
         rows = list(self._known)
         order = refine.rank(np.array([self._known[r] for r in rows]), count)
         presets = b"".join(rows[i] for i in order)

@@ -188,10 +188,10 @@ def _different(
     """Which presets to show: the best, and what differs enough from it.
 
     Args:
-      presets: best first.
-      count: how many to choose.
-      least: parameters that differ between any two of them, where so many
-        can be found.
+      presets: presets, best first.
+      count: number of presets to choose.
+      least: number of parameters in which any two of them differ, where
+        presets allow it.
     """
     chosen = np.zeros(len(presets), bool)
     for needed in (least, 1, 0):

@@ -171,12 +171,12 @@ def run(
     """Renders all sweeps, embeds them with every model, and scores them.
 
     Args:
-      sweeps: of one table.
-      models: as `load_models` returns them.
-      make_renderer: from a sample rate in Hz to an engine at that rate.
+      sweeps: sweeps of one table.
+      models: models from `load_models`.
+      make_renderer: makes an engine at a sample rate in Hz.
       file: JSON lines; every score is noted there at once, and not worked
         out again while sweep, engine, settings and model are the same.
-      workers: rendering threads, 0 for one per core.
+      workers: number of rendering threads, 0 for one per core.
 
     Returns:
       "scores": for each model, attribute and base preset, the correlations in
@@ -254,7 +254,7 @@ def summary(scores: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Means and spreads of a study.
 
     Args:
-      scores: as `run` returns them.
+      scores: "scores" of what `run` returns.
 
     Returns:
       For each model "attributes" (mean and std over base presets), "mean"

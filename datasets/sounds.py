@@ -269,12 +269,10 @@ def pitch(audio: Float[np.ndarray, " samples"], sample_rate: int) -> int | None:
         while lag + 1 < longest and row[lag + 1] < row[lag]:
             lag += 1
         if lag + 1 < longest:
-            hertz.append(
-                sample_rate / (lag + _vertex(*row[lag - 1 : lag + 2]))
-            )
+            hertz.append(sample_rate / (lag + _vertex(*row[lag - 1 : lag + 2])))
     if len(hertz) < max(0.2 * len(frames), 3):
         return None
-    note = 69 + 12 * np.log2(np.median(pitches) / 440)
+    note = 69 + 12 * np.log2(np.median(hertz) / 440)
     return int(np.clip(np.rint(note), _LOWEST, _HIGHEST))
 
 

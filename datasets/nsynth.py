@@ -133,9 +133,9 @@ def parse_pitches(text: str) -> list[int]:
 
 
 def _check_known(
-    table: pathlib.Path, what: str, wanted: Sequence[str], found: list[str]
+    table: pathlib.Path, what: str, wanted: Sequence[str], values: list[str]
 ) -> None:
-    known = sorted(set(found))
+    known = sorted(set(values))
     for name in wanted:
         if name not in known:
             raise ValueError(f"{table}: {unknown(what, name, known)}")

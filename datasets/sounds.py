@@ -78,7 +78,7 @@ def find(paths: Iterable[str]) -> list[Item]:
       FileNotFoundError: a path does not exist.
       ValueError: a folder holds no audio file, or two files have one name.
     """
-    found: list[Item] = []
+    items: list[Item] = []
     for path in map(pathlib.Path, paths):
         if path.is_dir():
             inside = list(_folder(path))
@@ -86,20 +86,20 @@ def find(paths: Iterable[str]) -> list[Item]:
                 raise ValueError(
                     f"{path} holds no audio file ({', '.join(SUFFIXES)})"
                 )
-            found += inside
+            items += inside
         elif path.exists():
-            found.append(Item(path, path.stem))
+            items.append(Item(path, path.stem))
         else:
             raise FileNotFoundError(f"there is no file {path}")
     seen: dict[str, pathlib.Path] = {}
-    for item in found:
+    for item in items:
         if item.name in seen:
             raise ValueError(
                 f"{seen[item.name]} and {item.path} would be written to the "
                 "same folder: match them with two --out folders"
             )
         seen[item.name] = item.path
-    return found
+    return items
 
 
 def _folder(folder: pathlib.Path) -> Iterator[Item]:
@@ -259,7 +259,7 @@ def pitch(audio: Float[np.ndarray, " samples"], sample_rate: int) -> int | None:
     loud = np.square(frames).mean(1)
     frames = frames[loud > 0.01 * loud.max()]
     aperiodic = _normalised_difference(frames, longest)
-    found = []
+    hertz = []
     for row in aperiodic:
         below = np.flatnonzero(row[shortest:] < _APERIODIC)
         if not len(below):
@@ -269,10 +269,10 @@ def pitch(audio: Float[np.ndarray, " samples"], sample_rate: int) -> int | None:
         while lag + 1 < longest and row[lag + 1] < row[lag]:
             lag += 1
         if lag + 1 < longest:
-            found.append(sample_rate / (lag + _vertex(*row[lag - 1 : lag + 2])))
-    if len(found) < max(0.2 * len(frames), 3):
+            hertz.append(sample_rate / (lag + _vertex(*row[lag - 1 : lag + 2])))
+    if len(hertz) < max(0.2 * len(frames), 3):
         return None
-    note = 69 + 12 * np.log2(np.median(found) / 440)
+    note = 69 + 12 * np.log2(np.median(hertz) / 440)
     return int(np.clip(np.rint(note), _LOWEST, _HIGHEST))
 
 

@@ -34,18 +34,17 @@ def warmup_cosine_restart(
     Returns:
       A function from the step to the learning rate.
     """
+
+    def half_cosine(top, steps):
+        fall = optax.cosine_decay_schedule(1.0, max(steps, 1))
+        return lambda step: minimum + (top - minimum) * fall(step)
+
     warmup = optax.linear_schedule(
         base * warmup_factor, base, max(warmup_steps, 1)
     )
-    cosine = optax.cosine_decay_schedule(
-        base, max(cosine_steps, 1), minimum / base
-    )
-    pieces, ends = [warmup, cosine], [warmup_steps]
+    pieces, ends = [warmup, half_cosine(base, cosine_steps)], [warmup_steps]
     if restart_steps:
-        top = restart_factor * base
-        pieces.append(
-            optax.cosine_decay_schedule(top, restart_steps, minimum / top)
-        )
+        pieces.append(half_cosine(base * restart_factor, restart_steps))
         ends.append(warmup_steps + cosine_steps)
     return optax.join_schedules(pieces, ends)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from matching import estimator
+from matching.convolution import strided_convolution
 from matching.published import from_published
 from proxy import spaces
 from tests.shared import shared
@@ -63,9 +64,8 @@ def test_published_weights_behind_a_prefix_and_what_is_refused():
         from_published(state)
 
 
-# Rows and columns that the last window does not reach, one channel, features
-# that are found in pairs, more channels than the threshold between the two
-# input gradients, odd kernels.
+# Rows and columns that the last window does not reach, one channel, many
+# channels, odd kernels.
 SHAPES = [
     ((2, 128, 33, 1), 5, 8),
     ((2, 16, 19, 1), 4, 3),
@@ -107,7 +107,7 @@ def test_strided_convolution_and_its_gradients(shape, size, features):
     with jax.enable_x64(True):
         double = [jnp.asarray(a, jnp.float64) for a in single]
         exact = jax.jit(lambda *a: run(plain, *a))(*double)
-        ours = jax.jit(lambda *a: run(estimator.strided_convolution, *a))
+        ours = jax.jit(lambda *a: run(strided_convolution, *a))
         close = ours(*double), ours(*single)
     for precision, found in zip((1e-12, 1e-5), close, strict=True):
         for a, b in zip(found, exact, strict=True):

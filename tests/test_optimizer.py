@@ -33,6 +33,11 @@ def test_schedule_without_warmup_or_restart():
     assert schedule(5) == pytest.approx(0.55)
     for step in (10, 11, 1000):
         assert schedule(step) == pytest.approx(0.1)
+    # As converted runs have it, whose optimizer is not to move.
+    still = optimizer.warmup_cosine_restart(
+        0.0, 0.0, warmup_steps=0, warmup_factor=1.0, cosine_steps=1
+    )
+    assert still(0) == still(7) == 0
 
 
 @pytest.mark.parametrize("clip", [None, 0.5])

@@ -98,7 +98,7 @@ def messages(data: bytes) -> list[bytes]:
     Bytes between messages are left out; a last message without its F7 comes
     back as far as it goes.
     """
-    found, start = [], data.find(0xF0)
+    parts, start = [], data.find(0xF0)
     while start >= 0:
         # A message ends at F7; a stray F0 before it starts another one.
         end = data.find(_END, start)
@@ -106,9 +106,9 @@ def messages(data: bytes) -> list[bytes]:
         inner = data.find(0xF0, start + 1, stop)
         if inner >= 0:
             stop = inner
-        found.append(data[start:stop])
+        parts.append(data[start:stop])
         start = data.find(0xF0, stop)
-    return found
+    return parts
 
 
 def parse(
@@ -131,7 +131,7 @@ def parse(
     Raises:
       ValueError: the data hold no voice in any of these formats.
     """
-    found, problems = [], []
+    parts, problems = [], []
     framed = data[:1] == b"\xf0" or (
         len(data) % VMEM_BYTES and b"\xf0\x43" in data
     )
@@ -140,9 +140,9 @@ def parse(
         if problem:
             problems.append(problem)
         if voices is not None:
-            found.append(voices)
-    if found:
-        return np.concatenate(found), problems
+            parts.append(voices)
+    if parts:
+        return np.concatenate(parts), problems
     if framed:
         raise ValueError("; ".join(problems) or "no complete message")
     raw = np.frombuffer(data, np.uint8)

@@ -90,14 +90,14 @@ def load(name: str, path: str | None = None) -> Loaded:
             block = np.ascontiguousarray(sounds[start : start + _BLOCK])
             with torch.inference_mode():
                 rows.append(forward(block.astype(np.float32)))
-        found = np.concatenate(rows)
-        if found.shape[1:] != (model.dimension,):
+        embeddings = np.concatenate(rows)
+        if embeddings.shape[1:] != (model.dimension,):
             raise ValueError(
                 f"{path or model.weights} makes embeddings of shape "
-                f"{found.shape[1:]}, where {name} has {model.dimension} "
+                f"{embeddings.shape[1:]}, where {name} has {model.dimension} "
                 "numbers: it is a model of another kind."
             )
-        return found
+        return embeddings
 
     return Loaded(embed, _digest(network))
 
@@ -151,12 +151,12 @@ def _clap(
         inputs = extractor(
             list(sounds), sampling_rate=model.sample_rate, return_tensors="pt"
         )
-        found = network.get_audio_features(
+        output = network.get_audio_features(
             inputs["input_features"].to(device),
             is_longer=inputs["is_longer"].to(device),
         )
         # From transformers 5 on it comes with what it was computed from.
-        return _numpy(getattr(found, "pooler_output", found))
+        return _numpy(getattr(output, "pooler_output", output))
 
     return network, forward
 

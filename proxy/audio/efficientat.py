@@ -215,9 +215,9 @@ def width_of(variables: Variables) -> float:
     Raises:
       ValueError: when their shapes are those of no published width.
     """
-    found = jax.tree.map(jnp.shape, dict(variables))
+    ours = jax.tree.map(jnp.shape, dict(variables))
     for width in WIDTHS.values():
-        if found == shapes(width):
+        if ours == shapes(width):
             return width
     raise ValueError(
         "These variables are of no known EfficientAT width: load them with "

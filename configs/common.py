@@ -38,6 +38,7 @@ def proxy_config(synth: str, encoder: str) -> Any:
       The config; learning rate and moments are left to the experiment.
     """
     config = ml_collections.ConfigDict()
+    config.kind = "proxy"
     config.name = f"{synth}_{encoder}"
     config.run = f"runs/{synth}_{encoder}"
     config.checkpoints = ""  # another folder or gs:// for them; "": in run

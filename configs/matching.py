@@ -117,6 +117,7 @@ def match_config(synth: str, name: str) -> Any:
             f"{', '.join(SCHEDULES)}, each also with _small"
         )
     config = ml_collections.ConfigDict()
+    config.kind = "estimator"
     config.name = f"{synth}_match_{name}"
     config.run = f"runs/{config.name}"
     config.seed = 0

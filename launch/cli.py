@@ -3,6 +3,7 @@
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from absl import app, flags, logging
@@ -41,6 +42,27 @@ def define_config() -> flags.FlagHolder:
     )
     flags.mark_flag_as_required("config")
     return holder
+
+
+def numbers(flag: flags.FlagHolder, kind: Callable[[str], Any]) -> list[Any]:
+    """Parses the words of a list flag.
+
+    Args:
+      flag: its holder.
+      kind: `int` or `float`.
+
+    Returns:
+      The numbers.
+
+    Raises:
+      ValueError: naming the flag, when a word is no number.
+    """
+    try:
+        return [kind(word) for word in flag.value]
+    except ValueError as error:
+        raise ValueError(
+            f"--{flag.name}={','.join(flag.value)}: {error}"
+        ) from error
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -74,7 +74,7 @@ def _fresh():
     config = dexed.get_config("match")
     return losses.init_state(
         opened.network(config),
-        train_estimator.gradient_transformation(config),
+        train_estimator.gradient_transformation(**config.optimizer),
         jax.random.key(0),
     )
 
@@ -83,7 +83,9 @@ def save_estimator(config) -> str:
     """Saves an untrained estimator as a run; returns its directory."""
     tree = {
         "state": _fresh(),
-        "plateau": train_estimator.plateau(config).init(np.float32(0)),
+        "plateau": train_estimator.plateau(**config.plateau).init(
+            np.float32(0)
+        ),
         "minimum": np.float32(-80),
         "maximum": np.float32(40),
     }

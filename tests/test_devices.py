@@ -51,7 +51,7 @@ def test_warns_of_an_unused_accelerator(monkeypatch):
 
 _READ = """
 import pathlib, sys
-from launch import checkpoints
+from launch.runs import checkpoints
 
 with checkpoints.manager(pathlib.Path(sys.argv[1]), read_only=True) as saved:
     tree = checkpoints.restore_raw(saved, 3)

@@ -269,21 +269,6 @@ def test_verify_reads_everything_again(config):
         verify(root / "nothing")
 
 
-def test_training_batches_go_on_where_they_stopped(config):
-    dataset = data.ensure(config)
-    sharding = devices.split(devices.mesh())
-
-    def batches(done, count):
-        with data.train_batches(config, dataset, done, sharding) as found:
-            return [jax.device_get(b) for b in itertools.islice(found, count)]
-
-    whole = batches(0, 12)
-    assert whole[0]["preset"].shape == (8, 100)
-    for done in (1, 5, 7):
-        for a, b in zip(whole[done:], batches(done, 12 - done), strict=True):
-            np.testing.assert_array_equal(a["embedding"], b["embedding"])
-
-
 def test_validate_scores_every_ranking_once(config):
     dataset = data.ensure(config)
     assert dataset.synthetic is not None

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from launch import population
 from launch.evaluate import proxy as evaluate_proxy
 from launch.runs import checkpoints, devices, metrics
+from launch.train import members
 from launch.train import proxy as train_proxy
-from proxy import encoders, objective, optimizer, spaces
-from proxy import population as members_of
+from proxy import encoders, objective, optimizer, population, spaces
+from tests import commands
 from tests.test_train import parameters
 
 SPACE = spaces.get("talnm")
@@ -47,7 +47,7 @@ def _together(steps, mesh):
     """States and losses of four members after some steps."""
     encoder = encoders.build("hn_oh", SPACE, 12, hidden=16, blocks=2)
     rates = {"learning_rate": jnp.array(RATES)}
-    states = members_of.init_states(
+    states = population.init_states(
         encoder,
         _update,
         rates,
@@ -59,7 +59,7 @@ def _together(steps, mesh):
     states = jax.tree.map(
         lambda x: x.astype(float) if x.dtype == jnp.float32 else x, states
     )
-    step = members_of.train_step(encoder, SPACE, _update, decay=0.5)
+    step = population.train_step(encoder, SPACE, _update, decay=0.5)
     spec = devices.split(mesh).spec
     step = jax.shard_map(
         step, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
@@ -113,7 +113,7 @@ def test_a_member_is_what_it_would_be_alone(alone, count):
                 lambda x, y: np.testing.assert_allclose(
                     x, y, rtol=1e-9, atol=1e-11
                 ),
-                jax.device_get(members_of.select(states, member)),
+                jax.device_get(population.select(states, member)),
                 jax.device_get(wanted_state),
             )
 
@@ -122,12 +122,12 @@ def test_the_best_of_each_member_is_kept():
     states: Any = objective.TrainState(
         jnp.array([5, 5]), {"w": jnp.array([[1.0], [2.0]])}, {}, {}, None
     )
-    best: Any = members_of.first_best(states)
-    best = members_of.keep_best(best, states, jnp.array([0.5, jnp.nan]))
+    best: Any = population.first_best(states)
+    best = population.keep_best(best, states, jnp.array([0.5, jnp.nan]))
     later = states.replace(
         step=states.step + 1, params={"w": states.params["w"] + 10}
     )
-    best = members_of.keep_best(best, later, jnp.array([0.4, 0.1]))
+    best = population.keep_best(best, later, jnp.array([0.4, 0.1]))
     wanted = np.array([0.5, 0.1], np.float32)
     np.testing.assert_array_equal(best.score, wanted)
     np.testing.assert_array_equal(best.step, [5, 6])
@@ -157,7 +157,11 @@ NAMES = [f"seed{s}_rate{r}" for s in (0, 1) for r in ("0.006", "0.002")]
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("population")
     config = config_for(folder / "all", folder / "data")
-    return config, population.train_members(config, SEEDS, GRID)
+    return config, members.train(config, SEEDS, GRID)
+
+
+def table(results):
+    return commands.load("launch.population")["table"](results)
 
 
 def test_every_member_is_an_ordinary_run(finished, tmp_path):
@@ -173,7 +177,7 @@ def test_every_member_is_an_ordinary_run(finished, tmp_path):
         assert step == result.step and result.diverged is None
         best = max(scores.values())
         assert scores[step] == best == pytest.approx(result.mrr, rel=1e-6)
-        assert f"| {best:.4f} " in population.table(results)
+        assert f"| {best:.4f} " in table(results)
     # The same as launch.train makes of it alone, to single precision.
     alone = config_for(tmp_path / "alone", config.data)
     alone.seed, alone.optimizer.learning_rate = 1, 2e-3
@@ -208,12 +212,12 @@ def test_a_stopped_population_ends_with_the_same_parameters(finished, tmp_path):
         os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(_Killed):
-        population.train_members(killed, SEEDS, GRID, die)
+        members.train(killed, SEEDS, GRID, die)
     with pytest.raises(SystemExit):
-        population.train_members(killed, SEEDS, GRID, terminate)
+        members.train(killed, SEEDS, GRID, terminate)
     with checkpoints.manager(tmp_path / "all") as saved:
         assert saved.latest_step() == 17  # in the middle of an epoch
-    again = population.train_members(killed, SEEDS, GRID)
+    again = members.train(killed, SEEDS, GRID)
     for mine, theirs in zip(again, results, strict=True):
         assert (mine.mrr, mine.step) == (theirs.mrr, theirs.step)
         for best in (False, True):
@@ -225,29 +229,29 @@ def test_a_stopped_population_ends_with_the_same_parameters(finished, tmp_path):
         epochs = [r["epoch"] for r in metrics.read(mine.run) if "mrr" in r]
         assert epochs == [1, 2, 3]
     with pytest.raises(ValueError, match="another population"):
-        population.train_members(killed, (7,))
+        members.train(killed, (7,))
 
 
 def test_a_diverging_member_leaves_the_others_alone(finished, tmp_path):
     config = config_for(tmp_path / "all", finished[0].data)
     config.epochs, config.optimizer.warmup_steps = 1, 0
-    fine, gone = population.train_members(config, (), (1e-3, 1e38))
+    fine, gone = members.train(config, (), (1e-3, 1e38))
     assert fine.diverged is None and fine.mrr > 0
     assert gone.diverged in range(2, 9) and np.isnan(gone.mrr)
-    assert "| nan " in population.table([fine, gone])
+    assert "| nan " in table([fine, gone])
     config.run = str(tmp_path / "none")
     with pytest.raises(FloatingPointError, match="every member diverged"):
-        population.train_members(config, (), (1e38, 2e38))
+        members.train(config, (), (1e38, 2e38))
 
 
 def test_bad_members_are_told():
     config = quickstart.get_config()
-    found = population.members(config, [], [])
+    found = members.configs(config, [], [])
     rate = config.optimizer.learning_rate
     assert pathlib.Path(found[0].run).name == f"seed0_rate{rate:g}"
     assert found[0].data_seed == config.data_seed
     with pytest.raises(ValueError, match="twice: runs/quickstart/seed1"):
-        population.members(config, [1, 1], [])
+        members.configs(config, [1, 1], [])
 
 
 def test_checkpoints_may_lie_elsewhere(finished, tmp_path):

@@ -2,10 +2,7 @@
 
 import collections
 import multiprocessing
-import os
 import pathlib
-import subprocess
-import sys
 import time
 
 import optuna
@@ -20,10 +17,11 @@ from optuna.trial import TrialState
 from configs import common, quickstart
 from launch.runs import data, metrics
 from launch.sweep import study as sweep
-from launch.train import proxy as train_proxy
+from launch.sweep import trial
+from launch.train import proxy
+from tests import commands
 from tests.test_population import config_for
 
-ROOT = pathlib.Path(__file__).parents[1]
 SPACE = {
     "optimizer.learning_rate": FloatDistribution(1e-4, 1e-1, log=True),
     "sizes.hidden": IntDistribution(4, 12, step=4),
@@ -41,7 +39,7 @@ def config(tmp_path_factory):
 
 def search(config, out, trials, *, seeds=(), pruner="none", storage=None):
     study, kept = sweep.open_study(config, SPACE, out, storage, pruner)
-    numbers = sweep.run_trials(
+    numbers = trial.run_trials(
         study, kept, config, SPACE, out, trials=trials, seeds=seeds, start=2
     )
     return study, numbers
@@ -68,7 +66,7 @@ def quick(monkeypatch):
         pathlib.Path(config.run).mkdir(exist_ok=True)
         pretend(config, report)
 
-    monkeypatch.setattr(train_proxy, "train", train_at_once)
+    monkeypatch.setattr(proxy, "train", train_at_once)
 
 
 def test_first_points_fill_the_space_and_do_not_depend_on_the_process():
@@ -102,15 +100,15 @@ def test_a_sweep_finds_the_best_and_writes_its_config(config, tmp_path, quick):
     assert numbers == [0, 1, 2, 3]
     trials = study.get_trials()
     assert [t.state for t in trials] == [TrialState.COMPLETE] * 4
-    for trial in trials[:2]:
-        assert trial.params == pytest.approx(
-            sweep.sobol_point(SPACE, trial.number, config.seed)
+    for one in trials[:2]:
+        assert one.params == pytest.approx(
+            sweep.sobol_point(SPACE, one.number, config.seed)
         )
     assert len({str(t.params) for t in trials}) == 4
-    for trial in trials:
-        found = sweep.scores(tmp_path / f"trial-{trial.number:05d}")
-        assert trial.intermediate_values == found and list(found) == [1, 2]
-        assert trial.value == max(found.values())
+    for one in trials:
+        found = trial.scores(tmp_path / f"trial-{one.number:05d}")
+        assert one.intermediate_values == found and list(found) == [1, 2]
+        assert one.value == max(found.values())
     text = sweep.table(study, 4)
     assert "4 complete" in text and f"| {study.best_value:.4f} |" in text
     path = sweep.write_best(study, config, tmp_path)
@@ -136,7 +134,7 @@ def test_an_interrupted_trial_is_taken_up_again(config, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
 
-    whole = train_proxy.train
+    whole = proxy.train
 
     def killed(config, report):
         def die(epoch, found):
@@ -145,10 +143,10 @@ def test_an_interrupted_trial_is_taken_up_again(config, tmp_path, monkeypatch):
 
         whole(config, die)
 
-    monkeypatch.setattr(train_proxy, "train", killed)
+    monkeypatch.setattr(proxy, "train", killed)
     with pytest.raises(Killed):
         search(config, tmp_path, 1)
-    monkeypatch.setattr(train_proxy, "train", whole)
+    monkeypatch.setattr(proxy, "train", whole)
     study, numbers = search(config, tmp_path, 1)
     assert numbers == [0]
     assert study.get_trials()[0].state == TrialState.COMPLETE
@@ -160,13 +158,13 @@ def test_an_interrupted_trial_is_taken_up_again(config, tmp_path, monkeypatch):
 def test_a_trial_may_be_a_population(config, tmp_path):
     url = f"sqlite:///{tmp_path}/study.db"
     study, _ = search(config, tmp_path, 1, seeds=[0, 1], storage=url)
-    (trial,) = study.get_trials()
+    (done,) = study.get_trials()
     runs = sorted((tmp_path / "trial-00000").glob("seed*"))
     assert [r.name[:5] for r in runs] == ["seed0", "seed1"]
-    assert trial.value == max(trial.intermediate_values.values())
-    each = [sweep.scores(run)[2] for run in runs]
+    assert done.value == max(done.intermediate_values.values())
+    each = [trial.scores(run)[2] for run in runs]
     assert each[0] != each[1]
-    assert trial.intermediate_values[2] == pytest.approx(sum(each) / 2)
+    assert done.intermediate_values[2] == pytest.approx(sum(each) / 2)
 
 
 def test_trials_are_pruned_or_fail(config, tmp_path, quick):
@@ -180,10 +178,10 @@ def test_trials_are_pruned_or_fail(config, tmp_path, quick):
     assert isinstance(study.pruner, optuna.pruners.MedianPruner)
     study.pruner = AfterOne()
     options = {"trials": 1, "seeds": [], "start": 1}
-    sweep.run_trials(study, kept, config, SPACE, tmp_path / "pruned", **options)
-    (trial,) = study.get_trials()
-    assert trial.state == TrialState.PRUNED
-    assert list(trial.intermediate_values) == [1]
+    trial.run_trials(study, kept, config, SPACE, tmp_path / "pruned", **options)
+    (done,) = study.get_trials()
+    assert done.state == TrialState.PRUNED
+    assert list(done.intermediate_values) == [1]
     assert "1 pruned" in sweep.table(study, 1)
 
     rates = {"optimizer.learning_rate": FloatDistribution(1e37, 1e38)}
@@ -191,12 +189,12 @@ def test_trials_are_pruned_or_fail(config, tmp_path, quick):
         config, rates, tmp_path / "failed", None, "hyperband"
     )
     assert isinstance(study.pruner, optuna.pruners.HyperbandPruner)
-    sweep.run_trials(study, kept, config, rates, tmp_path / "failed", **options)
+    trial.run_trials(study, kept, config, rates, tmp_path / "failed", **options)
     assert study.get_trials()[0].state == TrialState.FAIL
 
 
 def _work(config, out, barrier, results):
-    train_proxy.train = pretend  # a process of its own
+    proxy.train = pretend  # a process of its own
     barrier.wait(120)
     results.put(search(config, out, 12)[1])
 
@@ -249,18 +247,23 @@ def test_the_spaces_name_fields_there_are(name, encoder):
     assert "optimizer.learning_rate" in space
 
 
-def test_the_command_tells_what_it_did(config, tmp_path):
-    flags = [
-        "--config=configs/quickstart.py",
-        f"--config.data={tmp_path / 'data'}",
-        f"--space={tmp_path / 'none.py'}",
-        f"--out={tmp_path / 'out'}",
-    ]
-    command = [sys.executable, "-m", "launch.sweep", *flags]
-    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    found = subprocess.run(
-        command, cwd=ROOT, env=env, capture_output=True, text=True
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_the_command_tells_what_it_did(config, tmp_path, quick, capsys):
+    space = tmp_path / "space.py"
+    space.write_text(
+        "from optuna.distributions import FloatDistribution as Float\n"
+        "def get_space(): return {'optimizer.learning_rate': Float(0.1, 0.2)}"
     )
-    assert found.returncode == 1
-    assert "none.py: no such Python file" in found.stderr
-    assert "Traceback" not in found.stderr
+    out = tmp_path / "out"
+    flags = ("--trials=2", f"--space={space}", f"--out={out}")
+    commands.run("launch.sweep", "--config=configs/quickstart.py", *flags)
+    said = capsys.readouterr().out
+    assert "2 complete" in said
+    assert f"next: python -m launch.train --config {out}/best.py" in said
+    with pytest.raises(ValueError, match="--seeds=one: "):
+        commands.run(
+            "launch.sweep",
+            "--config=configs/quickstart.py",
+            *flags,
+            "--seeds=one",
+        )

@@ -18,6 +18,7 @@ import pytest
 from configs import quickstart
 from launch.evaluate import proxy as evaluate_proxy
 from launch.runs import checkpoints, data, metrics
+from tests import commands
 from tests.shared import shared
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -288,6 +289,17 @@ def test_divergence_names_the_step(finished, tmp_path):
     )
     assert "at step " in output and "learning_rate" in output
     assert "Traceback" not in output
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_a_config_without_a_kind_is_refused(tmp_path):
+    config = tmp_path / "old.py"
+    config.write_text(
+        "import ml_collections\n"
+        "def get_config(): return ml_collections.ConfigDict({'batch': 1})"
+    )
+    with pytest.raises(ValueError, match="kind=None, choose proxy or estimat"):
+        commands.run("launch.train", f"--config={config}")
 
 
 def test_evaluating_nothing_says_so(tmp_path):

@@ -14,7 +14,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -621,52 +621,18 @@ def matching_rows(
     return np.sort(drawn).astype(np.int64)
 
 
-def steps_per_epoch(config: Config, dataset: Dataset) -> int:
-    """Whole batches in a pass over the training split.
+def steps_per_epoch(rows: int, batch: int) -> int:
+    """Whole batches in a pass over the training presets.
 
     Raises:
-      ValueError: when a batch is larger than the split.
+      ValueError: when a batch is larger than their number.
     """
-    rows = training_source(config, dataset).spec.rows("train")
-    if not 1 <= config.batch <= rows:
+    if not 1 <= batch <= rows:
         raise ValueError(
-            f"config.batch={config.batch}, the training split has {rows} "
-            f"presets; choose between 1 and {rows}"
+            f"config.batch={batch}, there are {rows} training presets; choose "
+            f"between 1 and {rows}"
         )
-    return rows // config.batch
-
-
-@contextlib.contextmanager
-def train_batches(
-    config: Config,
-    dataset: Dataset,
-    done: int,
-    sharding: jax.sharding.Sharding,
-) -> Iterator[Iterator[dict[str, jax.Array]]]:
-    """Yields an endless iterator over training batches on the devices.
-
-    Args:
-      config: an experiment.
-      dataset: its data.
-      done: steps already taken; the next batch is that of step `done + 1`.
-      sharding: of a batch over the devices.
-
-    Yields:
-      Batches `{"preset": [batch, parameters], "embedding": ...}`.
-
-    Raises:
-      ValueError: when the batch is larger than the split.
-    """
-    source = loader.batches(
-        training_source(config, dataset).columns("train"),
-        config.batch,
-        seed=config.seed,
-        start=loader.Position(*divmod(done, steps_per_epoch(config, dataset))),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    with loader.on_devices(source, sharding) as batches:
-        yield (batch for _, batch in batches)
+    return rows // batch
 
 
 def validate(

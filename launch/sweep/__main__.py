@@ -23,9 +23,10 @@ import optuna
 from absl import flags
 from optuna.trial import TrialState
 
-from launch import cli, population
+from launch import cli
 from launch.runs import devices
 from launch.sweep import study as studies
+from launch.sweep import trial
 
 _CONFIG = cli.define_config()
 
@@ -67,14 +68,14 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     config, trials = _CONFIG.value, _TRIALS.value
     space = studies.read_space(_SPACE.value, config)
-    seeds = population.numbers(_SEEDS, int)
+    seeds = cli.numbers(_SEEDS, int)
     start = -(-trials // 4) if _START.value is None else _START.value
     out = pathlib.Path(_OUT.value or f"sweeps/{config.name}")
     study, storage = studies.open_study(
         config, space, out, _STORAGE.value, _PRUNER.value
     )
     print(devices.describe(), flush=True)
-    studies.run_trials(
+    trial.run_trials(
         study,
         storage,
         config,

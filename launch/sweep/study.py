@@ -1,17 +1,18 @@
-"""A hyper-parameter study: its space, its points, its trials."""
+"""A hyper-parameter study: its space, its points, which trial is next."""
 
 import contextlib
 import copy
-import importlib.util
-import json
 import pathlib
 import pprint
-from collections.abc import Iterator, Mapping, Sequence
+import runpy
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import optuna
 import tabulate
+from flax import traverse_util
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -23,9 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import qmc
 
 from datasets import shards
-from launch import Config, population
-from launch.runs import metrics
-from launch.train import proxy as train_proxy
+from launch import Config
 
 Space = Mapping[str, BaseDistribution]
 
@@ -44,40 +43,27 @@ def read_space(path: str, config: Config) -> Space:
       ValueError: naming what the file lacks, or a field that the config does
         not have.
     """
-    spec = importlib.util.spec_from_file_location("space", path)
-    if spec is None or spec.loader is None or not pathlib.Path(path).exists():
+    if not pathlib.Path(path).is_file():
         raise ValueError(f"--space={path}: no such Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_space"):
+    get_space = runpy.run_path(path).get("get_space")
+    if get_space is None:
         raise ValueError(f"--space={path}: defines no get_space()")
-    space = module.get_space()
+    space = get_space()
     if not space:
         raise ValueError(f"--space={path}: get_space() is empty")
-    known = _flat(config)
+    for field in space.keys() - _flat(config).keys():
+        raise ValueError(f"--space={path}: the config has no field {field!r}")
     for field, distribution in space.items():
-        if field not in known:
-            raise ValueError(
-                f"--space={path}: the config has no field {field!r}"
-            )
-        if not isinstance(
-            distribution,
-            FloatDistribution | IntDistribution | CategoricalDistribution,
-        ):
+        if not isinstance(distribution, BaseDistribution):
             raise ValueError(
                 f"--space={path}: {field} is no Optuna distribution"
             )
     return space
 
 
-def _flat(config: Config, prefix: str = "") -> dict[str, Any]:
-    found = {}
-    for name, value in config.items():
-        if hasattr(value, "items"):
-            found.update(_flat(value, f"{prefix}{name}."))
-        else:
-            found[prefix + name] = value
-    return found
+def _flat(config: Config) -> dict[str, Any]:
+    """Fields of a config by their dotted names."""
+    return traverse_util.flatten_dict(config.to_dict(), sep=".")
 
 
 def sobol_point(space: Space, number: int, seed: int) -> dict[str, Any]:
@@ -122,48 +108,39 @@ def sobol_point(space: Space, number: int, seed: int) -> dict[str, Any]:
     return values
 
 
-class _Point(optuna.samplers.BaseSampler):
-    """Draws one given point; Optuna takes samplers as objects."""
+def sampler(
+    space: Space, number: int, start: int, seed: int
+) -> optuna.samplers.BaseSampler:
+    """What draws the fields of a trial.
 
-    def __init__(self, point: dict[str, Any], space: Space) -> None:
-        self._point, self._space = point, dict(space)
+    Args:
+      space: distributions by name.
+      number: of the trial.
+      start: how many trials are points of the Sobol sequence.
+      seed: of the sequence and of what follows it.
 
-    def infer_relative_search_space(
-        self, study: Any, trial: Any
-    ) -> dict[str, BaseDistribution]:
-        """All of the space."""
-        return self._space
-
-    def sample_relative(
-        self, study: Any, trial: Any, search_space: Any
-    ) -> dict[str, Any]:
-        """The point."""
-        return self._point
-
-    def sample_independent(
-        self, study: Any, trial: Any, param_name: str, param_distribution: Any
-    ) -> Any:
-        """A coordinate of the point."""
-        return self._point[param_name]
-
-
-def _sampler(space: Space, number: int, start: int, seed: int) -> Any:
-    """What draws the fields of one trial."""
+    Returns:
+      A sampler for this trial alone.
+    """
     # Trials of other processes are going on: do not draw next to them.
     tpe = optuna.samplers.TPESampler(
         seed=seed + number, n_startup_trials=0, constant_liar=True
     )
     if number >= start:
         return tpe
-    return _Point(sobol_point(space, number, seed), space)
+    point = sobol_point(space, number, seed)
+    with warnings.catch_warnings(
+        action="ignore", category=optuna.exceptions.ExperimentalWarning
+    ):
+        return optuna.samplers.PartialFixedSampler(point, tpe)
 
 
 def _pruner(name: str, epochs: int) -> optuna.pruners.BasePruner:
-    if name == "hyperband":
-        return optuna.pruners.HyperbandPruner(1, epochs)
-    if name == "median":
-        return optuna.pruners.MedianPruner(n_warmup_steps=1)
-    return optuna.pruners.NopPruner()
+    return {
+        "hyperband": lambda: optuna.pruners.HyperbandPruner(1, epochs),
+        "median": lambda: optuna.pruners.MedianPruner(n_warmup_steps=1),
+        "none": optuna.pruners.NopPruner,
+    }[name]()
 
 
 def open_study(
@@ -222,58 +199,46 @@ def open_study(
     return study, kept
 
 
-def _runs(run: pathlib.Path) -> list[pathlib.Path]:
-    """The runs of a trial: itself, or its population's members."""
-    file = run / "population.json"
-    if not file.exists():
-        return [run]
-    return [run / name for name in json.loads(file.read_text())]
-
-
-def scores(run: pathlib.Path) -> dict[int, float]:
-    """Mean validation MRR over a trial's seeds, by epoch."""
-    found = [
-        {r["epoch"]: r["mrr"] for r in metrics.read(member) if "mrr" in r}
-        for member in _runs(run)
-    ]
-    epochs = set.intersection(*(set(f) for f in found))
-    return {e: float(np.mean([f[e] for f in found])) for e in sorted(epochs)}
-
-
 @contextlib.contextmanager
-def _next_trial(
+def next_trial(
     study: optuna.Study, storage: BaseStorage, out: pathlib.Path, trials: int
 ) -> Iterator[FrozenTrial | None]:
-    """Takes up an interrupted trial, or the next one; None when none is left.
+    """Takes up an interrupted trial, or the next one.
 
     Trials are made before they are run, as many as were asked for, and a
     process claims one of them: whatever the number of processes, no trial is
     run beyond those, and none twice.
+
+    Args:
+      study: the study.
+      storage: where it is kept.
+      out: folder of the sweep.
+      trials: how many all processes run together.
+
+    Yields:
+      The trial, claimed until the context is left; None when none is left.
     """
     while len(study.get_trials(deepcopy=False)) < trials:
         # Two processes may make more than needed; those wait for ever.
         study.enqueue_trial({})
-    with contextlib.ExitStack() as stack:
-        for trial in study.get_trials(
-            deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)
-        ):
-            name = f"trial-{trial.number:05d}"
-            begun = trial.state == TrialState.RUNNING
-            # One without a folder here is another machine's.
-            if trial.number >= trials or (begun and not (out / name).exists()):
-                continue
-            claim = stack.enter_context(contextlib.ExitStack())
-            if not claim.enter_context(shards.claim(out, name)):
+    for trial in study.get_trials(
+        deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)
+    ):
+        name = f"trial-{trial.number:05d}"
+        begun = trial.state == TrialState.RUNNING
+        # One without a folder here is another machine's.
+        if trial.number >= trials or (begun and not (out / name).exists()):
+            continue
+        with shards.claim(out, name) as claimed:
+            if not claimed:
                 continue
             # It may have changed hands before the claim.
             now = study.get_trials(deepcopy=False)[trial.number]
-            if now.state != trial.state or not (begun or _start(storage, now)):
-                claim.close()
-                continue
-            (out / name).mkdir(exist_ok=True)
-            yield now
-            return
-        yield None
+            if now.state == trial.state and (begun or _start(storage, now)):
+                (out / name).mkdir(exist_ok=True)
+                yield now
+                return
+    yield None
 
 
 def _start(storage: BaseStorage, trial: FrozenTrial) -> bool:
@@ -286,115 +251,8 @@ def _start(storage: BaseStorage, trial: FrozenTrial) -> bool:
         return False
 
 
-def _suggest(trial: optuna.Trial, name: str, kind: BaseDistribution) -> Any:
-    if isinstance(kind, CategoricalDistribution):
-        return trial.suggest_categorical(name, kind.choices)
-    assert isinstance(kind, FloatDistribution | IntDistribution)
-    suggest: Any = (
-        trial.suggest_int
-        if isinstance(kind, IntDistribution)
-        else trial.suggest_float
-    )
-    return suggest(name, kind.low, kind.high, step=kind.step, log=kind.log)
-
-
-def run_trial(
-    study: optuna.Study,
-    frozen: FrozenTrial,
-    config: Config,
-    space: Space,
-    seeds: Sequence[int],
-    start: int,
-    run: pathlib.Path,
-) -> None:
-    """Trains one trial and tells the study what became of it.
-
-    Args:
-      study: the study.
-      frozen: a trial that this process has claimed.
-      config: what it starts from.
-      space: what may differ.
-      seeds: of its population; the config's own when empty.
-      start: how many trials are Sobol points.
-      run: its folder; what is there already is not done again.
-
-    Raises:
-      SystemExit: after SIGTERM or Ctrl-C; the trial is not finished then.
-    """
-    study.sampler = _sampler(space, frozen.number, start, config.seed)
-    trial = optuna.Trial(study, frozen._trial_id)
-    chosen = {name: _suggest(trial, name, kind) for name, kind in space.items()}
-    config = copy.deepcopy(config)
-    config.run = str(run)
-    config.update_from_flattened_dict(chosen)
-    shown = "  ".join(f"{name}={_short(v)}" for name, v in chosen.items())
-    print(f"trial {trial.number}: {shown}", flush=True)
-
-    def report(epoch: int, found: Any) -> None:
-        told = study.get_trials(deepcopy=False)[trial.number]
-        for at, score in scores(run).items():
-            if at not in told.intermediate_values:
-                trial.report(score, at)
-        # A population goes on without its diverged members.
-        if seeds and any(member["mrr"] == 0 for member in found):
-            raise FloatingPointError("a seed diverged")
-        if epoch < config.epochs and trial.should_prune():
-            raise optuna.TrialPruned
-
-    try:
-        if seeds:
-            population.train_members(config, seeds, (), report)
-        else:
-            train_proxy.train(config, report)
-    except optuna.TrialPruned:
-        study.tell(trial, state=TrialState.PRUNED)
-        print(f"trial {trial.number}: pruned", flush=True)
-    except FloatingPointError as error:
-        study.tell(trial, state=TrialState.FAIL)
-        print(f"trial {trial.number}: failed, {error}", flush=True)
-    else:
-        value = max(scores(run).values())
-        study.tell(trial, value)
-        print(f"trial {trial.number}: MRR {value:.4f}", flush=True)
-
-
-def run_trials(
-    study: optuna.Study,
-    storage: BaseStorage,
-    config: Config,
-    space: Space,
-    out: pathlib.Path,
-    *,
-    trials: int,
-    seeds: Sequence[int],
-    start: int,
-) -> list[int]:
-    """Runs trials until none is left for this process.
-
-    Args:
-      study: the study.
-      storage: where it is kept.
-      config: what trials start from.
-      space: what differs among them.
-      out: folder of the sweep.
-      trials: how many all processes run together, over all calls.
-      seeds: see `run_trial`.
-      start: see `run_trial`.
-
-    Returns:
-      Numbers of those run here.
-    """
-    numbers = []
-    while True:
-        with _next_trial(study, storage, out, trials) as trial:
-            if trial is None:
-                return numbers
-            run = out / f"trial-{trial.number:05d}"
-            run_trial(study, trial, config, space, seeds, start, run)
-            numbers.append(trial.number)
-
-
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A field's value as it is shown."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -439,7 +297,7 @@ def table(study: optuna.Study, trials: int, shown: int = 10) -> str:
     names = sorted({name for t in ranked for name in t.params})
     rows = [
         [t.number, f"{t.value:.4f}", t.state.name.lower()]
-        + [_short(t.params.get(name)) for name in names]
+        + [short(t.params.get(name)) for name in names]
         for t in ranked[:shown]
     ]
     counts = [

@@ -16,7 +16,6 @@ import jax
 
 from launch import cli
 from launch.runs import data, devices
-from launch.train import proxy as train_proxy
 
 _CONFIG = cli.define_config()
 
@@ -24,16 +23,19 @@ _CONFIG = cli.define_config()
 def main() -> None:
     """Runs the command."""
     config = _CONFIG.value
+    if config.get("kind") == "proxy":
+        from launch.train.proxy import train
+    elif config.get("kind") == "estimator":
+        from launch.train.estimator import train
+    else:
+        raise ValueError(
+            f"config.kind={config.get('kind')!r}, choose proxy or estimator"
+        )
     # Looking for accelerators takes seconds.
     data.check_engine(config)
     data.initialize_distributed()
     print(devices.describe(), flush=True)
-    if "proxy" in config:
-        from launch.train import estimator as train_estimator
-
-        run = train_estimator.train(config)
-    else:
-        run = train_proxy.train(config)
+    run = train(config)
     if jax.process_index() == 0:
         print(f"next: python -m launch.evaluate --run {run}")
 

@@ -8,10 +8,8 @@ with the real engine. Stopped at any point, the same command goes on and ends
 with the same parameters.
 """
 
-import contextlib
+import functools
 import pathlib
-import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tqdm
-from jaxtyping import Int64
+from jaxtyping import Float
 
 from datasets import engines, loader, shards
 from launch import Config
@@ -33,7 +31,7 @@ from launch.runs import (
     opened,
     rendering,
 )
-from launch.train import proxy as proxy_training
+from launch.train import loop
 from matching import distances, losses, schedules
 from matching import estimator as estimators
 from proxy import audio, optimizer, spaces
@@ -42,31 +40,32 @@ from proxy import audio, optimizer, spaces
 _BLOCK = 64
 
 
-def plateau(config: Config) -> Any:
+def plateau(factor: float, patience: int) -> Any:
     """The rule that lowers the learning rate; sees one value a validation.
 
     As PyTorch's ReduceLROnPlateau: `patience` validations in a row that are
     not better by 1e-4 of the best are forgiven, the next lowers the rate.
     """
-    return optax.contrib.reduce_on_plateau(
-        config.plateau.factor, config.plateau.patience + 1, rtol=1e-4
-    )
+    return optax.contrib.reduce_on_plateau(factor, patience + 1, rtol=1e-4)
 
 
-def gradient_transformation(config: Config) -> optax.GradientTransformation:
+def gradient_transformation(
+    *,
+    learning_rate: float,
+    warmup_steps: int,
+    warmup_factor: float,
+    clip_norm: float,
+    **moments: float,
+) -> optax.GradientTransformation:
     """AdamW with a linear warm-up, then times a factor set from outside."""
-    o = config.optimizer
     rate = optax.linear_schedule(
-        o.learning_rate * o.warmup_factor, o.learning_rate, o.warmup_steps
+        learning_rate * warmup_factor, learning_rate, warmup_steps
     )
     return optax.chain(
         optimizer.adamw(
-            rate if o.warmup_steps else o.learning_rate,
-            b1=o.b1,
-            b2=o.b2,
-            eps=o.eps,
-            weight_decay=o.weight_decay,
-            clip_norm=o.clip_norm or None,
+            rate if warmup_steps else learning_rate,
+            clip_norm=clip_norm or None,
+            **moments,
         ),
         optax.inject_hyperparams(optax.scale)(step_size=1.0),
     )
@@ -130,144 +129,101 @@ def training_spectrograms(
 
 
 def _batches(
-    columns: loader.Columns, rows: np.ndarray, config: Config, done: int
+    columns: loader.Columns, rows: np.ndarray, batch: int, seed: int, done: int
 ) -> Iterator[tuple[loader.Position, dict[str, np.ndarray]]]:
     """Endless shuffled batches of the given rows."""
-    start = loader.Position(*divmod(done, len(rows) // config.batch))
-    order = loader.batches(
-        {"row": rows}, config.batch, seed=config.seed, start=start
-    )
-    for position, taken in order:
+    start = loader.Position(*divmod(done, len(rows) // batch))
+    for position, taken in loader.batches(
+        {"row": rows}, batch, seed=seed, start=start
+    ):
         yield position, {k: c[taken["row"]] for k, c in columns.items()}
 
 
-# Steps and validation --------------------------------------------------------
+# Step and validation ---------------------------------------------------------
 
 
 def build_step(
-    config: Config, schedule: schedules.Schedule, total: int, proxy: Any
+    inner: Callable[..., Any], sample_rate: int
 ) -> Callable[..., Any]:
     """One optimizer step from audio or kept spectrograms.
 
     Args:
-      config: a matching experiment.
-      schedule: of the weights of the losses.
-      total: steps of the whole run.
-      proxy: the encoder, or None while the perceptual loss weighs nothing.
+      inner: the step from scaled spectrograms, see `losses.train_step`.
+      sample_rate: of the audio.
 
     Returns:
-      `(state, batch, key, (minimum, maximum), proxy_variables) -> (state,
-      metrics)`, see `losses.train_step`.
+      `(tree, batch, key, proxy_variables) -> (tree, metrics)`. The tree is
+      what a checkpoint holds: the state, that of the plateau rule, and the
+      extremes of the spectrograms.
     """
-    rate = audio.get(config.audio_model).sample_rate
-    t = config.temperature
-    inner = losses.train_step(
-        opened.network(config, devices.AXIS),
-        spaces.get(config.synth),
-        gradient_transformation(config),
-        schedule,
-        proxy,
-        mode=config.decoding,
-        label_smoothing=config.label_smoothing,
-        temperature=schedules.temperature(
-            t.first, t.last, int(t.share * total)
-        ),
-        axis_name=devices.AXIS,
-    )
 
-    def step(state, batch, key, extremes, variables):
+    def step(tree: Any, batch: Any, key: Any, variables: Any) -> Any:
         decibels = batch.get("spectrogram")
         if decibels is None:
             clips = batch["audio"].astype(jnp.float32)
             clips = clips * batch["audio_scale"][:, None]
-            decibels = estimators.spectrogram(clips, rate)
-        batch = {**batch, "spectrogram": estimators.scale(decibels, *extremes)}
-        return inner(state, batch, key, variables)
+            decibels = estimators.spectrogram(clips, sample_rate)
+        scaled = estimators.scale(decibels, tree["minimum"], tree["maximum"])
+        batch = {**batch, "spectrogram": scaled}
+        state, found = inner(tree["state"], batch, key, variables)
+        return {**tree, "state": state}, found
 
     return step
 
 
-def validator(
-    config: Config, source: data.Source
-) -> Callable[[Any, tuple[float, float]], dict[str, float]]:
-    """Builds the validation: predict, render, compare.
+def score(
+    tree: Any,
+    network: estimators.Estimator,
+    renderer: engines.Renderer,
+    targets: Float[np.ndarray, "batch samples"],
+    presets: Float[np.ndarray, "batch parameters"],
+    workers: int,
+) -> dict[str, float]:
+    """Predicts presets of sounds, renders them, compares.
 
     Args:
-      config: a matching experiment.
-      source: its data.
+      tree: see `build_step`.
+      network: the estimator.
+      renderer: the engine.
+      targets: sounds.
+      presets: what they were made with.
+      workers: rendering workers, 0 for one per core.
 
     Returns:
-      A function from the state and the extremes of the spectrograms to
-      `a_mean`, the parameter metrics and `failed`, how many predictions
-      could not be rendered and count as silence.
-
-    Raises:
-      MissingPluginError: (a `ValueError`) there is nothing to render with.
+      Means of `a_mean` and the parameter metrics, and `failed`, how many
+      predictions could not be rendered and count as silence.
     """
-    space, renderer = spaces.get(config.synth), data.renderer(config)
-    if isinstance(renderer, engines.AbsentRenderer):
-        raise engines.MissingPluginError(
-            "validation renders what is predicted, which data made elsewhere "
-            f"cannot replace: {renderer.missing}"
-        )
-    network = opened.network(config)
-    columns = source.columns("validation", ("preset", "audio", "audio_scale"))
-    rows = data.matching_rows(config, source, "validation")
-    targets, presets = _clips(columns, rows), columns["preset"][rows]
-
-    def validate(state: Any, extremes: tuple[float, float]) -> dict[str, float]:
-        rate = renderer.settings.sample_rate
-        variables = jax.device_get(
-            {"params": state.params, "batch_stats": state.batch_stats}
-        )
-        logits = opened.logits(network, variables, targets, *extremes, rate)
-        predicted = opened.decode(logits, space)
-        clips, failed = rendering.render(
-            renderer, predicted, workers=config.workers, label="rendering"
-        )
-        found = {
-            **rendering.measure(clips, targets, rate, label="distances"),
-            **distances.parameter_metrics(
-                jnp.asarray(predicted), jnp.asarray(presets), space
-            ),
+    rate = renderer.settings.sample_rate
+    variables = jax.device_get(
+        {
+            "params": tree["state"].params,
+            "batch_stats": tree["state"].batch_stats,
         }
-        means = {name: float(np.mean(value)) for name, value in found.items()}
-        return {**means, "failed": failed}
-
-    return validate
-
-
-def _means(step: int, pending: list[Any]) -> dict[str, float]:
-    """Means of the latest steps' metrics, checked to be finite."""
-    means = proxy_training.check_finite(step, pending)
-    fetched = jax.device_get(pending)
-    for name in sorted(set(fetched[-1]) - set(means)):
-        values = [m[name] for m in fetched if name in m]
-        means[name] = float(np.mean(values))
-    return means
-
-
-def _check(config: Config, rows: Int64[np.ndarray, " rows"]) -> None:
-    if jax.process_count() > 1:
-        raise ValueError(
-            "an estimator is trained by one process, on all its devices; "
-            "start a single one"
-        )
-    if not 1 <= config.batch <= len(rows):
-        raise ValueError(
-            f"config.batch={config.batch}, there are {len(rows)} training "
-            f"presets; choose between 1 and {len(rows)}"
-        )
+    )
+    extremes = float(tree["minimum"]), float(tree["maximum"])
+    logits = opened.logits(network, variables, targets, *extremes, rate)
+    predicted = opened.decode(logits, renderer.space)
+    clips, failed = rendering.render(
+        renderer, predicted, workers=workers, label="rendering"
+    )
+    scores = {
+        **rendering.measure(clips, targets, rate, label="distances"),
+        **distances.parameter_metrics(
+            jnp.asarray(predicted), jnp.asarray(presets), renderer.space
+        ),
+    }
+    means = {name: float(np.mean(value)) for name, value in scores.items()}
+    return {**means, "failed": failed}
 
 
-# The loop --------------------------------------------------------------------
+# The run ---------------------------------------------------------------------
 
 
 def train(config: Config) -> pathlib.Path:
     """Trains the estimator of a config to its end.
 
     Args:
-      config: a matching experiment.
+      config: an experiment of sound matching.
 
     Returns:
       The run directory.
@@ -278,140 +234,140 @@ def train(config: Config) -> pathlib.Path:
       ValueError: when config, data and run directory do not fit together.
       SystemExit: after SIGTERM or Ctrl-C, with a checkpoint saved.
     """
+    if jax.process_count() > 1:
+        raise ValueError(
+            "an estimator is trained by one process, on all its devices; "
+            "start a single one"
+        )
     data.check_engine(config)
     mesh = devices.mesh(config.devices or None)
+    everywhere = devices.replicated(mesh)
     devices.check_batch(config.batch, mesh)
     # What can be wrong is found before hours of rendering.
-    schedules.get(config.schedule, 1, start=config.start, length=config.length)
+    schedule_of = functools.partial(
+        schedules.get, config.schedule, start=config.start, length=config.length
+    )
+    schedule_of(1)
     _, proxy, proxy_state = opened.load_proxy(config)
     run = checkpoints.prepare(config)
+
     source = data.matching_source(config)
     rows = data.matching_rows(config, source, "train")
-    _check(config, rows)
     columns: Any = source.columns(
         "train", ("preset", "embedding", "audio", "audio_scale")
     )
-    validate = validator(config, source)
+    held_out = source.columns("validation", ("preset", "audio", "audio_scale"))
+    held_out_rows = data.matching_rows(config, source, "validation")
+    targets = _clips(held_out, held_out_rows)
+    presets = held_out["preset"][held_out_rows]
+    renderer = data.renderer(config)
     if floor := noise.of_run(run, ""):
-        tqdm.tqdm.write(floor)
-    epoch_steps = len(rows) // config.batch
+        loop.say(floor)
+
+    epoch_steps = data.steps_per_epoch(len(rows), config.batch)
     total = config.epochs * epoch_steps
-    schedule = schedules.get(
-        config.schedule, total, start=config.start, length=config.length
-    )
+    schedule = schedule_of(total)
     perceptual = np.broadcast_to(schedule(jnp.arange(total))[1], total) > 0
-    step_of = {
+    sample_rate = audio.get(config.audio_model).sample_rate
+    update = gradient_transformation(**config.optimizer)
+    network = opened.network(config)
+    t = config.temperature
+    steps = {
         used: devices.map_step(
-            build_step(config, schedule, total, proxy if used else None),
+            build_step(
+                losses.train_step(
+                    opened.network(config, devices.AXIS),
+                    spaces.get(config.synth),
+                    update,
+                    schedule,
+                    proxy if used else None,
+                    mode=config.decoding,
+                    label_smoothing=config.label_smoothing,
+                    temperature=schedules.temperature(
+                        t.first, t.last, int(t.share * total)
+                    ),
+                    axis_name=devices.AXIS,
+                ),
+                sample_rate,
+            ),
             mesh,
-            constants=3,
+            constants=2,
         )
         for used in (False, True)
     }
-    everywhere = devices.replicated(mesh)
-    variables = devices.place(opened.proxy_variables(proxy_state), everywhere)
+    rule = plateau(**config.plateau)
     key = jax.random.key(config.seed)
-    state: Any = losses.init_state(
-        opened.network(config), gradient_transformation(config), key
-    )
-    rule = plateau(config)
-    keep = config.keep_spectrograms
-    rate = audio.get(config.audio_model).sample_rate
-
-    with contextlib.ExitStack() as stack:
-        saved = stack.enter_context(checkpoints.manager(run))
-        done = saved.latest_step() or 0
-        tree = {
-            "state": devices.place(state, everywhere),
+    tree = devices.place(
+        {
+            "state": losses.init_state(network, update, key),
             "plateau": rule.init(jnp.zeros(())),
             "minimum": jnp.zeros(()),
             "maximum": jnp.zeros(()),
-        }
-        kept = None
-        if done:
-            tree = checkpoints.restore(saved, tree)
-            tqdm.tqdm.write(f"{run}: going on at step {done:,} of {total:,}")
+        },
+        everywhere,
+    )
+
+    def validate(step: int, epoch: int, tree: Any) -> tuple[Any, Any, str]:
+        scores = score(
+            tree, network, renderer, targets, presets, config.workers
+        )
+        # The warm-up is no plateau.
+        if step >= config.optimizer.warmup_steps:
+            _, patience = rule.update(
+                jnp.zeros(()), tree["plateau"], value=scores["a_mean"]
+            )
+            # By way of the host: a step gives away its state's memory.
+            patience = devices.place(jax.device_get(patience), everywhere)
+            state = _set_factor(tree["state"], patience.scale)
+            tree = {**tree, "state": state, "plateau": patience}
+        factor = float(tree["plateau"].scale)
+        writer.write(step, epoch=epoch, rate_factor=factor, **scores)
+        return tree, scores, f"a_mean {scores['a_mean']:.3f}"
+
+    with loop.resume(run, tree, total) as (saved, tree, done):
+        keep = config.keep_spectrograms
         if not done or (keep and done < total):
             low, high, kept = training_spectrograms(
-                columns, rows, rate, keep=keep
+                columns, rows, sample_rate, keep=keep
             )
             if not done:
-                tree["minimum"], tree["maximum"] = map(jnp.float32, (low, high))
-        patience: Any = tree["plateau"]
-        state = tree["state"]
-        extremes = (float(tree["minimum"]), float(tree["maximum"]))
-        if kept is not None:
-            small = {k: columns[k][rows] for k in ("preset", "embedding")}
-            columns, rows = {**small, "spectrogram": kept}, np.arange(len(rows))
-
-        stopped = stack.enter_context(proxy_training.catch_termination())
-        writer = stack.enter_context(metrics.Writer(run, done))
-        batches = stack.enter_context(
-            loader.on_devices(
-                _batches(columns, rows, config, done), devices.split(mesh)
-            )
-        )
-        bar = stack.enter_context(
-            tqdm.tqdm(
-                total=total,
-                initial=done,
-                unit="step",
-                mininterval=0.5 if sys.stderr.isatty() else 30,
-            )
-        )
-        pending, last_save = [], time.monotonic()
-        since, since_step = time.monotonic(), done
-        for step in range(done + 1, total + 1):
-            _, batch = next(batches)
-            state, step_metrics = step_of[bool(perceptual[step - 1])](
-                state, batch, key, extremes, variables
-            )
-            pending.append(step_metrics)
-            bar.update()
-            epoch, rest = divmod(step, epoch_steps)
-            stop = stopped()
-            validated = not rest and (
-                epoch % config.validate_every == 0 or step == total
-            )
-            if not validated and step % config.log_every and not stop:
-                continue
-            means = _means(step, pending)
-            pending = []
-            speed = (step - since_step) * config.batch
-            speed /= time.monotonic() - since
-            writer.write(step, **means, sounds_per_second=speed)
-            bar.set_postfix(loss=f"{means['loss']:.3f}")
-            found = None
-            if validated:
-                found = validate(state, extremes)
-                # The warm-up is no plateau.
-                if step >= config.optimizer.warmup_steps:
-                    _, patience = rule.update(
-                        jnp.zeros(()), patience, value=found["a_mean"]
-                    )
-                    state = _set_factor(state, patience.scale)
-                factor = float(patience.scale)
-                writer.write(step, epoch=epoch, rate_factor=factor, **found)
-                tqdm.tqdm.write(
-                    f"epoch {epoch:3d}  loss {means['loss']:.4f}  validation "
-                    f"a_mean {found['a_mean']:.3f}  {speed:,.0f} sounds/s"
+                low, high = devices.place(
+                    (np.float32(low), np.float32(high)), everywhere
                 )
-            late = time.monotonic() - last_save
-            if validated or stop or late > 60 * config.checkpoint_minutes:
-                tree = {**tree, "state": state, "plateau": patience}
-                checkpoints.save(saved, step, tree, found)
-                last_save = time.monotonic()
-            if stop and step < total:
-                saved.wait_until_finished()
-                bar.close()
-                tqdm.tqdm.write(
-                    f"{run}: stopped at step {step:,}; the same command goes on"
-                )
-                raise SystemExit(143)
-            since, since_step = time.monotonic(), step
+                tree = {**tree, "minimum": low, "maximum": high}
+            if kept is not None:
+                small = {k: columns[k][rows] for k in ("preset", "embedding")}
+                columns = {**small, "spectrogram": kept}
+                rows = np.arange(len(rows))
+        order = _batches(columns, rows, config.batch, config.seed, done)
+        with (
+            metrics.Writer(run, done) as writer,
+            loader.on_devices(order, devices.split(mesh)) as batches,
+        ):
+            loop.train(
+                run,
+                saved,
+                tree,
+                range(done + 1, total + 1),
+                batches,
+                step_at=lambda step: steps[bool(perceptual[step - 1])],
+                constants=[
+                    key,
+                    devices.place(
+                        opened.proxy_variables(proxy_state), everywhere
+                    ),
+                ],
+                log=functools.partial(loop.write_means, writer),
+                validate=validate,
+                epoch_steps=epoch_steps,
+                validate_every=config.validate_every,
+                log_every=config.log_every,
+                checkpoint_minutes=config.checkpoint_minutes,
+                examples=config.batch,
+                unit="sounds",
+            )
     # Matplotlib would have everybody wait at the start.
     from launch.runs import plots
 
     plots.matching_curves(run)
-    tqdm.tqdm.write(f"{run}: {total:,} steps done")
     return run

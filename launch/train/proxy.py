@@ -1,62 +1,17 @@
 """Trains a proxy: f(preset) = g(sound of the preset)."""
 
-import contextlib
+import functools
 import pathlib
-import signal
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
-import tqdm
 
+from datasets import loader
 from launch import Config
 from launch.runs import build, checkpoints, data, devices, metrics
+from launch.train import loop
 from proxy import objective, spaces
-
-
-def check_finite(step: int, pending: list[Any]) -> dict[str, float]:
-    """Fetches the metrics of the last few steps and checks them.
-
-    Args:
-      step: number of steps taken.
-      pending: metrics of the latest of them, still on the devices.
-
-    Returns:
-      Mean loss and mean gradient norm.
-
-    Raises:
-      FloatingPointError: naming the first step that was not finite.
-    """
-    fetched = jax.device_get(pending)
-    losses, norms = (
-        np.array([m[name] for m in fetched]) for name in ("loss", "grad_norm")
-    )
-    bad = np.flatnonzero(~(np.isfinite(losses) & np.isfinite(norms)))
-    if len(bad):
-        first = step - len(pending) + bad[0] + 1
-        raise FloatingPointError(
-            f"loss {losses[bad[0]]}, gradient norm {norms[bad[0]]} at step "
-            f"{first}; the last checkpoint is from before it. Lower "
-            "config.optimizer.learning_rate or set "
-            "config.optimizer.clip_norm"
-        )
-    return {"loss": losses.mean().item(), "grad_norm": norms.mean().item()}
-
-
-@contextlib.contextmanager
-def catch_termination() -> Iterator[Callable[[], bool]]:
-    """Lets a step finish after SIGTERM or Ctrl-C; yields "was there one"."""
-    caught: list[int] = []
-    signals = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(s, lambda n, _: caught.append(n)) for s in signals]
-    try:
-        yield lambda: bool(caught)
-    finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)
 
 
 def train(
@@ -88,10 +43,12 @@ def train(
         checkpoints.load(config.init)[1].close()
     run = checkpoints.prepare(config)
     dataset = data.ensure(config)
-    writes, alone = jax.process_index() == 0, jax.process_count() == 1
-    say = tqdm.tqdm.write if writes else lambda _: None
-
-    step_fn = devices.map_step(
+    columns = data.training_source(config, dataset).columns("train")
+    state = build.initial_state(config, columns["embedding"])
+    if config.init:
+        state = checkpoints.start_from(config, state)
+    state = devices.place(state, devices.replicated(mesh))
+    step = devices.map_step(
         objective.train_step(
             encoder,
             spaces.get(config.synth),
@@ -103,90 +60,47 @@ def train(
         mesh,
     )
     ranker = build.validator(config)
-    source = data.training_source(config, dataset)
-    state = build.initial_state(config, source.columns("train")["embedding"])
-    if config.init:
-        state = checkpoints.start_from(config, state)
-    state = devices.place(state, devices.replicated(mesh))
-    epoch_steps = data.steps_per_epoch(config, dataset)
+    epoch_steps = data.steps_per_epoch(len(columns["preset"]), config.batch)
     total = config.epochs * epoch_steps
+    writes = jax.process_index() == 0
 
-    with contextlib.ExitStack() as stack:
-        saved = stack.enter_context(checkpoints.manager(run))
-        done = saved.latest_step() or 0
-        if done:
-            state = checkpoints.restore(saved, state)
-            say(f"{run}: going on at step {done:,} of {total:,}")
-        stopped = stack.enter_context(catch_termination())
-        writer = stack.enter_context(
-            metrics.Writer(run, done, silent=not writes)
+    def validate(step: int, epoch: int, state: Any) -> tuple[Any, Any, str]:
+        scores = data.validate(config, dataset, ranker, state, mesh)
+        writer.write(step, epoch=epoch, **scores)
+        words = f"L1 {scores['l1']:.4f}  MRR {scores['mrr']:.4f}"
+        return state, scores, words
+
+    with loop.resume(run, state, total) as (saved, state, done):
+        order = loader.batches(
+            columns,
+            config.batch,
+            seed=config.seed,
+            start=loader.Position(*divmod(done, epoch_steps)),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
-        batches = stack.enter_context(
-            data.train_batches(config, dataset, done, devices.split(mesh))
-        )
-        bar = stack.enter_context(
-            tqdm.tqdm(
-                total=total,
-                initial=done,
-                unit="step",
-                disable=not writes,
-                mininterval=0.5 if sys.stderr.isatty() else 30,
+        with (
+            metrics.Writer(run, done, silent=not writes) as writer,
+            loader.on_devices(order, devices.split(mesh)) as batches,
+        ):
+            loop.train(
+                run,
+                saved,
+                state,
+                range(done + 1, total + 1),
+                batches,
+                step_at=lambda _: step,
+                log=functools.partial(loop.write_means, writer),
+                validate=validate,
+                report=report,
+                epoch_steps=epoch_steps,
+                log_every=config.log_every,
+                checkpoint_minutes=config.checkpoint_minutes,
+                examples=config.batch,
             )
-        )
-        pending, last_save, compiled = [], time.monotonic(), None
-        since, since_step = time.monotonic(), done
-        for step in range(done + 1, total + 1):
-            batch = next(batches)
-            if compiled is None:
-                started = time.monotonic()
-                # Ahead of time: a compiled step cannot recompile unnoticed.
-                compiled = step_fn.lower(state, batch).compile()
-                seconds = time.monotonic() - started
-                writer.write(step - 1, compile_seconds=seconds)
-                since = time.monotonic()
-            state, step_metrics = compiled(state, batch)
-            pending.append(step_metrics)
-            bar.update()
-            epoch_ends = step % epoch_steps == 0
-            due = epoch_ends or step % config.log_every == 0
-            if not due and not (alone and stopped()):
-                continue
-            stop = devices.any_process(stopped())
-            means = check_finite(step, pending)
-            pending = []
-            rate = (step - since_step) * config.batch
-            rate /= time.monotonic() - since
-            writer.write(step, **means, presets_per_second=rate)
-            bar.set_postfix(loss=f"{means['loss']:.4f}")
-            found = None
-            if epoch_ends:
-                found = data.validate(config, dataset, ranker, state, mesh)
-                epoch = step // epoch_steps
-                writer.write(step, epoch=epoch, **found)
-                say(
-                    f"epoch {epoch:3d}  loss {means['loss']:.4f}  "
-                    f"validation L1 {found['l1']:.4f}  MRR {found['mrr']:.4f}"
-                    f"  {rate:,.0f} presets/s"
-                )
-            idle = time.monotonic() - last_save
-            late = devices.any_process(idle > 60 * config.checkpoint_minutes)
-            if epoch_ends or stop or late:
-                checkpoints.save(saved, step, state, found)
-                last_save = time.monotonic()
-            if found is not None:
-                report(step // epoch_steps, found)
-            if stop and step < total:
-                saved.wait_until_finished()
-                bar.close()
-                say(
-                    f"{run}: stopped at step {step:,}; the same command goes on"
-                )
-                raise SystemExit(143)
-            since, since_step = time.monotonic(), step
     if writes:
         # Matplotlib would have everybody wait at the start.
         from launch.runs import plots
 
         plots.training_curves(run)
-        say(f"{run}: {total:,} steps done")
     return run

@@ -8,7 +8,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from launch.runs import allocator
+from launch.runs import devices
 
 # Errors that a user can mend: bad input, a missing file, a full disk. They
 # are told in one line; anything else is a defect and keeps its traceback.
@@ -75,7 +75,7 @@ def run(main: Callable[..., None], *, arguments: bool = False) -> None:
         if words and not arguments:
             sys.exit(f"error: unexpected words {words}; see --help")
         logging.set_verbosity(logging.ERROR)
-        allocator.keep_memory()
+        devices.keep_memory()
         try:
             main(*([words] if arguments else []))
         except KeyboardInterrupt:

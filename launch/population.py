@@ -32,7 +32,15 @@ from absl import flags
 
 from datasets import loader
 from launch import Config, cli
-from launch.runs import build, checkpoints, data, devices, metrics, plots
+from launch.runs import (
+    build,
+    checkpoints,
+    data,
+    devices,
+    making,
+    metrics,
+    plots,
+)
 from launch.train import proxy as train_proxy
 from proxy import population, spaces
 
@@ -185,8 +193,8 @@ def _batches(
 
 
 def _validate(
-    config: Config,
-    dataset: data.Dataset,
+    source: data.Source,
+    shape: tuple[int, int],
     ranker: Callable[..., Any],
     states: Any,
     diverged: Sequence[int | None],
@@ -200,7 +208,7 @@ def _validate(
             continue
         state = population.select(states, member)
         state = devices.place(state, devices.replicated(mesh))
-        found.append(data.validate(config, dataset, ranker, state, mesh))
+        found.append(data.validate(source, shape, ranker, state, mesh))
     return found
 
 
@@ -334,8 +342,11 @@ def train_members(
     devices.check_batch(config.batch, devices.mesh(1), config.accumulate)
     build.empty_state(config)
     runs = _prepare(config, configs)
-    dataset = data.ensure(config)
-    columns = data.training_source(config, dataset).columns("train")
+    dataset = making.ensure(config)
+    for run in runs:
+        data.record_dataset(run, dataset)
+    source = data.training_source(config.source, dataset)
+    columns = source.columns("train")
     mesh = _mesh(config, len(configs))
     each = devices.split(mesh)
     print(f"{len(configs)} members on {mesh.size} devices", flush=True)
@@ -347,7 +358,7 @@ def train_members(
         "states": states,
         "best": jax.jit(population.first_best, out_shardings=each)(states),
     }
-    epoch_steps = data.steps_per_epoch(config, dataset)
+    epoch_steps = data.steps_per_epoch(source, config.batch)
     total = config.epochs * epoch_steps
 
     with contextlib.ExitStack() as stack:
@@ -393,7 +404,12 @@ def train_members(
             pending, scores = [], None
             if epoch_ends:
                 scores = _validate(
-                    config, dataset, ranker, tree["states"], log.diverged, mesh
+                    source,
+                    config.validation,
+                    ranker,
+                    tree["states"],
+                    log.diverged,
+                    mesh,
                 )
                 log.write_scores(step, step // epoch_steps, scores)
                 mrr = np.array([s["mrr"] for s in scores], np.float32)

@@ -27,12 +27,12 @@ from typing import Any
 
 from absl import flags
 
-from datasets import shards
+from datasets import files
 from launch import Config, cli
 from launch.evaluate import estimator as evaluate_estimator
 from launch.evaluate import proxy as evaluate_proxy
 from launch.report import page as report
-from launch.runs import data, devices, noise
+from launch.runs import checkpoints, devices, making, noise
 from launch.train import estimator as train_estimator
 from launch.train import proxy as train_proxy
 
@@ -163,7 +163,7 @@ def stages(
     for config in proxies:
         if (config.data, config.num_train) not in made:
             made.add((config.data, config.num_train))
-            add(f"data {config.data}", bind(data.ensure, config), config)
+            add(f"data {config.data}", bind(making.ensure, config), config)
     for config in (*proxies, *tuned):
         add(f"train {config.name}", bind(train_proxy.train, config), config)
         add(
@@ -198,7 +198,7 @@ def _evaluate_matches(
     results = evaluate_estimator.evaluate(runs, options)
     compared = evaluate_estimator.compare(results)
     text = json.dumps(compared) + "\n"
-    shards.write_atomically(out / "comparison.json", text)
+    files.write_atomically(out / "comparison.json", text)
 
 
 def tables(runs: Sequence[str], out: pathlib.Path) -> str:
@@ -213,8 +213,8 @@ def tables(runs: Sequence[str], out: pathlib.Path) -> str:
     """
     parts = []
     for run in map(pathlib.Path, runs):
-        config = json.loads((run / "config.json").read_text())
-        if "schedule" in config:
+        config = checkpoints.read_config(run)
+        if config.kind == "estimator":
             file = run / "matching" / "evaluation.json"
             text = evaluate_estimator.table(json.loads(file.read_text()))
         else:
@@ -231,7 +231,7 @@ def tables(runs: Sequence[str], out: pathlib.Path) -> str:
 
 def _finish(name: str, runs: Sequence[str], out: pathlib.Path) -> None:
     text = tables(runs, out)
-    shards.write_atomically(out / "tables.md", text)
+    files.write_atomically(out / "tables.md", text)
     page = report.build(
         list(map(pathlib.Path, runs)), out / "site", f"Results: {name}"
     )
@@ -273,7 +273,7 @@ def run(found: Sequence[Stage], out: pathlib.Path, resume: str) -> None:
                 f"{title}: {error}\nto go on from here: {resume}"
             ) from error
         done[stage.name] = stage.digest
-        shards.write_atomically(memory, json.dumps(done, indent=1) + "\n")
+        files.write_atomically(memory, json.dumps(done, indent=1) + "\n")
     print(f"all {len(found)} stages are done: {out}", flush=True)
 
 

@@ -51,9 +51,9 @@ _FAULTS = """
 import resource
 from concurrent import futures
 import jax, jax.numpy as jnp
-from launch import allocator
+from launch.runs import devices
 
-kept = allocator.keep_memory()
+kept = devices.keep_memory()
 chain = jax.jit(lambda x: jnp.fft.ifft(jnp.fft.fft(x)).real.cumsum() @ x)
 x = jnp.ones(1 << 22)
 

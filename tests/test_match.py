@@ -20,7 +20,7 @@ from launch.match import __main__ as command
 from launch.match import output
 from launch.match import search as searching
 from launch.match import setup as setups
-from launch.runs import build, checkpoints, data
+from launch.runs import build, checkpoints, data, making
 from matching import distances, refine
 from proxy import spaces
 
@@ -49,7 +49,7 @@ def run(tmp_path_factory):
     config.sizes.hidden, config.sizes.blocks = 32, 2
     config.render.duration, config.render.hold = 1.0, 0.5
     checkpoints.prepare(config)
-    data.ensure(config)
+    data.record_dataset(folder / "run", making.ensure(config))
     state = build.initial_state(config, np.zeros((1, 128), np.float32))
     with checkpoints.manager(folder / "run") as saved:
         checkpoints.save(saved, 1, state, {"mrr": 0.5})

@@ -18,7 +18,7 @@ from optuna.distributions import (
 from optuna.trial import TrialState
 
 from configs import common, quickstart
-from launch.runs import data, metrics
+from launch.runs import making, metrics
 from launch.sweep import study as sweep
 from launch.train import proxy as train_proxy
 from tests.test_population import config_for
@@ -35,7 +35,7 @@ def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     config = config_for(folder / "run", folder / "data")
     config.epochs = 2
-    data.ensure(config)
+    making.ensure(config)
     return config
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from datasets import shards
 from launch import precompute
-from launch.runs import data, metrics
+from launch.runs import data, making, metrics
 from launch.runs import opened as matching_run
 from launch.train import estimator as train_estimator
 from matching import distances
@@ -101,7 +101,7 @@ def test_the_run_opens_with_the_extremes_of_its_training_set(finished):
     opened = matching_run.load(run)
     source = opened.handcrafted
     columns = source.columns("train", ("preset", "audio", "audio_scale"))
-    rows = data.matching_rows(opened.config, source, "train")
+    rows = data.matching_rows(source, "train", 48, 0)
     assert len(rows) == 48 and len(columns["preset"]) == 64
     clips = shards.dequantise(
         columns["audio"][rows], columns["audio_scale"][rows]
@@ -159,8 +159,8 @@ def test_killed_runs_end_with_the_same_parameters(finished, folder):
 
 def test_spectrograms_made_in_every_step_are_the_kept_ones(folder):
     config = matching.match_config(folder, "mix", "other")
-    source = data.matching_source(config)
-    rows = data.matching_rows(config, source, "train")
+    source = making.matching_source(config)
+    rows = data.matching_rows(source, "train", 48, 0)
     columns = source.columns("train", ("preset", "audio", "audio_scale"))
     low, high, kept = train_estimator.training_spectrograms(
         columns, rows, 44_100, keep=True
@@ -258,7 +258,7 @@ def test_precompute_builds_its_data_in_parts(tmp_path) -> None:
     assert left > 0
     (source,) = precompute.build(config, **part, task=1)
     assert not shards.missing(source.directory, source.spec)
-    assert data.matching_source(config).spec == source.spec
+    assert making.matching_source(config).spec == source.spec
 
 
 def test_precompute_of_it_refuses_what_is_for_a_proxy() -> None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from launch.benchmark import train as benchmark_train
-from launch.runs import allocator, embedding
+from launch.runs import devices, embedding
 from proxy import audio
 from proxy.audio import efficientat
 
@@ -54,7 +54,7 @@ def run(
     Raises:
       ValueError: for an unknown model.
     """
-    allocator.keep_memory()
+    devices.keep_memory()
     chosen = [audio.get(name) for name in models or MODELS]
     peaks = {d: benchmark_train.peak(d) for d in benchmark_train.dtypes()}
     rows = []

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 
 from datasets import engines, loader, shards
+from datasets.spec import DataSpec
 from launch.benchmark import train as benchmark_train
-from launch.runs import allocator, devices
+from launch.runs import devices
 
 _ROWS = 65_536
 _BATCH = 512
@@ -44,8 +45,8 @@ def run(seconds: float = 3.0) -> list[dict[str, Any]]:
       "of limit", the share of the limit in percent; and "of mlp_oh", the
       rate in multiples of that of `mlp_oh` on one batch.
     """
-    allocator.keep_memory()
-    spec = shards.DataSpec(
+    devices.keep_memory()
+    spec = DataSpec(
         name="benchmark",
         synth="dexed",
         synth_version="",

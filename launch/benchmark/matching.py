@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from launch.benchmark import train as benchmark_train
-from launch.runs import allocator
+from launch.runs import devices
 from matching import estimator, losses, schedules
 from proxy import encoders, optimizer, spaces
 
@@ -45,7 +45,7 @@ def run(
       and matrix products (GFLOP/s; the spectrograms' are not counted), and
       its share of the best matrix product measured in the same run.
     """
-    allocator.keep_memory()
+    devices.keep_memory()
     peak = benchmark_train.peak()
     return [_measure(*case, seconds, batch, space, peak) for case in _CASES]
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from launch.runs import allocator, devices
+from launch.runs import devices
 from proxy import encoders as zoo
 from proxy import objective, optimizer, spaces
 
@@ -45,7 +45,7 @@ def run(
       step (ms), presets/s, rate of the matrix products (GFLOP/s) and its share
       of the peak measured just before, and compilations after the first step.
     """
-    allocator.keep_memory()
+    devices.keep_memory()
     return [
         _measure(name, space, batch or _BATCH.get(name, 512), seconds, dtype)
         for name in encoders or PAPER

@@ -51,7 +51,7 @@ from scipy.io import wavfile
 from datasets import engines, loader, nsynth, shards
 from datasets.presets import bank as handcrafted
 from launch.evaluate import notes as table_notes
-from launch.runs import data, noise, plots, rendering
+from launch.runs import build, data, noise, plots, rendering
 from launch.runs import opened as matching_run
 from matching import distances
 from proxy.space import ParameterSpace
@@ -125,7 +125,7 @@ def _in_domain(opened: matching_run.MatchingRun, options: Options) -> Targets:
     columns = source.columns(
         "test", ("preset", "embedding", "audio", "audio_scale")
     )
-    rows = data.matching_rows(opened.config, source, "test")
+    rows = np.arange(source.spec.rows("test"))
     rows = rows[_some(len(rows), options.limit, opened.config.evaluation.seed)]
     names = opened.names("test")
     return Targets(
@@ -153,7 +153,8 @@ def _out_of_domain(
     notes = [notes[i] for i in chosen]
     settings = opened.settings
     clips = nsynth.load(notes, settings.sample_rate, settings.samples)
-    embed = data.embedder(opened.config)
+    config = opened.config
+    embed = build.embedder(config.audio_model, config.weights)
     size, parts = opened.config.embed_batch, []
     for start in range(0, len(clips), size):
         part = clips[start : start + size]
@@ -364,9 +365,10 @@ def _prepare(
 ) -> dict[str, Any]:
     """Targets, engines and baselines, which all runs share, by set."""
     prepared = {}
+    engine = build.engine(opened.config)()
     for where, goal in targets(opened, options).items():
         settings = dataclasses.replace(opened.settings, hold=goal.hold)
-        renderer = data.renderer(opened.config, settings)
+        renderer = engine.at(settings)
         scored = {
             name: (
                 presets,

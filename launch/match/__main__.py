@@ -22,8 +22,7 @@ from absl import flags
 from datasets import sounds
 from launch import cli
 from launch.match import output, search
-from launch.match import setup as match_setup
-from launch.runs import devices, noise
+from launch.runs import devices, making, noise, opened
 
 _DEFAULT = search.Options()
 _RUN = flags.DEFINE_string("run", None, "Run directory.", required=True)
@@ -81,7 +80,7 @@ def options() -> search.Options:
 
 
 def match_file(
-    setup: match_setup.Setup,
+    setup: opened.Setup,
     item: sounds.Item,
     how: search.Options,
     folder: pathlib.Path,
@@ -137,8 +136,17 @@ def match_file(
         setup.space,
         rate,
         about,
-        setup.state,
+        setup.engine().write_state,
     )
+
+
+def _open(run: str, presets: str | None, plugin: str | None) -> opened.Setup:
+    setup = opened.setup(run, plugin)
+    if presets:
+        setup.config.presets = presets
+        source = making.matching_source(setup.config, engine=setup.engine)
+        setup = dataclasses.replace(setup, bank=opened.open_bank(source))
+    return setup
 
 
 def _finished(folder: pathlib.Path, asked: dict[str, Any]) -> Any:
@@ -178,7 +186,7 @@ def match(paths: list[str]) -> tuple[list[dict[str, Any]], int]:
     }
     results: list[dict[str, Any]] = []
     failed, warm = 0, set[int]()
-    setup: match_setup.Setup | None = None
+    setup: opened.Setup | None = None
     for item in items:
         folder = out / item.name
         result = _finished(folder, asked)
@@ -193,9 +201,7 @@ def match(paths: list[str]) -> tuple[list[dict[str, Any]], int]:
                 print(f"error: {error}", file=sys.stderr, flush=True)
                 continue
             if setup is None:
-                setup = match_setup.open_run(
-                    _RUN.value, _PRESETS.value, _PLUGIN.value
-                )
+                setup = _open(_RUN.value, _PRESETS.value, _PLUGIN.value)
             result = match_file(setup, item, how, folder, asked, warm)
             score = result["candidates"][0]["distances"]["a_mean"]
             print(

@@ -42,7 +42,7 @@ def write(
     space: ParameterSpace,
     sample_rate: int,
     about: Mapping[str, Any],
-    state: Callable[[Float[np.ndarray, " parameters"]], bytes] | None = None,
+    state: Callable[[Float[np.ndarray, " parameters"]], bytes | None],
 ) -> dict[str, Any]:
     """Writes all there is about a matched sound.
 
@@ -54,7 +54,8 @@ def write(
       space: of the presets.
       sample_rate: of the sounds.
       about: further entries of the result.
-      state: see `match_setup.Setup`.
+      state: from plug-in values to the file that hosts load, or None; see
+        `engines.Renderer.write_state`.
 
     Returns:
       The content of result.json, which is written last.
@@ -72,11 +73,11 @@ def write(
             (".json", ".syx") if space.name == "dexed" else (".json",)
         ):
             bank.save(file.with_suffix(suffix), preset[None], [title], space)
-        if state is not None:
-            # Of a plug-in that saves none, the other files are left.
-            with contextlib.suppress(ValueError):
-                values = np.asarray(space.to_plugin(preset), np.float32)
-                file.with_suffix(".vstpreset").write_bytes(state(values))
+        # Of a plug-in that saves none, the other files are left.
+        with contextlib.suppress(ValueError):
+            saved = state(np.asarray(space.to_plugin(preset), np.float32))
+            if saved is not None:
+                file.with_suffix(".vstpreset").write_bytes(saved)
     picture(folder / "match.png", target, match.clips[0], sample_rate, name)
     candidates = [
         {

@@ -27,8 +27,8 @@ import numpy as np
 import tqdm
 from jaxtyping import Bool, Float
 
-from datasets import engines, precompute
-from launch.match.setup import Setup
+from datasets import engines
+from launch.runs.opened import Setup
 from matching import distances, refine
 from proxy.space import ParameterSpace
 
@@ -172,7 +172,7 @@ class Judge:
         self.stage = ""
         self._bar = bar
         self._begun = time.monotonic()
-        self._workers = precompute.num_workers(options.workers)
+        self._workers = engines.num_workers(options.workers)
         self._known: dict[bytes, float] = {}
         self._best = np.inf
         rate = renderer.settings.sample_rate
@@ -522,7 +522,8 @@ def search(
         leave=False,
         bar_format="{desc}: {percentage:3.0f}%|{bar:20}| {postfix}",
     ) as bar:
-        judge = Judge(setup.engine(settings), target, note, options, bar)
+        renderer = setup.engine().at(settings)
+        judge = Judge(renderer, target, note, options, bar)
         left: dict[str, np.ndarray] = {}
         until: dict[str, tuple[int, float]] = {}
         interrupted = False

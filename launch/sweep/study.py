@@ -22,7 +22,8 @@ from optuna.storages import BaseStorage, journal
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import qmc
 
-from datasets import shards
+from datasets import files
+from datasets.spec import differences
 from launch import Config, population
 from launch.runs import metrics
 from launch.train import proxy as train_proxy
@@ -195,7 +196,7 @@ def open_study(
         wanted.pop(name, None)  # machines may differ in these
     wanted.update({f"space of {n}": repr(d) for n, d in space.items()})
     # Two processes that create tables at once would collide.
-    with shards.claim(out, "study", wait=True):
+    with files.claim(out, "study", wait=True):
         if "://" in place:
             kept = optuna.storages.get_storage(place)
         else:
@@ -213,7 +214,7 @@ def open_study(
         if there is None:
             study.set_user_attr("config", wanted)
         elif there != wanted:
-            lines = shards.differences(wanted, there)
+            lines = differences(wanted, there)
             raise ValueError(
                 f"the study {config.name} in {place} was begun with another "
                 f"config or space ({'; '.join(lines)}); choose another --out, "
@@ -263,7 +264,7 @@ def _next_trial(
             if trial.number >= trials or (begun and not (out / name).exists()):
                 continue
             claim = stack.enter_context(contextlib.ExitStack())
-            if not claim.enter_context(shards.claim(out, name)):
+            if not claim.enter_context(files.claim(out, name)):
                 continue
             # It may have changed hands before the claim.
             now = study.get_trials(deepcopy=False)[trial.number]
@@ -417,7 +418,7 @@ def write_best(study: optuna.Study, config: Config, out: pathlib.Path) -> str:
     path = out / "best.py"
     text = pprint.pformat(chosen.to_dict(), sort_dicts=False, width=76)
     body = text.replace("\n", "\n        ")
-    shards.write_atomically(
+    files.write_atomically(
         path,
         f'"""Trial {best.number} of the study {study.study_name}.\n\n'
         f"    python -m launch.train --config {path}\n\n"

@@ -15,7 +15,7 @@ a crash, the same command goes on and ends with the same parameters.
 import jax
 
 from launch import cli
-from launch.runs import data, devices
+from launch.runs import devices, making
 from launch.train import proxy as train_proxy
 
 _CONFIG = cli.define_config()
@@ -25,10 +25,10 @@ def main() -> None:
     """Runs the command."""
     config = _CONFIG.value
     # Looking for accelerators takes seconds.
-    data.check_engine(config)
-    data.initialize_distributed()
+    making.check(config)
+    devices.initialize_distributed()
     print(devices.describe(), flush=True)
-    if "proxy" in config:
+    if config.kind == "estimator":
         from launch.train import estimator as train_estimator
 
         run = train_estimator.train(config)

@@ -25,9 +25,11 @@ from jaxtyping import Int64
 from datasets import engines, loader, shards
 from launch import Config
 from launch.runs import (
+    build,
     checkpoints,
     data,
     devices,
+    making,
     metrics,
     noise,
     opened,
@@ -204,15 +206,12 @@ def validator(
     Raises:
       MissingPluginError: (a `ValueError`) there is nothing to render with.
     """
-    space, renderer = spaces.get(config.synth), data.renderer(config)
-    if isinstance(renderer, engines.AbsentRenderer):
-        raise engines.MissingPluginError(
-            "validation renders what is predicted, which data made elsewhere "
-            f"cannot replace: {renderer.missing}"
-        )
+    space, renderer = spaces.get(config.synth), build.engine(config)()
     network = opened.network(config)
     columns = source.columns("validation", ("preset", "audio", "audio_scale"))
-    rows = data.matching_rows(config, source, "validation")
+    rows = data.matching_rows(
+        source, "validation", config.validation_rows, config.data_seed
+    )
     targets, presets = _clips(columns, rows), columns["preset"][rows]
 
     def validate(state: Any, extremes: tuple[float, float]) -> dict[str, float]:
@@ -278,15 +277,18 @@ def train(config: Config) -> pathlib.Path:
       ValueError: when config, data and run directory do not fit together.
       SystemExit: after SIGTERM or Ctrl-C, with a checkpoint saved.
     """
-    data.check_engine(config)
+    engines.check(config.synth, config.plugin)
     mesh = devices.mesh(config.devices or None)
     devices.check_batch(config.batch, mesh)
     # What can be wrong is found before hours of rendering.
     schedules.get(config.schedule, 1, start=config.start, length=config.length)
-    _, proxy, proxy_state = opened.load_proxy(config)
+    proxy = opened.load_proxy(config)
     run = checkpoints.prepare(config)
-    source = data.matching_source(config)
-    rows = data.matching_rows(config, source, "train")
+    source = making.matching_source(config)
+    data.record(run, matching=source)
+    rows = data.matching_rows(
+        source, "train", config.num_train, config.data_seed
+    )
     _check(config, rows)
     columns: Any = source.columns(
         "train", ("preset", "embedding", "audio", "audio_scale")
@@ -302,14 +304,16 @@ def train(config: Config) -> pathlib.Path:
     perceptual = np.broadcast_to(schedule(jnp.arange(total))[1], total) > 0
     step_of = {
         used: devices.map_step(
-            build_step(config, schedule, total, proxy if used else None),
+            build_step(
+                config, schedule, total, proxy.encoder if used else None
+            ),
             mesh,
             constants=3,
         )
         for used in (False, True)
     }
     everywhere = devices.replicated(mesh)
-    variables = devices.place(opened.proxy_variables(proxy_state), everywhere)
+    variables = devices.place(proxy.variables, everywhere)
     key = jax.random.key(config.seed)
     state: Any = losses.init_state(
         opened.network(config), gradient_transformation(config), key

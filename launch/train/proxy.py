@@ -13,7 +13,7 @@ import numpy as np
 import tqdm
 
 from launch import Config
-from launch.runs import build, checkpoints, data, devices, metrics
+from launch.runs import build, checkpoints, data, devices, making, metrics
 from proxy import objective, spaces
 
 
@@ -78,7 +78,7 @@ def train(
       ValueError: when config, data and run directory do not fit together.
       SystemExit: after SIGTERM or Ctrl-C, with a checkpoint saved.
     """
-    data.check_engine(config)
+    making.check(config)
     mesh = devices.mesh(config.devices or None)
     devices.check_batch(config.batch, mesh, config.accumulate)
     # What can be wrong is found before hours of rendering.
@@ -87,7 +87,8 @@ def train(
     if config.init:
         checkpoints.load(config.init)[1].close()
     run = checkpoints.prepare(config)
-    dataset = data.ensure(config)
+    dataset = making.ensure(config)
+    data.record_dataset(run, dataset)
     writes, alone = jax.process_index() == 0, jax.process_count() == 1
     say = tqdm.tqdm.write if writes else lambda _: None
 
@@ -103,12 +104,12 @@ def train(
         mesh,
     )
     ranker = build.validator(config)
-    source = data.training_source(config, dataset)
+    source = data.training_source(config.source, dataset)
     state = build.initial_state(config, source.columns("train")["embedding"])
     if config.init:
         state = checkpoints.start_from(config, state)
     state = devices.place(state, devices.replicated(mesh))
-    epoch_steps = data.steps_per_epoch(config, dataset)
+    epoch_steps = data.steps_per_epoch(source, config.batch)
     total = config.epochs * epoch_steps
 
     with contextlib.ExitStack() as stack:
@@ -122,7 +123,9 @@ def train(
             metrics.Writer(run, done, silent=not writes)
         )
         batches = stack.enter_context(
-            data.train_batches(config, dataset, done, devices.split(mesh))
+            data.train_batches(
+                source, config.batch, config.seed, done, devices.split(mesh)
+            )
         )
         bar = stack.enter_context(
             tqdm.tqdm(
@@ -160,7 +163,9 @@ def train(
             bar.set_postfix(loss=f"{means['loss']:.4f}")
             found = None
             if epoch_ends:
-                found = data.validate(config, dataset, ranker, state, mesh)
+                found = data.validate(
+                    source, config.validation, ranker, state, mesh
+                )
                 epoch = step // epoch_steps
                 writer.write(step, epoch=epoch, **found)
                 say(

@@ -7,7 +7,8 @@ import pytest
 
 from configs import quickstart
 from datasets import files
-from launch.runs import build, making
+from launch.runs import build as building
+from launch.runs import making
 
 
 @pytest.fixture
@@ -15,7 +16,7 @@ def config(tmp_path, monkeypatch):
     """A tiny data set of mn01, embedded by nothing."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(
-        build, "embedder", lambda *_: lambda sounds: np.zeros((2, 56))
+        building, "embedder", lambda *_: lambda sounds: np.zeros((2, 56))
     )
     config = quickstart.get_config()
     config.audio_model = "mn01"
@@ -80,4 +81,4 @@ def test_models_outside_jax(config, tmp_path, monkeypatch):
     # Complete, it needs no PyTorch.
     asked.clear()
     assert build(config).spec == spec and not asked
-    assert build.audio_variables("dac") == {}
+    assert building.audio_variables("dac") == {}

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-import pathlib
+import re
 
 import jax
 import ml_collections
@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from configs import common
-from datasets import engines, files, loader
+from datasets import engines, files, loader, shards
 from datasets.presets import bank as handcrafted
 from launch.runs import data, devices, making
-from tests import test_shards
+from tests import commands, test_shards
 
 
 @pytest.fixture(scope="module")
@@ -248,23 +248,33 @@ def test_ensure_builds_then_finds(config, capfd):
     assert columns["embedding"].shape == (40, 128)
 
 
-def test_verify_reads_everything_again(config):
-    dataset = making.ensure(config)
-    assert dataset.synthetic is not None
-    root = pathlib.Path(config.data)
-    assert command.verify(root) == [
-        (str(root / "synthetic"), "train", 3, 40),
-        (str(root / "synthetic"), "validation", 2, 20),
-        (str(root / "synthetic"), "test", 1, 6),
-    ]
-    path = root / "synthetic" / dataset.synthetic.spec.filename("test", 0)
+def test_verify_reads_everything_again(config, capsys):
+    source = making.ensure(config).synthetic
+    assert source is not None
+    file = source.directory.parent / "config.py"
+    file.write_text(
+        "import ml_collections\n"
+        "def get_config():\n"
+        f"    return ml_collections.ConfigDict({{'data': {config.data!r}}})\n"
+    )
+
+    def verify(*words):
+        words = (f"--config={file}", "--verify", *words)
+        commands.run("launch.precompute", *words)
+        return capsys.readouterr().out
+
+    told = verify()
+    for split, count in (("train", 3), ("validation", 2), ("test", 1)):
+        assert re.search(rf"synthetic +{split} +{count} +", told)
+    assert "every shard is whole" in told
+    path = source.directory / source.spec.filename("test", 0)
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(files.ShardError, match="sha256"):
-        command.verify(root)
+        verify()
     path.write_bytes(whole)
     with pytest.raises(files.ShardError, match="holds no data set"):
-        command.verify(root / "nothing")
+        verify(f"--config.data={config.data}/nothing")
 
 
 def test_training_batches_go_on_where_they_stopped(config):

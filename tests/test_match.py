@@ -19,8 +19,8 @@ from datasets.presets import bank
 from launch.match import __main__ as command
 from launch.match import output
 from launch.match import search as searching
-from launch.match import setup as setups
 from launch.runs import build, checkpoints, data, making
+from launch.runs import opened as opening
 from matching import distances, refine
 from proxy import spaces
 
@@ -58,7 +58,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def setup(run):
-    return setups.open_run(str(run))
+    return opening.setup(str(run))
 
 
 def sound_of(setup, preset, note=NOTE):
@@ -80,7 +80,7 @@ def target(setup):
 @pytest.fixture
 def opened(setup, monkeypatch):
     """Opens the run no more, which compiles its audio model again."""
-    monkeypatch.setattr(setups, "open_run", lambda *_: setup)
+    monkeypatch.setattr(opening, "setup", lambda *_: setup)
 
 
 @pytest.fixture(scope="module")
@@ -418,7 +418,7 @@ def test_mistakes_are_told_before_anything_is_loaded(
     run, target, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(
-        setups, "open_run", lambda *_: pytest.fail("loaded the run")
+        opening, "setup", lambda *_: pytest.fail("loaded the run")
     )
     with pytest.raises(FileNotFoundError, match=r"missing\.wav"):
         run_command(run, tmp_path, tmp_path / "missing.wav")

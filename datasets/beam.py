@@ -5,6 +5,7 @@ two workers and workers that vanish change nothing: the bytes are those that
 `precompute.build` writes on one machine.
 """
 
+import functools
 import os
 import pathlib
 import tempfile
@@ -14,7 +15,8 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from datasets import engines, mirror, precompute, shards
+from datasets import engines, mirror, precompute
+from datasets.spec import DataSpec
 
 
 class _BuildShard(beam.DoFn):
@@ -33,26 +35,31 @@ class _BuildShard(beam.DoFn):
         self._made: tuple[engines.Renderer, precompute.Embed] | None = None
 
     def process(self, element: tuple[str, int]) -> Any:
-        spec = shards.DataSpec.from_dict(self._spec)
+        spec = DataSpec.from_dict(self._spec)
         if self._made is None:
             self._made = self._make[0](), self._make[1]()
         renderer, embed = self._made
-        options = {"only": [element], "progress": False, "workers": 1}
+        build = functools.partial(
+            precompute.build,
+            make_renderer=lambda: renderer,
+            make_embed=lambda: embed,
+            only=[element],
+            progress=False,
+            workers=1,
+        )
         if not mirror.is_remote(self._place):
             folder = pathlib.Path(self._place, self._name)
-            report = precompute.build(spec, folder, renderer, embed, **options)
+            report = build(spec, folder)
         else:
             with tempfile.TemporaryDirectory() as scratch:
                 folder = pathlib.Path(scratch, self._name)
-                report = precompute.build(
-                    spec, folder, renderer, embed, **options
-                )
+                report = build(spec, folder)
                 mirror.store(self._place, folder, spec)
         yield report.rows
 
 
 def build(
-    spec: shards.DataSpec,
+    spec: DataSpec,
     place: str | os.PathLike[str],
     name: str,
     make_renderer: Callable[[], engines.Renderer],

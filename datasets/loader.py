@@ -27,7 +27,8 @@ import numpy as np
 import tqdm
 from jaxtyping import Int64, Shaped
 
-from datasets import shards
+from datasets import files, shards
+from datasets.spec import DataSpec
 
 Columns = Mapping[str, Shaped[np.ndarray, "rows ..."]]
 
@@ -50,7 +51,7 @@ class Position:
 
 def open_columns(
     directory: str | os.PathLike[str],
-    spec: shards.DataSpec,
+    spec: DataSpec,
     split: str,
     features: Sequence[str] = ("preset", "embedding"),
     *,
@@ -107,7 +108,7 @@ def open_columns(
 
 
 def open_names(
-    directory: str | os.PathLike[str], spec: shards.DataSpec, split: str
+    directory: str | os.PathLike[str], spec: DataSpec, split: str
 ) -> list[str]:
     """Names of a hand-crafted split's presets, in row order.
 
@@ -125,7 +126,7 @@ def open_names(
 
 
 def _column_path(
-    directory: pathlib.Path, spec: shards.DataSpec, split: str, feature: str
+    directory: pathlib.Path, spec: DataSpec, split: str, feature: str
 ) -> pathlib.Path:
     folder = f"columns-{spec.fingerprint()}"
     return directory / ".cache" / folder / split / f"{feature}.npy"
@@ -140,7 +141,7 @@ def _reserve(path: str) -> None:
 
 def _decode(
     directory: pathlib.Path,
-    spec: shards.DataSpec,
+    spec: DataSpec,
     split: str,
     features: Sequence[str],
     progress: bool,
@@ -153,7 +154,7 @@ def _decode(
         folder.mkdir(parents=True, exist_ok=True)
         # Beside the targets, so that a finished one only has to be renamed.
         with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as scratch:
-            files = {
+            outputs = {
                 f: np.lib.format.open_memmap(
                     os.path.join(scratch, f"{f}.npy"),
                     mode="w+",
@@ -174,15 +175,15 @@ def _decode(
             ):
                 rows = spec.shard_rows(split, shard)
                 columns = shards.read(directory, spec, split, shard)
-                for feature, file in files.items():
+                for feature, file in outputs.items():
                     file[rows.start : rows.stop] = columns[feature]
-            for feature, file in files.items():
+            for feature, file in outputs.items():
                 file.flush()
                 os.replace(
                     os.path.join(scratch, f"{feature}.npy"), targets[feature]
                 )
     except OSError as error:
-        raise shards.unwritable(folder, error) from error
+        raise files.unwritable(folder, error) from error
 
 
 # Batches ---------------------------------------------------------------------
@@ -224,8 +225,9 @@ def batches(
       batch_size: of the whole batch, over all processes.
       seed: of the order.
       start: where to begin.
-      process_index: this process gets one contiguous part of every batch,
-      process_count: of so many equal ones.
+      process_index: number of this process; each gets one contiguous part of
+        every batch.
+      process_count: number of processes, and of equal parts of a batch.
 
     Yields:
       The position after the batch, which is where to begin to go on from

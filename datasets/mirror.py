@@ -22,7 +22,8 @@ from collections.abc import Iterable, Iterator
 import tqdm
 from etils import epath
 
-from datasets import shards
+from datasets import files, shards
+from datasets.spec import DataSpec, differences
 
 _PIECE = 1 << 24  # bytes
 
@@ -41,8 +42,8 @@ def _root(place: str | os.PathLike[str], name: str) -> epath.Path:
 
 def _unreachable(
     place: str | os.PathLike[str], error: Exception
-) -> shards.ShardError:
-    return shards.ShardError(
+) -> files.ShardError:
+    return files.ShardError(
         f"{os.fspath(place)}: cannot be reached ({type(error).__name__}: "
         f"{error}); s3:// needs s3fs, gs:// needs gcsfs, and both need the "
         "store's credentials"
@@ -54,7 +55,7 @@ def _explained(place: str | os.PathLike[str]) -> Iterator[None]:
     """Turns a store's errors into ours."""
     try:
         yield
-    except shards.ShardError:
+    except files.ShardError:
         raise
     except Exception as error:  # every store has errors of its own
         raise _unreachable(place, error) from error
@@ -90,9 +91,7 @@ def _copy(source: epath.Path, target: epath.Path) -> str:
     return digest.hexdigest()
 
 
-def check(
-    place: str | os.PathLike[str], name: str, spec: shards.DataSpec
-) -> None:
+def check(place: str | os.PathLike[str], name: str, spec: DataSpec) -> None:
     """Checks that a mirror holds this data set, or makes it.
 
     Args:
@@ -111,8 +110,8 @@ def check(
             file.write_text(json.dumps({"spec": spec.to_dict()}))
             return
         found = json.loads(file.read_text())["spec"]
-    if lines := shards.differences(spec.to_dict(), found):
-        raise shards.ShardError(
+    if lines := differences(spec.to_dict(), found):
+        raise files.ShardError(
             f"{os.fspath(place)}/{name}: was made under other settings "
             f"({'; '.join(lines)}); restore the setting, or choose another "
             "mirror"
@@ -120,7 +119,7 @@ def check(
 
 
 def there(
-    place: str | os.PathLike[str], name: str, spec: shards.DataSpec
+    place: str | os.PathLike[str], name: str, spec: DataSpec
 ) -> set[tuple[str, int]]:
     """(split, shard) of every shard in a mirror."""
     with _explained(place):
@@ -137,7 +136,7 @@ def there(
 def fetch(
     place: str | os.PathLike[str],
     directory: pathlib.Path,
-    spec: shards.DataSpec,
+    spec: DataSpec,
     pairs: Iterable[tuple[str, int]],
     *,
     progress: bool = True,
@@ -178,7 +177,7 @@ def fetch(
             digest = _copy(source, epath.Path(held))
         if digest != json.loads(side.read_text())["sha256"]:
             held.unlink()
-            raise shards.ShardError(
+            raise files.ShardError(
                 f"{source}: does not match its checksum; delete it there to "
                 "have it built anew"
             )
@@ -189,7 +188,7 @@ def fetch(
 def store(
     place: str | os.PathLike[str],
     directory: pathlib.Path,
-    spec: shards.DataSpec,
+    spec: DataSpec,
 ) -> int:
     """Copies finished local shards that a mirror lacks.
 
@@ -224,7 +223,7 @@ def store(
 def following(
     place: str | os.PathLike[str],
     directory: pathlib.Path,
-    spec: shards.DataSpec,
+    spec: DataSpec,
     *,
     seconds: float = 60.0,
 ) -> Iterator[None]:
@@ -246,7 +245,7 @@ def following(
     def work() -> None:
         while not left.wait(seconds):
             # What fails now is tried again, at last on leaving.
-            with contextlib.suppress(shards.ShardError):
+            with contextlib.suppress(files.ShardError):
                 store(place, directory, spec)
 
     thread = threading.Thread(target=work, name="mirror", daemon=True)

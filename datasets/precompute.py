@@ -6,11 +6,9 @@ or with how many workers: the bytes are the same. (Embeddings are as
 repeatable as the machine's arithmetic: another kind of processor may differ
 in the last bits.)
 
-* A synthetic preset comes from a counter-based stream: NumPy's Philox keyed
-  by (seed, split), its counter set to (row, attempt). A preset that fails the
-  level gate is drawn again with the next attempt.
-* Embeddings are computed in blocks of `spec.embed_batch` rows that start at
-  fixed rows of the shard, the last one padded with silence.
+`drawing` says how rows come about. Embeddings are computed in blocks of
+`spec.embed_batch` rows that start at fixed rows of the shard, the last one
+padded with silence.
 
 Rendering runs in worker threads, or, where more cores are at hand than an
 engine's threads can use, in spawned processes. They are kept a fixed number of
@@ -23,7 +21,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import multiprocessing
 import os
@@ -40,16 +37,14 @@ import numpy as np
 import tqdm
 from jaxtyping import Float
 
-from datasets import engines, shards
-from proxy.space import ParameterSpace
+from datasets import drawing, engines, files, shards
+from datasets.spec import DataSpec, differences, space_digest
 
-MAX_ATTEMPTS = 1024
 # Beside the shards: which presets the engine failed to render, and why.
 SET_ASIDE = "set_aside.json"
 # Rows per call to a worker: large enough to make the hand-over cheap, small
 # enough to spread a block over all workers.
 _CHUNK = 16
-_ATTEMPTS = 16
 
 Embed = Callable[[np.ndarray], Any]
 
@@ -92,161 +87,6 @@ class Report:
         return text
 
 
-@functools.cache
-def _stream(split: str) -> int:
-    digest = hashlib.sha256(split.encode()).digest()
-    return int.from_bytes(digest[:8], "little")
-
-
-def draw(
-    space: ParameterSpace,
-    seed: int,
-    split: str,
-    rows: Sequence[int],
-    attempts: Sequence[int] = (0,),
-    sampling: Mapping[str, float] | None = None,
-) -> Float[np.ndarray, "rows attempts parameters"]:
-    """Draws synthetic presets, each a pure function of its coordinates.
-
-    Args:
-      space: whose sampling distribution to use.
-      seed: of the data set.
-      split: splits are independent of each other.
-      rows: so are rows of a split,
-      attempts: and attempts at a row.
-      sampling: arguments of `ParameterSpace.from_uniform`, none: as the paper.
-
-    Returns:
-      float32 presets.
-
-    Raises:
-      ValueError: for a `sampling` that cannot be.
-    """
-    uniform = np.empty((len(rows), len(attempts), space.num_used), np.float32)
-    key = np.array([seed, _stream(split)], np.uint64)
-    for i, row in enumerate(rows):
-        for j, attempt in enumerate(attempts):
-            # The lowest word counts the numbers drawn.
-            counter = np.array([0, attempt, row, 0], np.uint64)
-            bits = np.random.Philox(key=key, counter=counter)
-            np.random.Generator(bits).random(
-                dtype=np.float32, out=uniform[i, j]
-            )
-    presets = space.from_uniform(uniform, **(sampling or {}))
-    return np.asarray(presets, np.float32)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Rows:
-    presets: np.ndarray
-    audio: list[np.ndarray]
-    redrawn: dict[str, int]
-    # (row, attempt, reason) of presets that the engine failed to render.
-    aside: list[tuple[int, int, str]] = dataclasses.field(default_factory=list)
-
-
-def _sound(
-    renderer: engines.Renderer, values: np.ndarray
-) -> tuple[np.ndarray | None, str, bool]:
-    """The sound of plug-in values, or None, why, and is it the engine's fault.
-
-    A sound that fails the level gate is nobody's fault.
-    """
-    try:
-        audio = renderer.render(values)
-    except engines.RenderError as error:
-        return None, str(error), True
-    reason = engines.check_level(audio, renderer.settings)
-    return (None, reason, False) if reason else (audio, "", False)
-
-
-def render_rows(
-    renderer: engines.Renderer,
-    seed: int,
-    split: str,
-    rows: Sequence[int],
-    sampling: Mapping[str, float] | None = None,
-) -> _Rows:
-    """Draws and renders synthetic rows.
-
-    Args:
-      renderer: the engine.
-      seed: of the data set.
-      split: of the rows.
-      rows: their numbers.
-      sampling: see `draw`.
-
-    Returns:
-      Their presets and sounds, the reasons for drawing again, and which
-      presets the engine failed to render.
-
-    Raises:
-      ShardError: when a row fails the gate `MAX_ATTEMPTS` times.
-    """
-    space = renderer.space
-    presets: list[np.ndarray] = [np.zeros(0)] * len(rows)
-    sounds: list[Any] = [None] * len(rows)  # np.ndarray when found
-    redrawn = collections.Counter[str]()
-    aside: list[tuple[int, int, str]] = []
-    reason = ""
-    for first in range(0, MAX_ATTEMPTS, _ATTEMPTS):
-        left = [i for i, sound in enumerate(sounds) if sound is None]
-        if not left:
-            break
-        # Several attempts at a time: most are known to be silent unheard.
-        attempts = range(first, first + _ATTEMPTS)
-        these = [rows[i] for i in left]
-        drawn = draw(space, seed, split, these, attempts, sampling)
-        values = space.to_plugin(drawn.reshape(-1, space.num_used))
-        silent = engines.surely_silent(renderer, values)
-        values = values.reshape(*drawn.shape[:2], -1)
-        silent = silent.reshape(drawn.shape[:2])
-        for i, row_presets, row_values, row_silent in zip(
-            left, drawn, values, silent, strict=True
-        ):
-            for j in range(_ATTEMPTS):
-                audio, reason, failed = None, "silent", False
-                if not row_silent[j]:
-                    audio, reason, failed = _sound(renderer, row_values[j])
-                if audio is not None:
-                    presets[i], sounds[i] = row_presets[j], audio
-                    break
-                redrawn[reason] += 1
-                if failed:
-                    aside.append((rows[i], attempts[j], reason))
-    for row, sound in zip(rows, sounds, strict=True):
-        if sound is None:
-            raise shards.ShardError(
-                f"space {space.name!r}: row {row} of split {split!r} was "
-                f"drawn {MAX_ATTEMPTS} times and never passed the level gate "
-                f"(last: {reason}); check the space's sampling intervals, "
-                "and the render settings min_rms and max_rms"
-            )
-    return _Rows(np.stack(presets), sounds, dict(redrawn), aside)
-
-
-def render_given(
-    renderer: engines.Renderer,
-    presets: Float[np.ndarray, "rows parameters"],
-    names: Sequence[str],
-) -> _Rows:
-    """Renders given rows.
-
-    Raises:
-      ShardError: when one of them fails the level gate; names it.
-    """
-    sounds = []
-    for preset, name in zip(presets, names, strict=True):
-        audio, reason, _ = _sound(renderer, renderer.space.to_plugin(preset))
-        if audio is None:
-            raise shards.ShardError(
-                f"hand-crafted preset {name!r}: {reason}; filter the bank "
-                "with the render settings of this data set first"
-            )
-        sounds.append(audio)
-    return _Rows(np.asarray(presets, np.float32), sounds, {})
-
-
 # Spawned workers hold their renderer here: it cannot travel with every task.
 _worker_renderer: engines.Renderer | None = None
 
@@ -268,7 +108,9 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _in_worker(function: Callable[..., _Rows], *args: Any) -> _Rows:
+def _in_worker(
+    function: Callable[..., drawing.Rows], *args: Any
+) -> drawing.Rows:
     assert _worker_renderer is not None
     return function(_worker_renderer, *args)
 
@@ -276,7 +118,7 @@ def _in_worker(function: Callable[..., _Rows], *args: Any) -> _Rows:
 @contextlib.contextmanager
 def _pool(
     renderer: engines.Renderer, workers: int, processes: bool
-) -> Iterator[Callable[..., concurrent.futures.Future[_Rows]]]:
+) -> Iterator[Callable[..., concurrent.futures.Future[drawing.Rows]]]:
     """Yields a function that submits `function(renderer, *args)`."""
     if processes:
         executor = concurrent.futures.ProcessPoolExecutor(
@@ -295,41 +137,30 @@ def _pool(
 
     try:
         yield submit
-    finally:
+    except BaseException:
         executor.shutdown(wait=False, cancel_futures=True)
         # Interrupted, nobody waits for a plug-in that takes seconds.
-        close = getattr(renderer, "close", None)
-        if close is not None and not processes:
-            close()
+        if not processes:
+            renderer.close()
+        raise
+    finally:
         executor.shutdown(wait=True)
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def num_workers(workers: int = 0) -> int:
-    """Number of workers: as asked, or one per usable core when 0."""
-    return workers if workers > 0 else usable_cores()
 
 
 class _Shard:
     """A shard under construction."""
 
-    def __init__(self, spec: shards.DataSpec, split: str, number: int) -> None:
+    def __init__(self, spec: DataSpec, split: str, number: int) -> None:
         self.split, self.number = split, number
         self.rows = spec.shard_rows(split, number)
         self.redrawn = collections.Counter[str]()
         self.aside: list[tuple[int, int, str]] = []
-        self.files = contextlib.ExitStack()
+        self.opened = contextlib.ExitStack()
         self.writer: shards.Writer | None = None
 
 
 def _claimed(
-    spec: shards.DataSpec,
+    spec: DataSpec,
     directory: pathlib.Path,
     pairs: Iterable[tuple[str, int]],
     held: list[tuple[str, int]] | None,
@@ -350,39 +181,45 @@ def _claimed(
     for split, number in pairs:
         shard = _Shard(spec, split, number)
         filename = spec.filename(split, number)
-        with contextlib.ExitStack() as files:
-            granted = files.enter_context(
-                shards.claim(directory, filename, wait=held is None)
+        with contextlib.ExitStack() as opened:
+            granted = opened.enter_context(
+                files.claim(directory, filename, wait=held is None)
             )
             if not granted:
                 assert held is not None
                 held.append((split, number))
             elif not (directory / filename).exists():
-                shard.writer = files.enter_context(
+                shard.writer = opened.enter_context(
                     shards.Writer(directory, spec, split, number)
                 )
-                shard.files = files.pop_all()
-                owner.callback(shard.files.close)
+                shard.opened = opened.pop_all()
+                owner.callback(shard.opened.close)
                 yield shard
 
 
 def _rendered(
-    spec: shards.DataSpec,
+    spec: DataSpec,
     work: Iterable[_Shard],
-    submit: Callable[..., concurrent.futures.Future[_Rows]],
+    submit: Callable[..., concurrent.futures.Future[drawing.Rows]],
     presets: Mapping[str, np.ndarray],
     names: Mapping[str, Sequence[str]],
     ahead: int,
-) -> Iterator[tuple[_Shard, _Rows]]:
+) -> Iterator[tuple[_Shard, drawing.Rows]]:
     """Yields rendered rows in order, with `ahead` calls to workers pending."""
 
     def start(shard: _Shard, rows: range) -> tuple[_Shard, Any]:
         if spec.source == "synthetic":
-            args = (render_rows, spec.seed, shard.split, rows, spec.sampling)
+            args = (
+                drawing.render_rows,
+                spec.seed,
+                shard.split,
+                rows,
+                spec.sampling,
+            )
         else:
             these = slice(rows.start, rows.stop)
             args = (
-                render_given,
+                drawing.render_given,
                 presets[shard.split][these],
                 names[shard.split][these],
             )
@@ -412,8 +249,8 @@ def _split(rows: range, size: int) -> Iterator[range]:
 
 
 def _embedded(
-    spec: shards.DataSpec,
-    rendered: Iterable[tuple[_Shard, _Rows]],
+    spec: DataSpec,
+    rendered: Iterable[tuple[_Shard, drawing.Rows]],
     embed: Embed,
     in_flight: int,
     embedding: concurrent.futures.Executor,
@@ -461,7 +298,7 @@ def _fetch(block: tuple) -> tuple:
 
 
 def _write(
-    spec: shards.DataSpec,
+    spec: DataSpec,
     names: Mapping[str, Sequence[str]],
     shard: _Shard,
     rows: range,
@@ -473,7 +310,7 @@ def _write(
     assert shard.writer is not None
     bad = np.flatnonzero(~np.isfinite(embeddings[: len(rows)]).all(-1))
     if len(bad):
-        raise shards.ShardError(
+        raise files.ShardError(
             f"{spec.audio_model}: the embedding of row {rows[int(bad[0])]} of "
             f"split {shard.split!r} is not finite; check the audio model"
         )
@@ -494,14 +331,12 @@ def _write(
     notes: dict[str, Any] = {"redrawn": dict(sorted(shard.redrawn.items()))}
     if shard.aside:
         notes["set_aside"] = sorted(shard.aside)
-    with shard.files:
+    with shard.opened:
         shard.writer.finish(**notes)
     return True
 
 
-def set_aside(
-    directory: pathlib.Path, spec: shards.DataSpec
-) -> list[dict[str, Any]]:
+def set_aside(directory: pathlib.Path, spec: DataSpec) -> list[dict[str, Any]]:
     """Presets of finished shards that the engine failed to render.
 
     Args:
@@ -534,14 +369,14 @@ def set_aside(
     return found
 
 
-def _write_set_aside(directory: pathlib.Path, spec: shards.DataSpec) -> None:
+def _write_set_aside(directory: pathlib.Path, spec: DataSpec) -> None:
     """Writes `SET_ASIDE` when there is something to tell, or there was."""
     found, path = set_aside(directory, spec), directory / SET_ASIDE
     text = json.dumps({"set_aside": found}, indent=1) + "\n"
     if (found or path.exists()) and not (
         path.exists() and path.read_text() == text
     ):
-        shards.write_atomically(path, text)
+        files.write_atomically(path, text)
 
 
 def parse_shards(text: str) -> list[int]:
@@ -563,7 +398,7 @@ def parse_shards(text: str) -> list[int]:
 
 
 def share(
-    spec: shards.DataSpec,
+    spec: DataSpec,
     *,
     numbers: Iterable[int] | None = None,
     task: int = 0,
@@ -605,10 +440,10 @@ def share(
 
 
 def build(
-    spec: shards.DataSpec,
+    spec: DataSpec,
     directory: str | os.PathLike[str],
-    renderer: engines.Renderer,
-    embed: Embed,
+    make_renderer: Callable[[], engines.Renderer],
+    make_embed: Callable[[], Embed],
     *,
     presets: dict[str, Float[np.ndarray, "rows parameters"]] | None = None,
     names: dict[str, Sequence[str]] | None = None,
@@ -626,13 +461,15 @@ def build(
     Args:
       spec: the data set.
       directory: its folder, made when missing.
-      renderer: the engine; with threads, one that they can share.
-      embed: `[embed_batch, samples]` float32 audio to embeddings
-        `[embed_batch, embedding]`, always of this one shape. It may return
-        before it is done, as a jitted function does: its result is fetched
-        only when it is needed.
-      presets: of a hand-crafted data set, by split.
-      names: their names, by split.
+      make_renderer: makes the engine; called when a shard is missing. With
+        threads, the engine is one that they can share.
+      make_embed: makes the audio model; called when a shard is missing. It
+        takes `[embed_batch, samples]` float32 audio, always of this one shape,
+        to embeddings `[embed_batch, embedding]`. It may return before it is
+        done, as a jitted function does: its result is fetched only when it is
+        needed.
+      presets: presets of a hand-crafted data set, by split.
+      names: names of a hand-crafted data set's presets, by split.
       workers: how many, 0 for one per core, or as many as the engine's
         `workers_per_core`.
       processes: whether workers are spawned processes and not threads, which
@@ -653,7 +490,6 @@ def build(
     started = time.monotonic()
     directory = pathlib.Path(directory)
     presets, names = presets or {}, names or {}
-    _check(spec, renderer, presets, names)
     shards.open_directory(directory, spec)
     chosen = share(spec) if only is None else list(only)
     absent = set(shards.missing(directory, spec))
@@ -662,80 +498,108 @@ def build(
             path = directory / spec.filename(split, number)
             shards.read_check(path, spec, split, number)
     todo = [pair for pair in chosen if pair in absent]
-    size = {pair: len(spec.shard_rows(*pair)) for pair in chosen}
-    if workers <= 0:
-        workers = num_workers() * getattr(renderer, "workers_per_core", 1)
-    if processes is None:
-        processes = bool(workers > getattr(renderer, "max_threads", workers))
-    # Enough for every worker while a block is collected and another embedded.
-    ahead = 2 * workers + -(-spec.embed_batch // _CHUNK)
-    redrawn = collections.Counter[str]()
-    aside = collections.Counter[str]()
-    built = rows_built = 0
-    with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(
-            tqdm.tqdm(
-                total=sum(size.values()),
-                initial=sum(size.values()) - sum(size[p] for p in todo),
-                unit=" presets",
-                disable=not progress or not todo,
-                smoothing=0.05,
-                # A log file gets a line now and then, not a stream.
-                mininterval=0.5 if sys.stderr.isatty() else 30,
+    done = _Done()
+    if todo:
+        renderer, embed = make_renderer(), make_embed()
+        _check(spec, renderer, presets, names)
+        if workers <= 0:
+            workers = engines.num_workers() * renderer.workers_per_core
+        if processes is None:
+            most = renderer.max_threads
+            processes = most is not None and workers > most
+        # Enough for every worker while a block is collected and another
+        # embedded.
+        ahead = 2 * workers + -(-spec.embed_batch // _CHUNK)
+        with contextlib.ExitStack() as stack:
+            bar = stack.enter_context(_bar(spec, chosen, todo, progress))
+            embedding = stack.enter_context(
+                concurrent.futures.ThreadPoolExecutor(1, "embed")
             )
-        )
-        there = len(chosen) - len(todo)
-        bar.set_description(
-            f"{spec.name}: {there}/{len(chosen)} shards", refresh=False
-        )
-        embedding = stack.enter_context(
-            concurrent.futures.ThreadPoolExecutor(1, "embed")
-        )
-        submit = stack.enter_context(_pool(renderer, workers, processes))
+            submit = stack.enter_context(_pool(renderer, workers, processes))
 
-        def run(pairs: list[tuple[str, int]], held: list | None) -> None:
-            nonlocal built, rows_built
-            work = _claimed(spec, directory, pairs, held, stack)
-            rendered = _rendered(spec, work, submit, presets, names, ahead)
-            blocks = _embedded(spec, rendered, embed, in_flight, embedding)
-            for shard, rows, *block in blocks:
-                last = _write(spec, names, shard, rows, *block)
-                rows_built += len(rows)
-                bar.update(len(rows))
-                if last:
-                    built += 1
-                    redrawn.update(shard.redrawn)
-                    aside.update(reason for *_, reason in shard.aside)
-                    bar.set_description(
-                        f"{spec.name}: {there + built}/{len(chosen)} shards",
-                        refresh=False,
-                    )
+            def run(pairs: list[tuple[str, int]], held: list | None) -> None:
+                work = _claimed(spec, directory, pairs, held, stack)
+                rendered = _rendered(spec, work, submit, presets, names, ahead)
+                blocks = _embedded(spec, rendered, embed, in_flight, embedding)
+                for shard, rows, *block in blocks:
+                    last = _write(spec, names, shard, rows, *block)
+                    done.rows += len(rows)
+                    bar.update(len(rows))
+                    if last:
+                        done.count(shard)
+                        left = len(todo) - done.built
+                        _describe(bar, spec, len(chosen) - left, len(chosen))
 
-        # First what nobody else is at. Then what others were at, one by one,
-        # in case they were killed; to wait for a claim while holding another
-        # could wait for ever.
-        held: list[tuple[str, int]] = []
-        run(todo, held)
-        for pair in held:
-            run([pair], None)
+            # First what nobody else is at. Then what others were at, one by
+            # one, in case they were killed; to wait for a claim while holding
+            # another could wait for ever.
+            held: list[tuple[str, int]] = []
+            run(todo, held)
+            for pair in held:
+                run([pair], None)
     _write_set_aside(directory, spec)
     left = len(shards.missing(directory, spec))
     if shards.write_metadata(directory, spec):
         for path in directory.glob(".*.lock"):
             path.unlink(missing_ok=True)
     return Report(
-        built=built,
-        present=len(chosen) - built,
+        built=done.built,
+        present=len(chosen) - done.built,
         missing=left,
-        rows=rows_built,
-        redrawn=dict(sorted(redrawn.items())),
+        rows=done.rows,
+        redrawn=dict(sorted(done.redrawn.items())),
         seconds=time.monotonic() - started,
-        set_aside=dict(sorted(aside.items())),
+        set_aside=dict(sorted(done.aside.items())),
     )
 
 
+@dataclasses.dataclass
+class _Done:
+    """What was built so far."""
+
+    built: int = 0
+    rows: int = 0
+    redrawn: collections.Counter[str] = dataclasses.field(
+        default_factory=collections.Counter
+    )
+    aside: collections.Counter[str] = dataclasses.field(
+        default_factory=collections.Counter
+    )
+
+    def count(self, shard: _Shard) -> None:
+        """Counts a finished shard."""
+        self.built += 1
+        self.redrawn.update(shard.redrawn)
+        self.aside.update(reason for *_, reason in shard.aside)
+
+
+def _bar(
+    spec: DataSpec,
+    chosen: Sequence[tuple[str, int]],
+    todo: Sequence[tuple[str, int]],
+    progress: bool,
+) -> tqdm.tqdm:
+    rows = {pair: len(spec.shard_rows(*pair)) for pair in chosen}
+    total = sum(rows.values())
+    bar = tqdm.tqdm(
+        total=total,
+        initial=total - sum(rows[pair] for pair in todo),
+        unit=" presets",
+        disable=not progress,
+        smoothing=0.05,
+        # A log file gets a line now and then, not a stream.
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+    )
+    _describe(bar, spec, len(chosen) - len(todo), len(chosen))
+    return bar
+
+
+def _describe(bar: tqdm.tqdm, spec: DataSpec, there: int, wanted: int) -> None:
+    bar.set_description(f"{spec.name}: {there}/{wanted} shards", refresh=False)
+
+
 def _check(
-    spec: shards.DataSpec,
+    spec: DataSpec,
     renderer: engines.Renderer,
     presets: Mapping[str, np.ndarray],
     names: Mapping[str, Sequence[str]],
@@ -747,13 +611,13 @@ def _check(
     """
     made = {
         "settings": renderer.settings.to_dict(),
-        "space": shards.space_digest(renderer.space),
+        "space": space_digest(renderer.space),
         "synth": renderer.name,
         "synth_version": renderer.version,
         "parameters": renderer.space.num_used,
     }
     stated = {key: spec.to_dict()[key] for key in made}
-    if lines := shards.differences(stated, made):
+    if lines := differences(stated, made):
         raise ValueError(
             f"data set {spec.name}: the renderer does not fit its spec "
             f"({'; '.join(lines)})"

@@ -10,7 +10,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from datasets import download
-from launch.runs import allocator, devices
+from launch.runs import devices
 
 # Errors that a user can mend: bad input, a missing file, a full disk. They
 # are told in one line; anything else is a defect and keeps its traceback.
@@ -98,7 +98,7 @@ def run(main: Callable[..., None], *, arguments: bool = False) -> None:
         if words and not arguments:
             sys.exit(f"error: unexpected words {words}; see --help")
         logging.set_verbosity(logging.ERROR)
-        allocator.keep_memory()
+        devices.keep_memory()
         devices.keep_programs(download.cache_folder() / "programs")
         try:
             main(*([words] if arguments else []))

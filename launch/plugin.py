@@ -20,6 +20,7 @@ import proxy.spaces
 from datasets import engines
 from datasets.engines.vst3 import binding as vst3_binding
 from datasets.engines.vst3 import engine as vst3
+from datasets.engines.vst3 import process
 from datasets.engines.vst3 import scaffold as vst3_scaffold
 from launch import cli
 from launch.runs import noise
@@ -165,7 +166,7 @@ def measure(path: str, synth: str | None) -> dict[str, Any]:
       ValueError: it looks like no known synthesizer.
     """
     if synth is None:
-        worker = vst3.Worker(path, vst3.Contract())
+        worker = process.Worker(path, process.Contract())
         synth = closest([p["name"] for p in worker.info["parameters"]])
         worker.close()
     if synth is None:

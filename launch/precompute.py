@@ -26,15 +26,18 @@ nothing.
 """
 
 import contextlib
+import functools
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import tabulate
 from absl import flags
 
-from datasets import mirror, precompute, shards
-from launch import Config, cli, spread
-from launch.runs import data
+from datasets import files, mirror, precompute, shards
+from datasets.spec import DataSpec
+from launch import Config, cli
+from launch.runs import build, making
 
 _CONFIG = cli.define_config()
 _WORKERS = flags.DEFINE_integer(
@@ -72,41 +75,78 @@ def verify(root: pathlib.Path) -> list[tuple[str, str, int, int]]:
     """
     rows = []
     for directory in sorted(p.parent for p in root.glob("*/metadata.json")):
-        spec = shards.DataSpec.from_dict(shards.read_spec(directory))
+        spec = DataSpec.from_dict(shards.read_spec(directory))
         for split, count in spec.splits:
             number = shards.verify(directory, spec, split, again=True)
             rows.append((str(directory), split, number, count))
     if not rows:
-        raise shards.ShardError(
+        raise files.ShardError(
             f"{root}: holds no data set; run `python -m launch.precompute` "
             "without --verify"
         )
     return rows
 
 
-def build(
-    config: Config, *, numbers: list[int] | None, task: int, num_tasks: int
-) -> list[data.Source]:
-    """Builds the data of a proxy or an estimator.
+def spread(
+    config: Config,
+    stack: contextlib.ExitStack,
+    place: str | None,
+    runner: str | None,
+    options: Sequence[str],
+    part: dict[str, Any],
+) -> None:
+    """Fetches and builds synthetic shards before the rest is built here.
 
     Args:
-      config: an experiment.
-      numbers: see `data.ensure`; of a proxy only.
-      task: see `data.ensure`.
-      num_tasks: see `data.ensure`.
-
-    Returns:
-      The data sets, complete unless a part was asked for.
+      config: the experiment of a proxy.
+      stack: on its closing, what was built meanwhile is in the mirror.
+      place: the mirror, None for none.
+      runner: name of a Beam runner, None for none.
+      options: options of Beam, as name=value.
+      part: arguments of `precompute.share`.
 
     Raises:
-      ShardError: when a folder holds other data, is damaged or full.
-      ValueError: when a config field is out of range.
+      ShardError: when mirror or folder hold other data or cannot be used.
+      ImportError: when Beam is wanted and not installed.
     """
-    part = {"task": task, "num_tasks": num_tasks}
-    if "proxy" in config:
-        return [data.matching_source(config, **part)]
-    dataset = data.ensure(config, numbers=numbers, **part)
-    return [s for s in (dataset.synthetic, dataset.handcrafted) if s]
+    with making.maker(config) as made_with:
+        source = making.synthetic(made_with, config)
+        source = making.settle(made_with, source)
+    spec, directory = source.spec, source.directory
+    pairs = precompute.share(spec, **part)
+    if runner:
+        everywhere = place or str(directory.parent)
+        if not place:
+            shards.open_directory(directory, spec)
+        built = _beam(runner).build(
+            spec,
+            everywhere,
+            directory.name,
+            build.engine(config),
+            functools.partial(
+                build.embedder, config.audio_model, config.weights
+            ),
+            pairs=pairs,
+            options=[f"--runner={runner}", *(f"--{o}" for o in options)],
+        )
+        print(f"{everywhere}: {built} shards built on {runner}", flush=True)
+        if mirror.is_remote(everywhere):
+            return
+    if place:
+        fetched = mirror.fetch(place, directory, spec, pairs)
+        print(f"{directory}: {fetched} shards from {place}", flush=True)
+        stack.enter_context(mirror.following(place, directory, spec))
+
+
+def _beam(runner: str) -> Any:
+    try:
+        from datasets import beam
+    except ImportError as error:
+        raise ImportError(
+            f"--runner={runner} needs Apache Beam ({error}); pip install "
+            "-e '.[run,beam]'"
+        ) from error
+    return beam
 
 
 def main() -> None:
@@ -121,19 +161,18 @@ def main() -> None:
     if _WORKERS.value is not None:
         config.workers = _WORKERS.value
     text = _SHARDS.value
-    if "proxy" in config and (text or _MIRROR.value or _RUNNER.value):
+    matching = config.kind == "estimator"
+    if matching and (text or _MIRROR.value or _RUNNER.value):
         raise ValueError(
             "--shards, --mirror and --runner are for a proxy's data, and this "
             "is an estimator's config; --task and --num_tasks share it out"
         )
-    part: dict[str, Any] = {
-        "numbers": precompute.parse_shards(text) if text else None,
-        "task": _TASK.value,
-        "num_tasks": _NUM_TASKS.value,
-    }
+    share: dict[str, Any] = {"task": _TASK.value, "num_tasks": _NUM_TASKS.value}
+    numbers = precompute.parse_shards(text) if text else None
+    part = {"numbers": numbers, **share}
     with contextlib.ExitStack() as stack:
         if _MIRROR.value or _RUNNER.value:
-            spread.prepare(
+            spread(
                 config,
                 stack,
                 _MIRROR.value,
@@ -143,8 +182,12 @@ def main() -> None:
             )
         if _RUNNER.value and mirror.is_remote(_MIRROR.value or ""):
             return
-        sources = build(config, **part)
-    for source in sources:
+        if matching:
+            sources = [making.matching_source(config, **share)]
+        else:
+            found = making.ensure(config, **part)
+            sources = [found.synthetic, found.handcrafted]
+    for source in filter(None, sources):
         left = len(shards.missing(source.directory, source.spec))
         state = f"{left} shards missing" if left else "complete"
         print(f"{source.directory}: {state}")

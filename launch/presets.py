@@ -18,7 +18,7 @@ from typing import Any
 import tabulate
 from absl import flags
 
-from datasets import download, engines, precompute
+from datasets import download, engines
 from datasets.presets import bank as handcrafted
 from datasets.presets import reading, writing
 from launch import cli
@@ -118,7 +118,7 @@ def _load(paths: list[str]) -> handcrafted.Bank:
     return handcrafted.gate(
         bank,
         engines.get(synth, settings),
-        workers=_WORKERS.value or precompute.usable_cores(),
+        workers=_WORKERS.value or engines.usable_cores(),
         progress=sys.stderr.isatty(),
     )
 

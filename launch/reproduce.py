@@ -28,13 +28,13 @@ from typing import Any
 
 from absl import flags
 
-from datasets import shards
+from datasets import files
 from launch import Config, cli
 from launch.evaluate import comparison
 from launch.evaluate import estimator as evaluate_estimator
 from launch.evaluate import proxy as evaluate_proxy
 from launch.report import page as pages
-from launch.runs import data, devices, noise
+from launch.runs import checkpoints, devices, making, noise
 from launch.train import estimator as train_estimator
 from launch.train import proxy as train_proxy
 
@@ -154,7 +154,7 @@ def stages(
     for config in proxies:
         if (config.data, config.num_train) not in made:
             made.add((config.data, config.num_train))
-            add(f"data {config.data}", bind(data.ensure, config), config)
+            add(f"data {config.data}", bind(making.ensure, config), config)
     for config in (*proxies, *tuned):
         add(f"train {config.name}", bind(train_proxy.train, config), config)
         add(
@@ -188,7 +188,7 @@ def _evaluate_matches(
 ) -> None:
     results = evaluate_estimator.evaluate(runs, options)
     text = json.dumps(comparison.compare(results)) + "\n"
-    shards.write_atomically(out / "comparison.json", text)
+    files.write_atomically(out / "comparison.json", text)
 
 
 def tables(runs: Sequence[str], out: pathlib.Path) -> str:
@@ -200,8 +200,8 @@ def tables(runs: Sequence[str], out: pathlib.Path) -> str:
     """
     parts = []
     for run in map(pathlib.Path, runs):
-        config = json.loads((run / "config.json").read_text())
-        if "schedule" in config:
+        config = checkpoints.read_config(run)
+        if config.kind == "estimator":
             file = run / "matching" / "evaluation.json"
             text = comparison.table(json.loads(file.read_text()))
         else:
@@ -218,7 +218,7 @@ def tables(runs: Sequence[str], out: pathlib.Path) -> str:
 
 def _finish(name: str, runs: Sequence[str], out: pathlib.Path) -> None:
     text = tables(runs, out)
-    shards.write_atomically(out / "tables.md", text)
+    files.write_atomically(out / "tables.md", text)
     page = pages.build(
         list(map(pathlib.Path, runs)), out / "site", f"Results: {name}"
     )
@@ -258,7 +258,7 @@ def run(todo: Sequence[Stage], out: pathlib.Path, resume: str) -> None:
                 f"{title}: {error}\nto go on from here: {resume}"
             ) from error
         done[stage.name] = stage.digest
-        shards.write_atomically(memory, json.dumps(done, indent=1) + "\n")
+        files.write_atomically(memory, json.dumps(done, indent=1) + "\n")
     print(f"all {len(todo)} stages are done: {out}", flush=True)
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from configs import dexed
-from launch.runs import build, checkpoints, noise, opened
+from launch.runs import build, checkpoints, data, making, noise, opened
 from launch.train import estimator as train_estimator
 from matching import losses
 
@@ -90,7 +90,9 @@ def save_estimator(config) -> str:
         "maximum": np.float32(40),
     }
     tree = jax.tree.map(jax.numpy.asarray, tree)
-    with checkpoints.manager(checkpoints.prepare(config)) as manager:
+    run = checkpoints.prepare(config)
+    data.record(run, matching=making.matching_source(config))
+    with checkpoints.manager(run) as manager:
         checkpoints.save(manager, 7, tree, {"a_mean": 2.0})
         manager.wait_until_finished()
     return config.run

@@ -8,7 +8,7 @@ import sys
 import jax
 import pytest
 
-from datasets import beam, engines, mirror, precompute, shards
+from datasets import beam, engines, files, mirror, precompute, shards
 from proxy import audio
 from tests.test_precompute import CONFIG, SETTINGS, build, contents, make_spec
 
@@ -102,13 +102,13 @@ def test_a_damaged_or_foreign_mirror_is_refused(spec, reference, tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(shards.ShardError, match="does not match its checksum"):
+    with pytest.raises(files.ShardError, match="does not match its checksum"):
         mirror.fetch(bucket, tmp_path / "tiny", spec, [("train", 0)])
     assert not list((tmp_path / "tiny").glob("*array_record-00000-of-00005"))
     other = make_spec(shard_size=10, seed=4)
-    with pytest.raises(shards.ShardError, match="seed: wanted 4, found 3"):
+    with pytest.raises(files.ShardError, match="seed: wanted 4, found 3"):
         mirror.fetch(bucket, tmp_path / "other" / "tiny", other, [])
-    with pytest.raises(shards.ShardError, match="cannot be reached"):
+    with pytest.raises(files.ShardError, match="cannot be reached"):
         mirror.check("s3://no-such-bucket-of-ours/x", "tiny", spec)
 
 

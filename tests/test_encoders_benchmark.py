@@ -59,9 +59,9 @@ _FAULTS = """
 import resource
 from concurrent import futures
 import jax, jax.numpy as jnp
-from launch.runs import allocator
+from launch.runs import devices
 
-kept = allocator.keep_memory()
+kept = devices.keep_memory()
 chain = jax.jit(lambda x: jnp.fft.ifft(jnp.fft.fft(x)).real.cumsum() @ x)
 x = jnp.ones(1 << 22)
 

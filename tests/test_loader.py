@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-import pathlib
+import re
 
 import jax
 import ml_collections
@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from configs import common
-from datasets import engines, loader, shards
+from datasets import engines, files, loader, shards
 from datasets.presets import bank as bank_module
 from datasets.presets import writing
-from launch.runs import data, devices
+from launch.runs import data, devices, making
 from tests import commands, test_shards
 
 
@@ -79,7 +79,7 @@ def test_what_is_not_there_is_named(dataset, tmp_path):
         loader.open_columns(dataset, SPEC, "train", ("mel",))
     with pytest.raises(ValueError, match="no split 'valid'"):
         loader.open_columns(dataset, SPEC, "valid")
-    with pytest.raises(shards.ShardError, match="holds no data set"):
+    with pytest.raises(files.ShardError, match="holds no data set"):
         loader.open_columns(tmp_path, SPEC, "train")
 
 
@@ -88,7 +88,7 @@ def test_other_settings_are_refused(dataset):
         SPEC, settings=dataclasses.replace(SPEC.settings, hold=1.0)
     )
     with pytest.raises(
-        shards.ShardError, match=r"settings\.hold: wanted 1\.0, found 2\.0"
+        files.ShardError, match=r"settings\.hold: wanted 1\.0, found 2\.0"
     ):
         loader.open_columns(dataset, other, "train")
 
@@ -100,7 +100,7 @@ def test_damaged_shard_is_found_on_load(tmp_path):
     content = bytearray(path.read_bytes())
     content[100] ^= 4
     path.write_bytes(content)
-    with pytest.raises(shards.ShardError, match="sha256") as error:
+    with pytest.raises(files.ShardError, match="sha256") as error:
         loader.open_columns(tmp_path, SPEC, "train")
     assert str(path) in str(error.value)
 
@@ -234,13 +234,13 @@ def config(tmp_path_factory):
 
 
 def test_ensure_builds_then_finds(config, capfd):
-    first = data.ensure(config)
+    first = making.ensure(config)
     out, _ = capfd.readouterr()
     assert "building 6 of 6 shards (0 already there)" in out
     assert "66 presets" in out
     assert data.NO_BANK in out
     assert first.handcrafted is None
-    second = data.ensure(config)
+    second = making.ensure(config)
     out, _ = capfd.readouterr()
     assert "building" not in out
     assert second == first and first.synthetic is not None
@@ -249,28 +249,37 @@ def test_ensure_builds_then_finds(config, capfd):
     assert columns["embedding"].shape == (40, 128)
 
 
-def test_verify_reads_everything_again(config):
-    verify = commands.load("launch.precompute")["verify"]
-    dataset = data.ensure(config)
-    assert dataset.synthetic is not None
-    root = pathlib.Path(config.data)
-    assert verify(root) == [
-        (str(root / "synthetic"), "train", 3, 40),
-        (str(root / "synthetic"), "validation", 2, 20),
-        (str(root / "synthetic"), "test", 1, 6),
-    ]
-    path = root / "synthetic" / dataset.synthetic.spec.filename("test", 0)
+def test_verify_reads_everything_again(config, capsys):
+    source = making.ensure(config).synthetic
+    assert source is not None
+    file = source.directory.parent / "config.py"
+    file.write_text(
+        "import ml_collections\n"
+        "def get_config():\n"
+        f"    return ml_collections.ConfigDict({{'data': {config.data!r}}})\n"
+    )
+
+    def verify(*words):
+        words = (f"--config={file}", "--verify", *words)
+        commands.run("launch.precompute", *words)
+        return capsys.readouterr().out
+
+    told = verify()
+    for split, count in (("train", 3), ("validation", 2), ("test", 1)):
+        assert re.search(rf"synthetic +{split} +{count} +", told)
+    assert "every shard is whole" in told
+    path = source.directory / source.spec.filename("test", 0)
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(shards.ShardError, match="sha256"):
-        verify(root)
+    with pytest.raises(files.ShardError, match="sha256"):
+        verify()
     path.write_bytes(whole)
-    with pytest.raises(shards.ShardError, match="holds no data set"):
-        verify(root / "nothing")
+    with pytest.raises(files.ShardError, match="holds no data set"):
+        verify(f"--config.data={config.data}/nothing")
 
 
 def test_validate_scores_every_ranking_once(config):
-    dataset = data.ensure(config)
+    dataset = making.ensure(config)
     assert dataset.synthetic is not None
     columns = dataset.synthetic.columns("validation")
     mesh = devices.mesh()
@@ -281,7 +290,7 @@ def test_validate_scores_every_ranking_once(config):
         seen.append(presets.shape)
         return presets[:, 0, 0], embeddings[..., 0].mean(1)
 
-    found = data.validate(config, dataset, validator, None, mesh)
+    found = data.validate(dataset.synthetic, (5, 4), validator, None, mesh)
     assert seen[0][1:] == (4, 100)
     firsts = np.asarray(columns["preset"])[::4, 0]
     np.testing.assert_allclose(found["mrr"], firsts.mean(), rtol=1e-6)
@@ -294,7 +303,7 @@ def test_handcrafted_presets_are_gated_split_and_kept(
     config, tmp_path, capfd, monkeypatch
 ):
     """A bank made of the synthetic presets, and one that is silent."""
-    dataset = data.ensure(config)
+    dataset = making.ensure(config)
     assert dataset.synthetic is not None
     space = engines.get("dexed").space
     presets = np.array(dataset.synthetic.columns("train")["preset"])
@@ -309,7 +318,7 @@ def test_handcrafted_presets_are_gated_split_and_kept(
     crafted.presets = str(bank)
 
     capfd.readouterr()
-    source = data.ensure(crafted).handcrafted
+    source = making.ensure(crafted).handcrafted
     assert source is not None
     # A folder of its own for each choice of banks.
     assert source.directory.name.startswith("handcrafted-")
@@ -331,4 +340,4 @@ def test_handcrafted_presets_are_gated_split_and_kept(
 
     # Which ones pass is remembered: the bank is not rendered again.
     monkeypatch.setattr(bank_module, "gate", None)
-    assert data.ensure(crafted).handcrafted == source
+    assert making.ensure(crafted).handcrafted == source

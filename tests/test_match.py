@@ -18,8 +18,8 @@ from datasets.presets import reading
 from launch.match import judge as judging
 from launch.match import output
 from launch.match import search as searching
-from launch.match import setup as setups
-from launch.runs import build, checkpoints, data
+from launch.runs import build, checkpoints, data, making
+from launch.runs import opened as opening
 from matching import distances, refine
 from proxy import spaces
 from tests import commands
@@ -49,7 +49,7 @@ def run(tmp_path_factory):
     config.sizes.hidden, config.sizes.blocks = 32, 2
     config.render.duration, config.render.hold = 1.0, 0.5
     checkpoints.prepare(config)
-    data.ensure(config)
+    data.record_dataset(folder / "run", making.ensure(config))
     state = build.initial_state(config, np.zeros((1, 128), np.float32))
     with checkpoints.manager(folder / "run") as saved:
         checkpoints.save(saved, 1, state, {"mrr": 0.5})
@@ -58,7 +58,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def setup(run):
-    return setups.open_run(str(run))
+    return opening.setup(str(run))
 
 
 def sound_of(setup, preset, note=NOTE):
@@ -80,7 +80,7 @@ def target(setup):
 @pytest.fixture
 def opened(setup, monkeypatch):
     """Opens the run no more, which compiles its audio model again."""
-    monkeypatch.setattr(setups, "open_run", lambda *_: setup)
+    monkeypatch.setattr(opening, "setup", lambda *_: setup)
 
 
 @pytest.fixture(scope="module")
@@ -412,7 +412,7 @@ def test_mistakes_are_told_before_anything_is_loaded(
     run, target, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(
-        setups, "open_run", lambda *_: pytest.fail("loaded the run")
+        opening, "setup", lambda *_: pytest.fail("loaded the run")
     )
     with pytest.raises(FileNotFoundError, match=r"missing\.wav"):
         run_command(run, tmp_path, tmp_path / "missing.wav")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from scipy.io import wavfile
 
-from datasets import engines, precompute, shards
+from datasets import drawing, engines, shards
 from datasets.engines.vst3 import engine as vst3
 from datasets.presets import reading
 from launch.match import setup
@@ -163,7 +163,7 @@ def target(checkout, tmp_path):
     # No shorter than `launch.match` takes sounds.
     settings = dataclasses.replace(RENDER, duration=1.0)
     engine = vst3.PluginRenderer(str(plugin()), space, settings)
-    presets = precompute.draw(space, 7, "target", range(9))[:, 0]
+    presets = drawing.draw(space, 7, "target", range(9))[:, 0]
     for values in np.asarray(space.to_plugin(presets)):
         sound = engine.render(values)
         if engines.check_level(sound, settings) is None:
@@ -233,7 +233,7 @@ def test_from_a_sound_to_a_preset(checkout, proxy_run, target):
     assert result["renders"] == 240
     assert result["bank"] == "384 synthetic presets"
     engine, space = target[1], target[1].space
-    known = precompute.draw(space, 0, "train", range(384))[:, 0]
+    known = drawing.draw(space, 0, "train", range(384))[:, 0]
     mean = np.asarray(space.to_plugin(space.snap(known.mean(0))))
     default = np.array([p.default for p in space.parameters])
     others = [engine.render(mean), engine.render(default)]

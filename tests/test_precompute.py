@@ -14,7 +14,8 @@ import jax
 import numpy as np
 import pytest
 
-from datasets import engines, loader, precompute, shards
+from datasets import drawing, engines, files, loader, precompute, shards
+from datasets.spec import DataSpec, presets_digest, space_digest
 from proxy import audio, spaces
 
 SPACE = spaces.get("dexed")
@@ -26,12 +27,12 @@ SETTINGS = engines.RenderSettings(
 
 def make_spec(**fields):
     renderer = engines.get("dexed", SETTINGS)
-    return shards.DataSpec(
+    return DataSpec(
         **{
             "name": "tiny",
             "synth": "dexed",
             "synth_version": renderer.version,
-            "space": shards.space_digest(SPACE),
+            "space": space_digest(SPACE),
             "parameters": SPACE.num_used,
             "audio_model": "mel128",
             "audio_weights": "",
@@ -56,8 +57,8 @@ def build(spec, directory, embed, **options):
     return precompute.build(
         spec,
         directory,
-        engines.get("dexed", spec.settings),
-        embed,
+        lambda: engines.get("dexed", spec.settings),
+        lambda: embed,
         **{"progress": False, "workers": 1, **options},
     )
 
@@ -87,7 +88,7 @@ def test_rows_are_what_they_should_be(reference, embed):
     redrawn = 0
     for i, row in enumerate(spec.shard_rows("train", 1)):
         for attempt in range(200):
-            preset = precompute.draw(SPACE, 3, "train", [row], [attempt])[0, 0]
+            preset = drawing.draw(SPACE, 3, "train", [row], [attempt])[0, 0]
             sound = renderer.render(SPACE.to_plugin(preset))
             if engines.check_level(sound, SETTINGS) is None:
                 break
@@ -107,14 +108,14 @@ def test_rows_are_what_they_should_be(reference, embed):
 
 def test_draws_are_independent():
     draws = [
-        precompute.draw(SPACE, seed, split, [row], [attempt])[0, 0]
+        drawing.draw(SPACE, seed, split, [row], [attempt])[0, 0]
         for seed in (0, 1)
         for split in ("train", "test")
         for row in (0, 1)
         for attempt in (0, 1)
     ]
     assert len({d.tobytes() for d in draws}) == len(draws)
-    block = precompute.draw(SPACE, 0, "train", [5, 0, 1], [0, 1])
+    block = drawing.draw(SPACE, 0, "train", [5, 0, 1], [0, 1])
     assert block.shape == (3, 2, SPACE.num_used)
     np.testing.assert_array_equal(block[1:].reshape(4, -1), draws[:4])
 
@@ -124,13 +125,13 @@ def test_a_data_set_is_sampled_as_its_spec_says(embed, tmp_path):
     build(spec, tmp_path, embed)
     presets = shards.read(tmp_path, spec, "train", 1)["preset"]
     rows = list(spec.shard_rows("train", 1))
-    drawn = precompute.draw(
+    drawn = drawing.draw(
         SPACE, 3, "train", rows, range(200), {"at_default": 0.5, "at_end": 0.1}
     )
     for preset, attempts in zip(presets, drawn, strict=True):
         assert (attempts == preset).all(-1).any()
     # Others were made otherwise, and are not taken for these.
-    with pytest.raises(shards.ShardError, match=r"at_default: wanted nothing"):
+    with pytest.raises(files.ShardError, match=r"at_default: wanted nothing"):
         shards.open_directory(tmp_path, make_spec())
 
 
@@ -222,7 +223,7 @@ def handcrafted_spec(bank, names):
     return make_spec(
         source="handcrafted",
         splits=(("train", len(bank)),),
-        presets=shards.presets_digest(bank, names),
+        presets=presets_digest(bank, names),
     )
 
 
@@ -242,7 +243,7 @@ def test_silent_handcrafted_preset_is_named(bank, embed, tmp_path):
     levels = [i for i, n in enumerate(SPACE.names) if "output_level" in n]
     silent[3, levels] = 0
     names = [f"Preset {i}" for i in range(len(bank))]
-    with pytest.raises(shards.ShardError, match="'Preset 3': silent"):
+    with pytest.raises(files.ShardError, match="'Preset 3': silent"):
         build(
             handcrafted_spec(silent, names),
             tmp_path,
@@ -255,11 +256,11 @@ def test_silent_handcrafted_preset_is_named(bank, embed, tmp_path):
 
 def test_hopeless_space_gives_up(embed, tmp_path):
     settings = dataclasses.replace(SETTINGS, min_rms=10.0, max_rms=11.0)
-    with pytest.raises(shards.ShardError) as error:
+    with pytest.raises(files.ShardError) as error:
         build(make_spec(settings=settings), tmp_path, embed)
     message = str(error.value)
     assert "space 'dexed'" in message
-    assert f"{precompute.MAX_ATTEMPTS} times" in message
+    assert f"{drawing.MAX_ATTEMPTS} times" in message
     assert "min_rms" in message
 
 
@@ -267,7 +268,7 @@ def test_non_finite_embedding_is_an_error(tmp_path):
     def embed(sounds):
         return np.full((len(sounds), 128), np.nan, np.float32)
 
-    with pytest.raises(shards.ShardError, match="row 0 of split 'train'"):
+    with pytest.raises(files.ShardError, match="row 0 of split 'train'"):
         build(make_spec(), tmp_path, embed)
     assert shards.missing(tmp_path, make_spec())
 
@@ -278,9 +279,14 @@ def test_renderer_must_fit_the_spec(embed, tmp_path):
     with pytest.raises(
         ValueError, match=r"settings\.note: wanted 60, found 48"
     ):
-        precompute.build(spec, tmp_path, engines.get("dexed", settings), embed)
+        precompute.build(
+            spec,
+            tmp_path / "note",
+            lambda: engines.get("dexed", settings),
+            lambda: embed,
+        )
     with pytest.raises(ValueError, match="needs presets of shape"):
-        build(make_spec(source="handcrafted"), tmp_path, embed)
+        build(make_spec(source="handcrafted"), tmp_path / "bank", embed)
 
 
 def test_damaged_shard_stops_a_resume(embed, tmp_path):
@@ -288,7 +294,7 @@ def test_damaged_shard_stops_a_resume(embed, tmp_path):
     build(spec, tmp_path, embed)
     path = tmp_path / spec.filename("train", 0)
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(shards.ShardError, match="cut short") as error:
+    with pytest.raises(files.ShardError, match="cut short") as error:
         build(spec, tmp_path, embed)
     assert str(path) in str(error.value)
 
@@ -339,11 +345,11 @@ def start(directory):
 
 _PARENT = """
 import multiprocessing, time
-from datasets import engines, precompute
+from datasets import drawing, engines, precompute
 
 if __name__ == "__main__":
     with precompute._pool(engines.get("dexed"), 2, True) as submit:
-        tasks = [submit(precompute.render_rows, 0, "x", [i]) for i in range(9)]
+        tasks = [submit(drawing.render_rows, 0, "x", [i]) for i in range(9)]
         [task.result() for task in tasks]
         print(*(p.pid for p in multiprocessing.active_children()), flush=True)
         time.sleep(60)
@@ -404,7 +410,7 @@ def test_killed_at_random_moments_ends_with_the_same_bytes(tmp_path):
     assert process.returncode == 0, errors
 
     assert contents(killed / "synthetic") == contents(whole / "synthetic")
-    spec = shards.DataSpec.from_dict(shards.read_spec(killed / "synthetic"))
+    spec = DataSpec.from_dict(shards.read_spec(killed / "synthetic"))
     for split, rows in spec.splits:
         shards.verify(killed / "synthetic", spec, split)
         index = [

@@ -61,6 +61,7 @@ def matching_run(folder, schedule, seed, *, stand_in=False):
     run = folder / f"{schedule}_{seed}"
     run.mkdir(parents=True)
     config = {
+        "kind": "estimator",
         "name": run.name,
         "synth": "dexed",
         "schedule": schedule,
@@ -119,6 +120,7 @@ def proxy_run(folder, picture):
     run = folder / "proxy"
     run.mkdir()
     config = {
+        "kind": "proxy",
         "name": "a_proxy",
         "synth": "dexed",
         "encoder": "hn_oh",
@@ -354,7 +356,7 @@ def test_what_is_missing_is_told(tmp_path):
     with pytest.raises(FileNotFoundError, match="no run at"):
         report.find_runs([str(tmp_path)])
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/config.json").write_text('{"name": "x", "encoder": "y"}')
+    (tmp_path / "run/config.json").write_text('{"name": "x", "kind": "proxy"}')
     runs = report.find_runs([str(tmp_path)])
     build = functools.partial(report.build, runs, title="x")
     with pytest.raises(ValueError, match=r"evaluated; run .*--run .*/run"):

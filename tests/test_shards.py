@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from datasets import engines, shards
+from datasets import engines, files, shards
+from datasets.spec import DataSpec, differences
 
-SPEC = shards.DataSpec(
+SPEC = DataSpec(
     name="tiny",
     synth="dexed",
     synth_version="1",
@@ -49,7 +50,7 @@ def record(spec, split, row):
 def write(directory, spec, split, shard):
     filename = spec.filename(split, shard)
     with (
-        shards.claim(directory, filename) as granted,
+        files.claim(directory, filename) as granted,
         shards.Writer(directory, spec, split, shard) as writer,
     ):
         assert granted
@@ -137,7 +138,7 @@ def test_shard_is_remembered_until_it_changes(dataset):
 
 
 def check_error(dataset, path, *words):
-    with pytest.raises(shards.ShardError) as error:
+    with pytest.raises(files.ShardError) as error:
         shards.verify(dataset, SPEC, "train")
     message = str(error.value)
     assert message.startswith(f"{path}: ")
@@ -189,7 +190,7 @@ def test_swapped_shards(tmp_path):
         name(paths[0]).write_bytes(second)
         name(paths[1]).write_bytes(first)
     shards.verify(tmp_path, spec, "train")
-    with pytest.raises(shards.ShardError, match="not rows range") as error:
+    with pytest.raises(files.ShardError, match="not rows range") as error:
         shards.read(tmp_path, spec, "train", 0)
     assert str(paths[0]) in str(error.value)
 
@@ -204,45 +205,44 @@ def test_missing_check_file_and_shard(dataset):
 
 def test_folder_of_another_config(dataset):
     other = dataclasses.replace(SPEC, shard_size=2)
-    with pytest.raises(shards.ShardError) as error:
+    with pytest.raises(files.ShardError) as error:
         shards.open_directory(dataset, other)
     assert "shard_size: wanted 2, found 4" in str(error.value)
     assert str(dataset) in str(error.value)
 
 
 def test_no_data_set(tmp_path):
-    with pytest.raises(shards.ShardError, match="holds no data set"):
+    with pytest.raises(files.ShardError, match="holds no data set"):
         shards.read_spec(tmp_path)
 
 
 def test_spec_round_trip(dataset):
-    spec = shards.DataSpec.from_dict(shards.read_spec(dataset))
+    spec = DataSpec.from_dict(shards.read_spec(dataset))
     assert spec == SPEC
     assert spec.fingerprint() == SPEC.fingerprint()
     changed = dataclasses.replace(SPEC, seed=2)
     assert changed.fingerprint() != SPEC.fingerprint()
-    with pytest.raises(shards.ShardError, match="another version"):
-        shards.DataSpec.from_dict({**SPEC.to_dict(), "format": 99})
+    with pytest.raises(files.ShardError, match="another version"):
+        DataSpec.from_dict({**SPEC.to_dict(), "format": 99})
 
 
-def test_weights_of_old_and_new_data_sets(tmp_path):
-    """Old ones do not say which weights they were made with."""
+def test_what_a_spec_leaves_open_is_that_of_the_folder(tmp_path):
     mine, other = (
         dataclasses.replace(SPEC, weights_sha256=letter * 64) for letter in "ab"
     )
-    assert shards.adopt_weights(tmp_path, mine) == mine
-    shards.open_directory(tmp_path, SPEC)
-    assert "weights_sha256" not in shards.read_spec(tmp_path)
-    assert shards.adopt_weights(tmp_path, mine) == SPEC
-
-    new = tmp_path / "new"
-    shards.open_directory(new, mine)
+    wanted = dataclasses.replace(SPEC, synth_version="")
+    assert shards.adopt(tmp_path, wanted) == wanted
+    shards.open_directory(tmp_path, mine)
     assert mine.fingerprint() != SPEC.fingerprint()
-    assert shards.DataSpec.from_dict(shards.read_spec(new)) == mine
-    assert shards.adopt_weights(new, SPEC) == mine
-    assert shards.adopt_weights(new, other) == other
-    with pytest.raises(shards.ShardError, match="weights_sha256: wanted bbb"):
-        shards.open_directory(new, other)
+    assert DataSpec.from_dict(shards.read_spec(tmp_path)) == mine
+    assert shards.adopt(tmp_path, wanted) == mine
+    assert shards.adopt(tmp_path, other) == other
+    with pytest.raises(files.ShardError, match="weights_sha256: wanted bbb"):
+        shards.open_directory(tmp_path, other)
+    newer = dataclasses.replace(mine, synth_version="Dexed 2")
+    assert shards.adopt(tmp_path, newer) == newer
+    with pytest.raises(files.ShardError, match="synth_version: wanted Dexed 2"):
+        shards.open_directory(tmp_path, newer)
 
 
 @pytest.mark.parametrize(
@@ -269,8 +269,8 @@ def test_unknown_split_names_those_there_are():
 
 def test_differences_name_the_field():
     wanted = {"a": {"b": 1, "c": 2}, "d": 3}
-    assert shards.differences(wanted, wanted) == []
-    assert shards.differences(wanted, {"a": {"b": 1, "c": 5}, "e": 4}) == [
+    assert differences(wanted, wanted) == []
+    assert differences(wanted, {"a": {"b": 1, "c": 5}, "e": 4}) == [
         "a.c: wanted 2, found 5",
         "d: wanted 3, found nothing",
         "e: wanted nothing, found 4",
@@ -296,14 +296,14 @@ def test_quantised_audio_is_within_half_a_step(audio):
 def test_claim_is_exclusive_and_sweeps_up(tmp_path):
     stale = tmp_path / ".x.tmp-elsewhere-1"
     stale.touch()
-    with shards.claim(tmp_path, "x") as first:
+    with files.claim(tmp_path, "x") as first:
         assert first
         assert not stale.exists()
-        with shards.claim(tmp_path, "x") as second:
+        with files.claim(tmp_path, "x") as second:
             assert not second
-        with shards.claim(tmp_path, "y") as other:
+        with files.claim(tmp_path, "y") as other:
             assert other
-    with shards.claim(tmp_path, "x") as again:
+    with files.claim(tmp_path, "x") as again:
         assert again
     assert list(tmp_path.iterdir()) == []
 
@@ -311,7 +311,7 @@ def test_claim_is_exclusive_and_sweeps_up(tmp_path):
 def test_unfinished_shard_leaves_nothing(tmp_path):
     with (
         pytest.raises(KeyError),
-        shards.claim(tmp_path, SPEC.filename("train", 0)),
+        files.claim(tmp_path, SPEC.filename("train", 0)),
         shards.Writer(tmp_path, SPEC, "train", 0) as writer,
     ):
         writer.write(record(SPEC, "train", 0))
@@ -322,7 +322,7 @@ def test_unfinished_shard_leaves_nothing(tmp_path):
 def test_too_few_records(tmp_path):
     with (
         shards.Writer(tmp_path, SPEC, "train", 0) as writer,
-        pytest.raises(shards.ShardError, match="1 of 1 records written, 4"),
+        pytest.raises(files.ShardError, match="1 of 1 records written, 4"),
     ):
         writer.write(record(SPEC, "train", 0))
         writer.finish()
@@ -332,10 +332,10 @@ def test_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     for act in (
         lambda d: shards.open_directory(d, SPEC),
-        lambda d: shards.claim(d, "x").__enter__(),
+        lambda d: files.claim(d, "x").__enter__(),
         lambda d: shards.Writer(d, SPEC, "train", 0),
     ):
-        with pytest.raises(shards.ShardError, match="cannot be written"):
+        with pytest.raises(files.ShardError, match="cannot be written"):
             act(tmp_path / "file" / "data")
 
 
@@ -343,7 +343,7 @@ def test_full_disk_is_one_error_and_keeps_finished_shards(tmp_path):
     """A limit on file size stands in for the end of the disk."""
     code = f"""
 import pathlib, resource, signal, sys
-from datasets import shards
+from datasets import files, shards
 from tests import test_shards as t
 directory = pathlib.Path({str(tmp_path)!r})
 shards.open_directory(directory, t.SPEC)
@@ -352,7 +352,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
 try:
     t.write(directory, t.SPEC, "train", 1)
-except shards.ShardError as error:
+except files.ShardError as error:
     print(error)
 """
     result = subprocess.run(
@@ -376,5 +376,5 @@ def test_check_file_says_what_it_should(dataset):
     check = json.loads(shards.check_path(path).read_text())
     assert check["records"] == 4
     assert check["bytes"] == path.stat().st_size
-    assert check["sha256"] == shards.sha256(path)
+    assert check["sha256"] == files.sha256(path)
     assert check["spec"] == SPEC.to_dict()

@@ -15,7 +15,7 @@ from optuna.distributions import (
 from optuna.trial import TrialState
 
 from configs import common, quickstart
-from launch.runs import data, metrics
+from launch.runs import making, metrics
 from launch.sweep import study as sweep
 from launch.sweep import trial
 from launch.train import proxy
@@ -33,7 +33,7 @@ def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     config = config_for(folder / "run", folder / "data")
     config.epochs = 2
-    data.ensure(config)
+    making.ensure(config)
     return config
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from configs import quickstart
 from launch.evaluate import proxy as evaluate_proxy
-from launch.runs import checkpoints, data, metrics
+from launch.runs import checkpoints, making, metrics
 from tests import commands
 from tests.shared import shared
 
@@ -212,7 +212,7 @@ def test_fine_tuning_alone_needs_no_synthetic_presets(tmp_path):
     config.presets = str(shared("presets/Dexed_01.syx"))
     config.source = "handcrafted"
     config.render.update({"duration": 1.0, "hold": 0.5})
-    dataset = data.ensure(config)
+    dataset = making.ensure(config)
     assert dataset.synthetic is None and dataset.handcrafted is not None
     assert not (tmp_path / "synthetic").exists()
     # It can be evaluated all the same.

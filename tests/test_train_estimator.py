@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from datasets import shards
-from launch.runs import data, metrics
+from launch.runs import data, making, metrics
 from launch.runs import opened as matching_run
 from launch.train import estimator as train_estimator
 from matching import distances
@@ -100,7 +100,7 @@ def test_the_run_opens_with_the_extremes_of_its_training_set(finished):
     opened = matching_run.load(run)
     source = opened.handcrafted
     columns = source.columns("train", ("preset", "audio", "audio_scale"))
-    rows = data.matching_rows(opened.config, source, "train")
+    rows = data.matching_rows(source, "train", 48, 0)
     assert len(rows) == 48 and len(columns["preset"]) == 64
     clips = shards.dequantise(
         columns["audio"][rows], columns["audio_scale"][rows]
@@ -158,8 +158,8 @@ def test_killed_runs_end_with_the_same_parameters(finished, folder):
 
 def test_spectrograms_made_in_every_step_are_the_kept_ones(folder):
     config = matching.match_config(folder, "mix", "other")
-    source = data.matching_source(config)
-    rows = data.matching_rows(config, source, "train")
+    source = making.matching_source(config)
+    rows = data.matching_rows(source, "train", 48, 0)
     columns = source.columns("train", ("preset", "audio", "audio_scale"))
     low, high, kept = train_estimator.training_spectrograms(
         columns, rows, 44_100, keep=True
@@ -247,17 +247,15 @@ def test_a_proxy_is_no_matching_run(folder):
         matching_run.load(folder / "proxy")
 
 
-def test_precompute_builds_its_data_in_parts(tmp_path) -> None:
-    config = matching.match_config(tmp_path, "ploss", "run")
+def test_its_data_is_built_in_parts(tmp_path) -> None:
+    config = matching.match_config(tmp_path, "ploss_small", "run")
     config.shard_size = 8
-    part: dict[str, Any] = {"numbers": None, "num_tasks": 2}
-    build = commands.load("launch.precompute")["build"]
-    (source,) = build(config, **part, task=0)
+    source = making.matching_source(config, num_tasks=2, task=0)
     left = len(shards.missing(source.directory, source.spec))
     assert left > 0
-    (source,) = build(config, **part, task=1)
+    source = making.matching_source(config, num_tasks=2, task=1)
     assert not shards.missing(source.directory, source.spec)
-    assert data.matching_source(config).spec == source.spec
+    assert making.matching_source(config) == source
 
 
 def test_precompute_of_it_refuses_what_is_for_a_proxy() -> None:

@@ -15,12 +15,14 @@ import time
 import numpy as np
 import pytest
 
-from datasets import engines, precompute, shards
+from datasets import drawing, engines, precompute, shards
 from datasets.engines.vst3 import engine as vst3
+from datasets.engines.vst3 import process
 from datasets.engines.vst3 import scaffold as vst3_scaffold
 from datasets.engines.vst3 import state as vst3_state
 from datasets.presets import bank as handcrafted
 from datasets.presets import reading
+from datasets.spec import DataSpec, space_digest
 from launch.runs import noise
 from proxy import space as sp
 from proxy import spaces
@@ -30,7 +32,7 @@ from tests.shared import shared
 RATE = 32_000
 # Short clips: a render takes a few hundredths of a second.
 SHORT = engines.RenderSettings(sample_rate=RATE, hold=0.3, duration=0.5)
-QUICK = vst3.Contract(timeout=2.0)
+QUICK = process.Contract(timeout=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +170,7 @@ def test_order_and_worker_change_nothing(path, space, values, sounds):
     again = list(engines.render_many(other, values[::-1], workers=3))
     for ours, sound in zip(again[::-1], sounds, strict=True):
         np.testing.assert_array_equal(ours, sound)
-    assert other.started >= 4
+    assert other.pool.started >= 4
     other.close()
 
 
@@ -212,15 +214,15 @@ def test_state_of_the_process_needs_fresh_processes():
     """As Diva: repeatable only in a fresh process."""
     path, space = str(plugin("diva")), spaces.get("diva")
     values = draw(space, 3)
-    assert vst3.CONTRACTS["diva"].isolation == "process"
-    fresh = vst3.Contract(isolation="process")
+    assert process.CONTRACTS["diva"].isolation == "process"
+    fresh = process.Contract(isolation="process")
     diva = vst3.PluginRenderer(path, space, SHORT, fresh)
     first = [diva.render(row) for row in values]
     back = [diva.render(row) for row in values[::-1]][::-1]
     np.testing.assert_array_equal(first, back)
     # One to be looked into, one for each render; the first served both.
-    assert diva.started == 6
-    leaking = vst3.PluginRenderer(path, space, SHORT, vst3.Contract())
+    assert diva.pool.started == 6
+    leaking = vst3.PluginRenderer(path, space, SHORT, process.Contract())
     first = [leaking.render(row) for row in values]
     back = [leaking.render(row) for row in values[::-1]][::-1]
     assert np.abs(np.subtract(first, back)).max() > 0.01
@@ -261,32 +263,32 @@ def test_noise_floor_is_measured(path, space, renderer):
 def test_a_fault_costs_one_preset(
     renderer, space, values, sounds, fields, reason
 ):
-    before = renderer.started
+    before = renderer.pool.started
     with pytest.raises(engines.RenderError) as error:
         renderer.render(at(space, values[0], **fields))
     assert str(error.value) == reason
     # Tried again in a fresh process, which is not used any more either.
-    assert renderer.started >= before + 1
+    assert renderer.pool.started >= before + 1
     np.testing.assert_array_equal(renderer.render(values[0]), sounds[0])
 
 
 def test_a_worker_that_dies_is_replaced(renderer, values, sounds):
     """The preset is tried again, and nobody notices."""
     renderer.render(values[0])
-    (worker,) = renderer._idle
+    (worker,) = renderer.pool._idle
     os.kill(worker._process.pid, signal.SIGKILL)
     np.testing.assert_array_equal(renderer.render(values[0]), sounds[0])
 
 
 def test_wrong_length_is_a_fault(path, space, values, monkeypatch):
     renderer = vst3.PluginRenderer(path, space, SHORT, QUICK)
-    ask = vst3.Worker.ask
+    ask = process.Worker.ask
 
     def cut(self, method, *arguments, timeout):
         reply = ask(self, method, *arguments, timeout=timeout)
         return (reply[0] - 1, reply[1]) if method == "render" else reply
 
-    monkeypatch.setattr(vst3.Worker, "ask", cut)
+    monkeypatch.setattr(process.Worker, "ask", cut)
     with pytest.raises(engines.RenderError, match=r"^wrong length$"):
         renderer.render(values[0])
     renderer.close()
@@ -299,7 +301,7 @@ def test_too_many_faults_in_a_row_end_the_run(path, space, monkeypatch):
     for row in values[:2]:
         with pytest.raises(engines.RenderError, match=r"^nan$"):
             broken.render(row)
-    with pytest.raises(vst3.PluginError, match=r"3 presets in a row .* nan"):
+    with pytest.raises(process.PluginError, match=r"3 presets in a row .* nan"):
         broken.render(values[2])
     broken.close()
 
@@ -321,12 +323,12 @@ def test_growing_workers_are_recycled(path, space, values):
     leaking = at(space, values, fault=2 / 3)
     patient = vst3.PluginRenderer(path, space, SHORT)
     wanted = [patient.render(row) for row in leaking]
-    assert patient.started == 1
+    assert patient.pool.started == 1
     patient.close()
     strict = vst3.PluginRenderer(path, space, SHORT, max_growth=24 * 2**20)
     for row, sound in zip(leaking, wanted, strict=True):
         np.testing.assert_array_equal(strict.render(row), sound)
-    assert strict.started > 1
+    assert strict.pool.started > 1
     strict.close()
 
 
@@ -343,13 +345,13 @@ def test_closing_ends_renders_under_way(path, space, values):
 
     thread = threading.Thread(target=render)
     thread.start()
-    while not renderer._busy:
+    while not renderer.pool.busy:
         time.sleep(0.01)
     time.sleep(0.2)
     renderer.close()
     thread.join(20)
     assert not thread.is_alive()
-    assert isinstance(raised[0], vst3.PluginError)
+    assert isinstance(raised[0], process.PluginError)
     assert "closed" in str(raised[0])
     # It can be used again.
     assert renderer.render(values[1]).any()
@@ -360,7 +362,7 @@ def test_workers_end_with_their_parent(path):
     """Killed at once, it can tidy up nothing."""
     code = f"""
         import os, signal
-        from datasets.engines import vst3
+        from datasets.engines.vst3 import process as vst3
         worker = vst3.Worker({path!r}, vst3.Contract())
         print(worker._process.pid, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -422,7 +424,9 @@ def test_environment_variable_names_the_plugin(monkeypatch):
 def test_what_is_no_plugin_is_told(tmp_path, space):
     bad = tmp_path / "Bad.vst3"
     bad.write_bytes(b"nothing")
-    with pytest.raises(vst3.PluginError, match=r"Bad\.vst3 cannot be loaded"):
+    with pytest.raises(
+        process.PluginError, match=r"Bad\.vst3 cannot be loaded"
+    ):
         vst3.PluginRenderer(str(bad), space)
 
 
@@ -433,13 +437,13 @@ def test_another_plugin_is_refused(path):
 
 def test_contract_fields_are_checked():
     with pytest.raises(ValueError, match="isolation='fork'"):
-        vst3.contract("diva", isolation="fork")
+        process.contract("diva", isolation="fork")
     with pytest.raises(ValueError, match="timeout=0"):
-        vst3.contract("diva", timeout=0.0)
+        process.contract("diva", timeout=0.0)
     with pytest.raises(ValueError, match="unknown host setting 'isolated'"):
-        vst3.contract("diva", isolated="")
-    changed = vst3.contract("diva", isolation="", timeout=3.0)
-    assert changed == vst3.Contract("process", warm_up=0.1, timeout=3.0)
+        process.contract("diva", isolated="")
+    changed = process.contract("diva", isolation="", timeout=3.0)
+    assert changed == process.Contract("process", warm_up=0.1, timeout=3.0)
 
 
 # Data sets ------------------------------------------------------------------
@@ -461,13 +465,13 @@ def hazardous(space):
 
 
 def build(path, space, directory, settings=SHORT, *, splits, workers):
-    contract = vst3.Contract(timeout=2.0 if settings == SHORT else 1.0)
+    contract = process.Contract(timeout=2.0 if settings == SHORT else 1.0)
     renderer = vst3.PluginRenderer(path, space, settings, contract)
-    spec = shards.DataSpec(
+    spec = DataSpec(
         name="hazard",
         synth=space.name,
         synth_version=renderer.version,
-        space=shards.space_digest(space),
+        space=space_digest(space),
         parameters=space.num_used,
         audio_model="mel128",
         audio_weights="",
@@ -481,8 +485,8 @@ def build(path, space, directory, settings=SHORT, *, splits, workers):
     report = precompute.build(
         spec,
         directory,
-        renderer,
-        lambda sounds: np.abs(sounds[:, 1000:1064]),
+        lambda: renderer,
+        lambda: lambda sounds: np.abs(sounds[:, 1000:1064]),
         workers=workers,
         progress=False,
     )
@@ -503,7 +507,7 @@ def test_faulty_presets_are_set_aside_and_nothing_else(
     for split, count in spec.splits:
         for row in range(count):
             for attempt in range(99):
-                preset = precompute.draw(hazardous, 1, split, [row], [attempt])[
+                preset = drawing.draw(hazardous, 1, split, [row], [attempt])[
                     0, 0
                 ]
                 hazard = preset[column]
@@ -570,7 +574,7 @@ def test_a_hundredth_of_2000_crashes_hangs_and_gives_nan(path, space, tmp_path):
     while len(left):
         drawn = np.stack(
             [
-                precompute.draw(
+                drawing.draw(
                     risky, 1, "train", [int(row)], [int(attempts[row])]
                 )[0, 0]
                 for row in left
@@ -663,7 +667,7 @@ def test_states_are_read_by_the_plugin(path, space, renderer, tmp_path):
 
 def _initial_state(renderer, path, space):
     """What the plug-in saves, by way of a reader of its own."""
-    worker = vst3.Worker(path, vst3.Contract())
+    worker = process.Worker(path, process.Contract())
     try:
         return worker.ask("state", timeout=20.0)
     finally:

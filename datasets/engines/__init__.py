@@ -1,4 +1,4 @@
-"""Synthesizer engines behind one renderer protocol.
+"""Synthesizer engines behind one contract, `Renderer`.
 
 An engine turns the raw values of a plug-in's parameters into sound. Which
 note is played, for how long and at which sample rate is told by
@@ -11,9 +11,11 @@ note is played, for how long and at which sample rate is told by
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
+import os
 from collections.abc import Generator, Iterable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -108,15 +110,6 @@ class RenderSettings:
             raise ValueError(unknown("render setting", name, sorted(known)))
         return cls(**settings)
 
-    def differences(self, other: "RenderSettings") -> list[str]:
-        """Returns one line for every setting in which the two differ."""
-        mine, theirs = self.to_dict(), other.to_dict()
-        return [
-            f"{name}: {mine[name]} here, {theirs[name]} there"
-            for name in mine
-            if mine[name] != theirs[name]
-        ]
-
 
 class RenderError(RuntimeError):
     """An engine could not render a preset; the message says why."""
@@ -126,9 +119,11 @@ class MissingPluginError(ValueError):
     """A synthesizer's plug-in is not there; the message says what to do."""
 
 
-@runtime_checkable
-class Renderer(Protocol):
-    """What an engine offers; instances can be pickled to worker processes.
+class Renderer:
+    """An engine; instances can be pickled to worker processes.
+
+    An engine gives `render` and `at`; what else it can do replaces the
+    defaults here.
 
     Attributes:
       name: the engine's name in this registry.
@@ -136,18 +131,27 @@ class Renderer(Protocol):
         with a data set.
       space: the parameter space whose plug-in values it takes.
       settings: how presets are made to sound.
+      host: name and version of the program that hosts a plug-in; empty for
+        an engine that is none, whose renders always repeat.
+      max_threads: threads beyond which only processes render faster; None
+        when threads always do.
+      workers_per_core: workers that keep one core busy; more than one where
+        they wait.
     """
 
     name: str
     version: str
     space: ParameterSpace
     settings: RenderSettings
+    host: str = ""
+    max_threads: int | None = None
+    workers_per_core: int = 1
 
     def render(
         self,
-        values: Float[np.ndarray, "parameters"],
+        values: Float[np.ndarray, " parameters"],
         note: int | None = None,
-    ) -> Float[np.ndarray, "samples"]:
+    ) -> Float[np.ndarray, " samples"]:
         """Renders one preset; the result depends on the arguments alone.
 
         Args:
@@ -160,38 +164,87 @@ class Renderer(Protocol):
         Raises:
           RenderError: the engine cannot render this preset.
         """
-        ...
+        raise NotImplementedError
 
-
-@dataclasses.dataclass
-class AbsentRenderer:
-    """Stands for a plug-in that is not here, where its data are.
-
-    Attributes:
-      name: the synthesizer's name.
-      version: of the engine that the data were made with.
-      space: the parameter space.
-      settings: how presets are to sound.
-      missing: the error's message when something is to be rendered.
-    """
-
-    name: str
-    version: str
-    space: ParameterSpace
-    settings: RenderSettings
-    missing: str
-
-    def render(
+    def render_batch(
         self,
-        values: Float[np.ndarray, " parameters"],
-        note: int | None = None,
-    ) -> Float[np.ndarray, " samples"]:
-        """Renders nothing.
+        values: Float[np.ndarray, "batch parameters"],
+        notes: Iterable[int | None] | None = None,
+        *,
+        workers: int = 1,
+    ) -> tuple[Float[np.ndarray, "batch samples"], list[str | None]]:
+        """Renders presets; each as `render` does, whatever the batch.
+
+        Args:
+          values: raw plug-in values in [0, 1], all parameters in table order.
+          notes: MIDI note of each preset; `settings.note` when left out.
+          workers: threads to share the work.
+
+        Returns:
+          Clips, and for each None or why the engine failed; a clip that
+          failed is silent.
+        """
+        clips = np.empty((len(values), self.settings.samples), np.float32)
+        reasons: list[str | None] = []
+        with contextlib.closing(
+            render_many(self, values, workers=workers, notes=notes)
+        ) as sounds:
+            for clip, sound in zip(clips, sounds, strict=True):
+                failed = isinstance(sound, RenderError)
+                clip[:] = 0 if failed else sound
+                reasons.append(str(sound) if failed else None)
+        return clips, reasons
+
+    def at(self, settings: RenderSettings) -> "Renderer":
+        """The same engine, with presets made to sound in another way."""
+        raise NotImplementedError
+
+    def surely_silent(
+        self, values: Float[np.ndarray, "batch parameters"]
+    ) -> Bool[np.ndarray, " batch"]:
+        """Tells which presets need no rendering because they are silent.
+
+        Ask before rendering random presets: most Dexed ones are silent, and
+        the engine knows from their envelopes.
+
+        Args:
+          values: raw plug-in values in [0, 1], all parameters in table order.
+
+        Returns:
+          True where `check_level` of the render would be "silent"; False
+          where it may not be, or the engine cannot tell.
+        """
+        return np.zeros(len(values), bool)
+
+    def read_state(
+        self, data: bytes, kind: str
+    ) -> Float[np.ndarray, " parameters"]:
+        """Raw values of all parameters in a state that a plug-in saved.
+
+        Args:
+          data: of a file.
+          kind: the file's suffix without the dot.
 
         Raises:
-          MissingPluginError: always.
+          ValueError: the state is damaged, or the engine takes none.
         """
-        raise MissingPluginError(self.missing)
+        raise ValueError(f"{self.version} has no states to read")
+
+    def write_state(
+        self, values: Float[np.ndarray, " parameters"]
+    ) -> bytes | None:
+        """Content of the .vstpreset file of a preset.
+
+        Args:
+          values: raw plug-in values in [0, 1], all parameters in table order.
+
+        Returns:
+          The bytes; None for an engine that is no plug-in.
+        """
+        return None
+
+    def close(self) -> None:
+        """Ends what the engine has started; it starts again when needed."""
 
 
 def check_level(
@@ -219,25 +272,6 @@ def check_level(
     if rms >= settings.max_rms:
         return "too loud"
     return None
-
-
-def surely_silent(
-    renderer: Renderer, values: Float[np.ndarray, "batch parameters"]
-) -> Bool[np.ndarray, "batch"]:
-    """Tells which presets need no rendering because they are silent.
-
-    Ask before rendering random presets: most Dexed ones are silent, and the
-    engine knows from their envelopes. Engines that cannot tell answer False.
-
-    Args:
-      renderer: any renderer; one with a method `surely_silent` is asked.
-      values: raw plug-in values in [0, 1], all parameters in table order.
-
-    Returns:
-      True where `check_level` of the render would be "silent".
-    """
-    ask = getattr(renderer, "surely_silent", None)
-    return np.zeros(len(values), bool) if ask is None else ask(values)
 
 
 def fade(
@@ -312,6 +346,18 @@ def render_many(
                 future.cancel()
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def num_workers(workers: int = 0) -> int:
+    """Number of workers: as asked, or, for 0, one per usable core."""
+    return workers if workers > 0 else usable_cores()
+
+
 def names() -> tuple[str, ...]:
     """Names of the engines that `get` knows: those of all synthesizers."""
     return proxy.spaces.names()
@@ -320,6 +366,22 @@ def names() -> tuple[str, ...]:
 def embedded(name: str, plugin: str = "") -> bool:
     """Whether a synthesizer is rendered without a plug-in; see `get`."""
     return name == "dexed" and not plugin
+
+
+def check(name: str, plugin: str = "") -> None:
+    """Checks, without loading anything, that there is something to render.
+
+    Args:
+      name: one of `names()`.
+      plugin: see `get`.
+
+    Raises:
+      MissingPluginError: (a `ValueError`) the plug-in is not there.
+    """
+    if name in names() and not embedded(name, plugin):
+        from datasets.engines.vst3 import engine as vst3
+
+        vst3.find(name, plugin)
 
 
 def get(

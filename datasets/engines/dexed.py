@@ -20,7 +20,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 import proxy.spaces
-from datasets.engines import RenderError, RenderSettings, dx7_level, fade
+from datasets.engines import (
+    Renderer,
+    RenderError,
+    RenderSettings,
+    dx7_level,
+    fade,
+)
 from proxy.space import ParameterSpace
 
 VOICE_BYTES = 156
@@ -235,7 +241,7 @@ def _silence_switched_off(voice: np.ndarray) -> bytes:
     return voice.tobytes()
 
 
-class DexedRenderer:
+class DexedRenderer(Renderer):
     """Renders Dexed presets in process; safe to share between threads.
 
     The output of dexed-py is brought to the plug-in's: gain 1/8 and the
@@ -284,6 +290,10 @@ class DexedRenderer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.settings,)
+
+    def at(self, settings: RenderSettings) -> "DexedRenderer":
+        """The same engine, with presets made to sound in another way."""
+        return type(self)(settings)
 
     def render(
         self,

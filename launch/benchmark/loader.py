@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from datasets import engines, loader, shards
+from datasets.spec import DataSpec
 from launch.benchmark import measure
 from launch.benchmark import train as training
 from launch.runs import devices
@@ -37,7 +38,7 @@ def run(seconds: float = 3.0) -> list[dict[str, Any]]:
       "of limit", the share of the limit in percent; and "of mlp_oh", the
       rate in multiples of that of `mlp_oh` on one batch.
     """
-    spec = shards.DataSpec(
+    spec = DataSpec(
         name="benchmark",
         synth="dexed",
         synth_version="",

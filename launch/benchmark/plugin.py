@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from datasets import engines, precompute
+from datasets import drawing, engines
 from datasets.engines.vst3 import binding as vst3_binding
 from datasets.engines.vst3 import engine as vst3
 from launch.benchmark import measure
@@ -77,7 +77,7 @@ def run(synth: str, plugin: str, seconds: float) -> list[dict[str, Any]]:
     renderer = vst3.get(synth, settings, plugin)
     space, values = renderer.space, []
     for row in range(20 * _PRESETS):
-        preset = precompute.draw(space, 0, "benchmark", [row])[0, 0]
+        preset = drawing.draw(space, 0, "benchmark", [row])[0, 0]
         given = np.asarray(space.to_plugin(preset))
         sound = next(engines.render_many(renderer, [given]))
         if not isinstance(sound, engines.RenderError):
@@ -100,7 +100,7 @@ def run(synth: str, plugin: str, seconds: float) -> list[dict[str, Any]]:
     bare = _bare(renderer, np.stack(values))
     bare(0)
     rates = [("bare pedalboard", *measure.rate(bare, seconds))]
-    for workers in dict.fromkeys((1, precompute.usable_cores())):
+    for workers in dict.fromkeys((1, engines.usable_cores())):
         before, opened = processor_time(), renderer.started
         render(0)
         wall, _ = measure.rate(render, seconds, workers)

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from datasets import engines, precompute, shards
+from datasets import drawing, engines, precompute
 from datasets.engines import dexed
+from datasets.spec import DataSpec, space_digest
 from launch.benchmark import measure
 from launch.benchmark import plugin as hosting
 from launch.runs import embedding
@@ -46,7 +47,7 @@ def run(
     renderer = engines.get("dexed")
     settings, space = renderer.settings, renderer.space
     # Presets that pass the level gate, as those of a data set.
-    kept = precompute.render_rows(renderer, 0, "train", range(_PRESETS)).presets
+    kept = drawing.render_rows(renderer, 0, "train", range(_PRESETS)).presets
     values = np.asarray(space.to_plugin(kept))
     voices = [v.tobytes() for v in dexed.to_voices(values, space)]
     player = bare.DexedSynth(settings.sample_rate)._synth
@@ -62,9 +63,9 @@ def run(
         engines.check_level(audio, settings)
 
     def screen(i: int) -> None:
-        engines.surely_silent(renderer, values)
+        renderer.surely_silent(values)
 
-    cores = precompute.usable_cores()
+    cores = engines.usable_cores()
     measurements = [
         ("bare dexed-py", render_bare, 1, 1),
         ("our Dexed engine", render_ours, 1, 1),
@@ -96,11 +97,11 @@ def _precomputed(
     Given ones, or, with None, those that are drawn until they are heard.
     """
     model = audio.get("mel128")
-    spec = shards.DataSpec(
+    spec = DataSpec(
         name="benchmark",
         synth=renderer.name,
         synth_version=renderer.version,
-        space=shards.space_digest(renderer.space),
+        space=space_digest(renderer.space),
         parameters=renderer.space.num_used,
         audio_model=model.name,
         audio_weights="",
@@ -122,7 +123,12 @@ def _precomputed(
     with tempfile.TemporaryDirectory() as directory:
         started, used = time.perf_counter(), hosting.processor_time()
         precompute.build(
-            spec, directory, renderer, embed, progress=False, **rows
+            spec,
+            directory,
+            lambda: renderer,
+            lambda: embed,
+            progress=False,
+            **rows,
         )
         return (
             count / (time.perf_counter() - started),

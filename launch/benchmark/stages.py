@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import tabulate
 
-from launch.runs import allocator, devices
+from launch.runs import devices
 
 STAGES = ("render", "audio", "loader", "train", "matching")
 # Only when named: takes minutes.
@@ -31,7 +31,7 @@ def run_stage(stage: str, options: dict[str, Any]) -> dict[str, Any]:
       memory (GB)": the most that this process has held; and "peak device
       memory (GB)" where the device tells.
     """
-    allocator.keep_memory()
+    devices.keep_memory()
     module = importlib.import_module(f"launch.benchmark.{stage}")
     run: Callable[..., list[dict[str, Any]]] = module.run
     result: dict[str, Any] = {

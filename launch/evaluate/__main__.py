@@ -101,7 +101,7 @@ def main() -> None:
     if not runs:
         raise ValueError("--run is missing; see --help")
     print(devices.describe(), flush=True)
-    if _RUNS.value or checkpoints.is_matching(runs[0]):
+    if _RUNS.value or checkpoints.read_config(runs[0]).kind == "estimator":
         _evaluate_estimators(runs)
         return
     results, bank = proxy.evaluate(runs[0], _CHECKPOINT.value, _PRESETS.value)

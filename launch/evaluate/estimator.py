@@ -49,7 +49,7 @@ from datasets import engines, loader, nsynth, shards
 from datasets.presets import writing
 from launch.evaluate import comparison, notes
 from launch.evaluate.comparison import ESTIMATOR, IN_DOMAIN, OUT_OF_DOMAIN
-from launch.runs import data, opened, plots, rendering
+from launch.runs import build, opened, plots, rendering
 from matching import distances
 from proxy.space import ParameterSpace
 
@@ -120,7 +120,7 @@ def _in_domain(run: opened.MatchingRun, options: Options) -> Targets:
     columns = source.columns(
         "test", ("preset", "embedding", "audio", "audio_scale")
     )
-    rows = data.matching_rows(run.config, source, "test")
+    rows = np.arange(source.spec.rows("test"))
     rows = rows[_some(len(rows), options.limit, run.config.evaluation.seed)]
     names = run.names("test")
     return Targets(
@@ -147,7 +147,9 @@ def _out_of_domain(run: opened.MatchingRun, options: Options) -> Targets:
     settings = run.settings
     clips = nsynth.load(chosen, settings.sample_rate, settings.samples)
     embeddings = loader.map_blocks(
-        data.embedder(run.config), clips, size=run.config.embed_batch
+        build.embedder(run.config.audio_model, run.config.weights),
+        clips,
+        size=run.config.embed_batch,
     )
     return Targets(
         clips=clips,
@@ -326,9 +328,10 @@ def _known(
 def _prepare(run: opened.MatchingRun, options: Options) -> dict[str, Any]:
     """Targets, engines and baselines, which all runs share, by set."""
     prepared = {}
+    engine = build.engine(run.config)()
     for where, goal in targets(run, options).items():
         settings = dataclasses.replace(run.settings, hold=goal.hold)
-        renderer = data.renderer(run.config, settings)
+        renderer = engine.at(settings)
         scored = {
             name: (
                 presets,

@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from datasets import loader
 from launch import Config
-from launch.runs import build, checkpoints, data, noise, plots, tables
+from launch.runs import build, data, making, noise, opened, plots, tables
 from proxy import linear, retrieval, spaces
 
 Predict = Callable[[Float[np.ndarray, "samples parameters"]], np.ndarray]
@@ -144,7 +144,7 @@ def fit_baselines(config: Config, dataset: data.Dataset) -> dict[str, Predict]:
         lambda preset, y: linear.moments(space.to_relaxed(preset), y)
     )
     total: Any = None
-    source = dataset.synthetic or data.training_source(config, dataset)
+    source = dataset.synthetic or data.training_source(config.source, dataset)
     for _, block in loader.blocks(source.columns("train"), 16_384):
         part = moments(block["preset"], block["embedding"])
         # Double precision: millions of rows would wear out single floats.
@@ -237,20 +237,24 @@ def evaluate(
     Returns:
       The results by data and model, and the bank they used, "" for none.
     """
-    config, saved = checkpoints.load(run)
+    proxy = opened.open_proxy(run, which)
+    config, state, step = proxy.config, proxy.state, proxy.step
+    folder = pathlib.Path(run)
     if presets is not None:
         config.presets = presets
-    dataset = data.ensure(config)
-    best = checkpoints.best_step(saved)
-    step = best if which == "best" else saved.latest_step()
-    state = checkpoints.restore(saved, build.empty_state(config), step)
+        dataset = making.ensure(config)
+    elif (folder / data.RECORD).exists():
+        known = data.recorded(folder, config.data).sources
+        dataset = data.Dataset(known.get("synthetic"), known.get("handcrafted"))
+    else:  # a published model, see `launch.convert`
+        dataset = making.ensure(config)
+        data.record_dataset(folder, dataset)
     print(f"{run}: {which} checkpoint, step {step:,}{noise.of_run(run)}")
     predict = build.predictor(config)
     models: dict[str, Predict] = {
         **fit_baselines(config, dataset),
         config.encoder: lambda x: predict(state, x),
     }
-    folder = pathlib.Path(run)
     results: dict[str, dict[str, Any]] = {}
     for where, columns in test_sets(config, dataset).items():
         scores = results[where] = {

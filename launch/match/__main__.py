@@ -19,8 +19,8 @@ from absl import flags
 
 from datasets import sounds
 from launch import cli
-from launch.match import files, judge, output, setup
-from launch.runs import devices, noise
+from launch.match import files, judge, output
+from launch.runs import devices, making, noise, opened
 
 _RUN = flags.DEFINE_string("run", None, "Run directory.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder for results.", required=True)
@@ -89,8 +89,13 @@ def main(words: list[str]) -> None:
     }
     out = pathlib.Path(_OUT.value)
 
-    def open_setup() -> setup.Setup:
-        return setup.open_run(_RUN.value, _PRESETS.value, _PLUGIN.value)
+    def open_setup() -> opened.Setup:
+        setup = opened.setup(_RUN.value or "", _PLUGIN.value)
+        if not _PRESETS.value:
+            return setup
+        setup.config.presets = _PRESETS.value
+        source = making.matching_source(setup.config, engine=setup.engine)
+        return dataclasses.replace(setup, bank=opened.open_bank(source))
 
     items = sounds.find(words)
     matched = list(files.match(items, out, open_setup, options, asked))

@@ -10,7 +10,7 @@ from datasets import sounds
 from launch import cli
 from launch.match import output, search
 from launch.match.judge import Options
-from launch.match.setup import Setup
+from launch.runs.opened import Setup
 
 
 def match(
@@ -123,5 +123,5 @@ def _match(
         setup.space,
         rate,
         about,
-        setup.state,
+        setup.engine().write_state,
     )

@@ -122,7 +122,7 @@ class Judge:
         self.stage = ""
         self._bar = bar
         self._begun = time.monotonic()
-        self._workers = precompute.num_workers(options.workers)
+        self._workers = engines.num_workers(options.workers)
         self._known: dict[bytes, float] = {}
         self.best_score = np.inf
         rate = renderer.settings.sample_rate

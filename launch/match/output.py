@@ -10,7 +10,7 @@ import numpy as np
 import scipy.io.wavfile
 from jaxtyping import Float
 
-from datasets import shards
+from datasets import files
 from datasets.presets import writing
 from launch.match.search import BASELINE, Match
 from launch.runs import plots, tables
@@ -37,7 +37,7 @@ def write(
     space: ParameterSpace,
     sample_rate: int,
     about: Mapping[str, Any],
-    state: Callable[[Float[np.ndarray, " parameters"]], bytes] | None = None,
+    state: Callable[[Float[np.ndarray, " parameters"]], bytes | None],
 ) -> dict[str, Any]:
     """Writes all there is about a matched sound.
 
@@ -49,7 +49,8 @@ def write(
       space: parameters of the presets.
       sample_rate: samples per second of the sounds.
       about: further entries of the result.
-      state: what a plug-in saves of raw values, see `setup.Setup`.
+      state: from plug-in values to the file that hosts load, or None; see
+        `engines.Renderer.write_state`.
 
     Returns:
       The content of result.json, which is written last.
@@ -69,11 +70,11 @@ def write(
         title = f"{name[:7]} {i + 1}"
         for suffix in (".json", ".syx")[: 1 + (space.name == "dexed")]:
             writing.save(file.with_suffix(suffix), preset[None], [title], space)
-        if state is not None:
-            # Of a plug-in that saves none, the other files are left.
-            with contextlib.suppress(ValueError):
-                values = np.asarray(space.to_plugin(preset), np.float32)
-                file.with_suffix(".vstpreset").write_bytes(state(values))
+        # Of a plug-in that saves none, the other files are left.
+        with contextlib.suppress(ValueError):
+            saved = state(np.asarray(space.to_plugin(preset), np.float32))
+            if saved is not None:
+                file.with_suffix(".vstpreset").write_bytes(saved)
     pair = {name: target, f"match of {name}": match.clips[0]}
     plots.sounds(pair, sample_rate, folder / "match.png")
     candidates = [
@@ -93,7 +94,7 @@ def write(
         "stages": match.stages,
     }
     text = json.dumps(result, indent=1) + "\n"
-    shards.write_atomically(folder / RESULT, text)
+    files.write_atomically(folder / RESULT, text)
     return result
 
 

@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float
 
 from datasets import engines
 from launch.match.judge import Judge, Options
-from launch.match.setup import Setup
+from launch.runs.opened import Setup
 from matching import distances, refine
 
 BASELINE = "nearest 40"
@@ -255,7 +255,8 @@ def search(
         leave=False,
         bar_format="{desc}: {percentage:3.0f}%|{bar:20}| {postfix}",
     ) as bar:
-        judge = Judge(setup.engine(settings), target, note, options, bar)
+        renderer = setup.engine().at(settings)
+        judge = Judge(renderer, target, note, options, bar)
         left: dict[str, np.ndarray] = {}
         until: dict[str, tuple[int, float]] = {}
         interrupted = False

@@ -12,7 +12,7 @@ import scipy.stats
 import tqdm
 from jaxtyping import Float
 
-from datasets import engines, precompute
+from datasets import engines
 from datasets.weights import hosts, published
 from launch.rank import table
 from launch.runs import embedding
@@ -144,7 +144,7 @@ def _render(
     """Sounds of each sweep, `[steps, samples]`."""
     values = (row for sweep in sweeps for row in sweep.values)
     clips = engines.render_many(
-        renderer, values, workers=precompute.num_workers(workers)
+        renderer, values, workers=engines.num_workers(workers)
     )
     with contextlib.closing(clips):
         for sweep in sweeps:

@@ -1,6 +1,5 @@
 """The page: finds runs, collects their sections, fills the template."""
 
-import json
 import pathlib
 import shutil
 from collections.abc import Iterable
@@ -10,6 +9,7 @@ import jinja2
 import tqdm
 
 from launch.report import estimators, proxies
+from launch.runs import checkpoints
 
 _TEMPLATES = pathlib.Path(__file__).parent / "templates"
 
@@ -66,7 +66,7 @@ def build(
     out.mkdir(parents=True, exist_ok=True)
     runs = list(runs)
     configs = {
-        run: json.loads((run / "config.json").read_text())
+        run: checkpoints.read_config(run)
         for run in runs
         if (run / "config.json").exists()
     }
@@ -74,12 +74,12 @@ def build(
     with progress:
         content: dict[str, Any] = {
             **estimators.sections(
-                {r: c for r, c in configs.items() if "schedule" in c},
+                {r: c for r, c in configs.items() if c.kind == "estimator"},
                 out,
                 progress.update,
             ),
             "proxies": proxies.sections(
-                {r: c for r, c in configs.items() if "encoder" in c},
+                {r: c for r, c in configs.items() if c.kind == "proxy"},
                 out,
                 progress.update,
             ),

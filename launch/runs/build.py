@@ -2,6 +2,7 @@
 
 import functools
 import types
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from datasets import loader
+from datasets import engines, loader
 from launch import Config
+from launch.runs import embedding
 from proxy import audio, encoders, objective, optimizer, retrieval, spaces
 
 
@@ -155,3 +157,78 @@ def predictor(config: Config, block: int = 4096) -> Any:
         )
 
     return predict
+
+
+# Engine and audio model ------------------------------------------------------
+
+
+def settings(config: Config) -> engines.RenderSettings:
+    """How a config's presets sound, at the sample rate of its audio model.
+
+    Args:
+      config: with render and audio_model.
+
+    Raises:
+      ValueError: for an unknown audio model or render setting.
+    """
+    rate = audio.get(config.audio_model).sample_rate
+    return engines.RenderSettings.from_dict(
+        {**dict(config.render), "sample_rate": rate}
+    )
+
+
+def engine(config: Config) -> Callable[[], engines.Renderer]:
+    """What starts the engine of a config; it can be sent to other processes.
+
+    Args:
+      config: with synth, plugin, host, render and audio_model.
+
+    Returns:
+      A function that starts an engine at every call, and raises what
+      `engines.get` does.
+    """
+    return functools.partial(
+        engines.get,
+        config.synth,
+        settings(config),
+        plugin=config.plugin,
+        host=dict(config.host),
+    )
+
+
+def audio_variables(name: str, weights: str = "") -> Any:
+    """Weights of an audio model.
+
+    Args:
+      name: of the audio model.
+      weights: a file to read in place of the published one.
+
+    Returns:
+      The weights on the device; empty for a model without, and for one that
+      runs outside JAX and keeps them to itself.
+    """
+    model = audio.get(name)
+    if model.weights is None or model.host is not None:
+        return {}
+    from datasets.weights import published
+
+    return jax.device_put(published.load(model.weights, path=weights or None))
+
+
+def embedder(name: str, weights: str = "") -> embedding.Embed:
+    """An audio model, compiled, its weights in place.
+
+    Args:
+      name: of the audio model; one outside JAX runs where its library does.
+      weights: a file to read in place of the published one.
+
+    Returns:
+      See `embedding.embedder`.
+    """
+    model = audio.get(name)
+    if model.host is not None:
+        from datasets.weights import hosts
+
+        loaded = hosts.load(name, weights or None)
+        return lambda sounds: loaded.embed(np.asarray(sounds))
+    return embedding.embedder(model, audio_variables(name, weights))

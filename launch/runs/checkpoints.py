@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
+from datasets import files
 from launch import Config
 from launch.runs import build
 from proxy.objective import TrainState
@@ -47,8 +48,9 @@ def prepare(config: Config) -> pathlib.Path:
         _check_same(run, found, wanted)
     if jax.process_index() == 0:
         # Again on a resume: data or weights may have moved.
-        _write(path, wanted)
-        _write(run / "environment.json", environment())
+        files.write_atomically(path, _text(wanted))
+        text = _text(environment())
+        files.write_atomically(run / "environment.json", text)
     return run
 
 
@@ -79,10 +81,8 @@ def _check_same(run: pathlib.Path, found: dict, wanted: dict) -> None:
         )
 
 
-def _write(path: pathlib.Path, content: dict) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)
+def _text(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=1) + "\n"
 
 
 def environment() -> dict[str, Any]:
@@ -156,10 +156,8 @@ def folder(run: pathlib.Path) -> epath.Path:
     Returns:
       The folder, absolute.
     """
-    elsewhere = ""
-    if (run / _CONFIG).exists():
-        found = json.loads((run / _CONFIG).read_text())
-        elsewhere = found.get("checkpoints", "")
+    path = run / _CONFIG
+    elsewhere = path.exists() and json.loads(path.read_text())["checkpoints"]
     if not elsewhere:
         return epath.Path((run / _FOLDER).absolute())
     place = epath.Path(elsewhere)
@@ -280,10 +278,28 @@ def start_from(config: Config, state: TrainState) -> TrainState:
     )
 
 
-def is_matching(run: str | os.PathLike[str]) -> bool:
-    """Whether a run is one of an estimator rather than of a proxy."""
-    path = pathlib.Path(run) / _CONFIG
-    return path.exists() and "proxy" in json.loads(path.read_text())
+def read_config(run: str | os.PathLike[str]) -> Config:
+    """The config of a run; its `kind` is "proxy" or "estimator".
+
+    Raises:
+      FileNotFoundError: when there is no run.
+      ValueError: when it was made before runs had a kind.
+    """
+    folder = pathlib.Path(run)
+    path = folder / _CONFIG
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no run at {folder} ({_CONFIG} is missing); train one with "
+            "python -m launch.train --config FILE"
+        )
+    config = ml_collections.ConfigDict(json.loads(path.read_text()))
+    if config.get("kind") not in ("proxy", "estimator"):
+        raise ValueError(
+            f"{folder} was made by an earlier version of this project: its "
+            f'{_CONFIG} has no "kind", "proxy" or "estimator"; train it again '
+            "under another --config.run (its data can stay)"
+        )
+    return config
 
 
 def load(
@@ -299,15 +315,9 @@ def load(
 
     Raises:
       FileNotFoundError: when there is no run, or it has no checkpoint yet.
+      ValueError: when it was made before runs had a kind.
     """
-    folder = pathlib.Path(run)
-    path = folder / _CONFIG
-    if not path.exists():
-        raise FileNotFoundError(
-            f"no run at {folder} ({_CONFIG} is missing); train one with "
-            "python -m launch.train --config FILE"
-        )
-    config = ml_collections.ConfigDict(json.loads(path.read_text()))
+    config, folder = read_config(run), pathlib.Path(run)
     checkpoints = manager(folder, read_only=True)
     if checkpoints.latest_step() is None:
         raise FileNotFoundError(

@@ -1,9 +1,11 @@
 """The devices of this process, and how work is laid out on them."""
 
+import ctypes
 import glob
 import hashlib
 import importlib.util
 import math
+import os
 import pathlib
 import platform
 import shutil
@@ -18,6 +20,57 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "data"
+# Numbers of settings in glibc's malloc.h.
+_TRIM_THRESHOLD = -1
+_MMAP_MAX = -4
+_ARENA_MAX = -8
+
+
+def keep_memory() -> bool:
+    """Lets freed memory be used again instead of returning it to the system.
+
+    glibc maps every large block anew and unmaps it when freed, so the
+    temporaries of a training step on a CPU are paged in, zeroed, at every
+    step; where faults are dear (virtual machines) that can take longer than
+    the step. Neither setting holds for the heaps that threads other than the
+    first one allocate from, JAX's among them, so all share one heap. The
+    price: the process keeps its peak size. Same as `MALLOC_MMAP_MAX_=0
+    MALLOC_TRIM_THRESHOLD_=-1 MALLOC_ARENA_MAX=1` in the environment. Call it
+    before the first computation.
+
+    Returns:
+      Whether the C library understood; other than glibc does not.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    settings = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _ARENA_MAX: 1}
+    return all(mallopt(name, value) for name, value in settings.items())
+
+
+def initialize_distributed() -> None:
+    """Joins the other processes of a job of several hosts, if there are any.
+
+    Slurm, Open MPI and TPU pods are recognised. Elsewhere, set
+    JAX_COORDINATOR_ADDRESS (host:port of the first process),
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process.
+    """
+    env = os.environ
+    if jax.distributed.is_initialized():
+        return
+    if "JAX_COORDINATOR_ADDRESS" in env and "JAX_NUM_PROCESSES" in env:
+        jax.distributed.initialize(
+            num_processes=int(env["JAX_NUM_PROCESSES"]),
+            process_id=int(env["JAX_PROCESS_ID"]),
+        )
+    elif (
+        int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+        or int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
+        or "," in env.get("TPU_WORKER_HOSTNAMES", "")
+    ):
+        jax.distributed.initialize()
 
 
 def any_process(flag: bool) -> bool:

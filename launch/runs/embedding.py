@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from datasets import precompute
+from datasets import engines
 from proxy import audio
 
 # Clips that a core of a CPU embeds in one call: few enough for a small batch
@@ -57,7 +57,7 @@ def embedder(
         embed, compiler_options={"xla_cpu_multi_thread_eigen": False}
     )
     pool = concurrent.futures.ThreadPoolExecutor(
-        precompute.num_workers(threads), "embed"
+        engines.num_workers(threads), "embed"
     )
     return _by_core(alone, jax.device_put(variables), pool)
 

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from datasets import engines, precompute, shards
-from datasets.engines.vst3 import engine as vst3
+from datasets import drawing, engines, files
 from launch.runs import tables
 from matching import distances
 
@@ -38,7 +37,7 @@ def _audible(
     """Plug-in values of random presets that are heard, and their sounds."""
     space = renderer.space
     rows = range(count * _TRIES)
-    presets = precompute.draw(space, seed, "noise", rows)[:, 0]
+    presets = drawing.draw(space, seed, "noise", rows)[:, 0]
     values, sounds = [], []
     for row in np.asarray(space.to_plugin(presets)):
         if len(sounds) == count:
@@ -79,7 +78,7 @@ def _differences(
 
 
 def measure(
-    renderer: vst3.PluginRenderer, *, count: int = 8, seed: int = 0
+    renderer: engines.Renderer, *, count: int = 8, seed: int = 0
 ) -> dict[str, Any]:
     """Renders the same presets twice, in two orders and in fresh processes.
 
@@ -110,7 +109,7 @@ def measure(
     floor = {
         "presets": len(first),
         "plugin": renderer.version,
-        "host": renderer.info["host"],
+        "host": renderer.host,
         "order": _differences(first, backwards, rate),
         "process": _differences(first, alone, rate),
     }
@@ -133,7 +132,7 @@ def keep(
     if floor is None:
         floor = make()
         text = json.dumps(floor, indent=1) + "\n"
-        shards.write_atomically(directory / FILE, text)
+        files.write_atomically(directory / FILE, text)
     return floor
 
 

@@ -1,14 +1,17 @@
-"""A trained estimator with all that sound matching needs beside it.
+"""Runs opened for reading: of proxies, of estimators, for matching sounds.
 
 matching_run = load("runs/dexed_match_mix_small")
 logits = estimate(matching_run, sounds)  # [batch, width]
-presets = matching_run.space.snap(decode.hard(logits, matching_run.space))
+presets = decode(logits, matching_run.space)
+
+Nothing is built here, and no engine is started.
 """
 
 import dataclasses
 import functools
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,17 +19,93 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from datasets import loader
-from datasets.engines import RenderSettings
+from datasets import engines, loader
+from datasets.engines.vst3 import engine as vst3
 from launch import Config
-from launch.runs import build, checkpoints, data
+from launch.runs import build, checkpoints, data, embedding
 from matching import decode as decoding
 from matching import estimator as estimators
-from proxy import audio, objective, spaces
+from proxy import objective, spaces
 from proxy.space import ParameterSpace
 
 # Sounds that go through the estimator together.
 _BLOCK = 64
+
+
+def proxy_variables(state: objective.TrainState) -> dict[str, Any]:
+    """Params, averaged where they were, and batch statistics of a proxy."""
+    params = state.params if state.average is None else state.average
+    return {"params": params, "batch_stats": state.batch_stats}
+
+
+@dataclasses.dataclass(frozen=True)
+class ProxyRun:
+    """A finished or unfinished run of a proxy, opened for reading.
+
+    Attributes:
+      config: of the run.
+      encoder: the preset encoder.
+      state: its weights, at a checkpoint.
+      step: of that checkpoint.
+    """
+
+    config: Config
+    encoder: Any
+    state: objective.TrainState
+    step: int
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The encoder's variables for `encoder.apply`."""
+        return proxy_variables(self.state)
+
+
+def open_proxy(run: str | os.PathLike[str], which: str = "best") -> ProxyRun:
+    """Opens the run of a proxy.
+
+    Args:
+      run: its directory.
+      which: "best" or "last" checkpoint.
+
+    Raises:
+      FileNotFoundError: when there is no run, or no checkpoint in it yet.
+      ValueError: when it is the run of an estimator.
+    """
+    config, saved = checkpoints.load(run)
+    with saved:
+        if config.kind != "proxy":
+            raise ValueError(
+                f"{run} is no run of a proxy; choose one that was trained "
+                "with configs/dexed.py:hn_oh or the like"
+            )
+        best = checkpoints.best_step(saved)
+        step = best if which == "best" else saved.latest_step() or best
+        state = checkpoints.restore(saved, build.empty_state(config), step)
+    return ProxyRun(config, build.encoder(config), state, step)
+
+
+def load_proxy(config: Config) -> ProxyRun:
+    """Opens the frozen proxy of a matching experiment.
+
+    Args:
+      config: with `proxy`, the directory of the proxy's run.
+
+    Raises:
+      FileNotFoundError: when there is no such run.
+      ValueError: when it is of another synthesizer or audio model.
+    """
+    try:
+        found = open_proxy(config.proxy)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"config.proxy={config.proxy}: {error}") from error
+    for field in ("synth", "audio_model"):
+        if found.config[field] != config[field]:
+            raise ValueError(
+                f"config.proxy={config.proxy} has {field} "
+                f"{found.config[field]}, this experiment {config[field]}; "
+                f"choose another proxy or --config.{field}"
+            )
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +120,9 @@ class MatchingRun:
       minimum: least value of the training spectrograms, in dB.
       maximum: their greatest.
       step: of that checkpoint.
-      proxy: the preset encoder that the perceptual loss went through.
-      proxy_state: its weights, for `objective.predict`.
-      proxy_config: the config of the proxy's own run.
-      audio_model: whose embeddings the proxy predicts.
-      audio_variables: its weights.
+      proxy: run of the preset encoder that the perceptual loss went through.
       settings: how presets were rendered; sounds are at its sample rate.
+      engine: name and version of what rendered them.
       handcrafted: the data set matched on, with the splits train, validation
         and test and the columns preset, embedding, audio and audio_scale.
         Without a bank of hand-crafted presets, synthetic ones stand in.
@@ -59,18 +135,10 @@ class MatchingRun:
     minimum: float
     maximum: float
     step: int
-    proxy: Any
-    proxy_state: objective.TrainState
-    proxy_config: Config
-    audio_model: audio.AudioModel
-    audio_variables: Any
-    settings: RenderSettings
+    proxy: ProxyRun
+    settings: engines.RenderSettings
+    engine: str
     handcrafted: data.Source
-
-    @property
-    def proxy_variables(self) -> dict[str, Any]:
-        """The proxy's variables for `proxy.apply`."""
-        return proxy_variables(self.proxy_state)
 
     def names(self, split: str) -> list[str]:
         """Names of the presets of a split, in row order."""
@@ -78,54 +146,6 @@ class MatchingRun:
             return self.handcrafted.names(split)
         rows = self.handcrafted.spec.rows(split)
         return [f"synthetic {split} {row}" for row in range(rows)]
-
-
-def proxy_variables(state: objective.TrainState) -> dict[str, Any]:
-    """Params, averaged where they were, and batch statistics of a proxy."""
-    params = state.params if state.average is None else state.average
-    return {"params": params, "batch_stats": state.batch_stats}
-
-
-def load_proxy(
-    config: Config,
-) -> tuple[Config, Any, objective.TrainState]:
-    """Opens the frozen proxy of a matching experiment.
-
-    Args:
-      config: with `proxy`, the directory of the proxy's run.
-
-    Returns:
-      The config of that run, its encoder, and its best checkpoint.
-
-    Raises:
-      FileNotFoundError: when there is no such run.
-      ValueError: when it is of another synthesizer or audio model.
-    """
-    try:
-        proxy_config, saved = checkpoints.load(config.proxy)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"config.proxy={config.proxy}: {error}"
-        ) from error
-    with saved:
-        if "encoder" not in proxy_config:
-            raise ValueError(
-                f"config.proxy={config.proxy} is no run of a proxy; choose "
-                "one that was trained with configs/dexed.py or the like"
-            )
-        for field in ("synth", "audio_model"):
-            if proxy_config[field] != config[field]:
-                raise ValueError(
-                    f"config.proxy={config.proxy} has {field} "
-                    f"{proxy_config[field]}, this experiment {config[field]}; "
-                    f"choose another proxy or --config.{field}"
-                )
-        state = checkpoints.restore(
-            saved,
-            build.empty_state(proxy_config),
-            checkpoints.best_step(saved),
-        )
-    return proxy_config, build.encoder(proxy_config), state
 
 
 def network(
@@ -152,15 +172,16 @@ def load(run: str | os.PathLike[str]) -> MatchingRun:
       run: its directory, from `launch.train` with a matching experiment.
 
     Returns:
-      The run. Data that is missing by now is built again.
+      The run.
 
     Raises:
       FileNotFoundError: when there is no run, or no checkpoint in it yet.
+      ShardError: when its data is not there.
       ValueError: when it is the run of a proxy.
     """
     config, saved = checkpoints.load(run)
     with saved:
-        if "proxy" not in config:
+        if config.kind != "estimator":
             raise ValueError(
                 f"{pathlib.Path(run)} is the run of a proxy, not of an "
                 "estimator; train one with configs/dexed.py:match"
@@ -168,8 +189,7 @@ def load(run: str | os.PathLike[str]) -> MatchingRun:
         step = checkpoints.best_step(saved)
         tree = checkpoints.restore_raw(saved, step)
     state = tree["state"]
-    proxy_config, proxy, proxy_state = load_proxy(config)
-    model = audio.get(config.audio_model)
+    known = data.recorded(pathlib.Path(run), config.data)
     return MatchingRun(
         config=config,
         space=spaces.get(config.synth),
@@ -181,13 +201,10 @@ def load(run: str | os.PathLike[str]) -> MatchingRun:
         minimum=float(tree["minimum"]),
         maximum=float(tree["maximum"]),
         step=step,
-        proxy=proxy,
-        proxy_state=proxy_state,
-        proxy_config=proxy_config,
-        audio_model=model,
-        audio_variables=data.audio_variables(config),
-        settings=data.renderer(config).settings,
-        handcrafted=data.matching_source(config),
+        proxy=load_proxy(config),
+        settings=known.settings,
+        engine=known.engine,
+        handcrafted=known.sources["matching"],
     )
 
 
@@ -265,3 +282,135 @@ def decode(
 ) -> Float[np.ndarray, "batch parameters"]:
     """Logits to presets that can be rendered, each value on its grid."""
     return np.asarray(_decode(logits, space), np.float32)
+
+
+# Matching sounds -------------------------------------------------------------
+
+# Synthetic presets that are searched where there is no bank.
+_MOST_SYNTHETIC = 65_536
+
+
+@dataclasses.dataclass(frozen=True)
+class Bank:
+    """Presets with the embeddings of their sounds, to start a search from.
+
+    Attributes:
+      presets: hard presets.
+      embeddings: of their sounds, rendered with the settings of the run.
+      names: of the presets.
+      source: "hand-crafted" or "synthetic".
+    """
+
+    presets: Float[np.ndarray, "entries parameters"]
+    embeddings: Float[np.ndarray, "entries embedding"]
+    names: list[str]
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """Everything that is the same for all sounds of a command.
+
+    Attributes:
+      config: of the run.
+      engine: starts the run's engine; the same one at every call.
+      space: its parameters.
+      settings: how the bank and the proxy's training data were rendered.
+      embed: sounds at the rate of the settings to embeddings.
+      proxy: the preset encoder.
+      proxy_variables: its weights.
+      bank: where searches start.
+      estimate: a sound at that rate to a hard preset; None for the run of a
+        proxy.
+    """
+
+    config: Config
+    engine: Callable[[], engines.Renderer]
+    space: ParameterSpace
+    settings: engines.RenderSettings
+    embed: embedding.Embed
+    proxy: Any
+    proxy_variables: Any
+    bank: Bank
+    estimate: (
+        Callable[
+            [Float[np.ndarray, " samples"]], Float[np.ndarray, " parameters"]
+        ]
+        | None
+    )
+
+
+def setup(run: str, plugin: str | None = None) -> Setup:
+    """Opens the run of an estimator or of a proxy to match sounds with.
+
+    Args:
+      run: its directory.
+      plugin: path of a VST3 plug-in in place of the run's; None for that.
+
+    Returns:
+      The setup. The bank is the training split of the run's hand-crafted
+      presets; without those, its synthetic presets.
+
+    Raises:
+      FileNotFoundError: when there is no run or no bank.
+      ValueError: when it does not fit, or the plug-in is missing.
+    """
+    config = checkpoints.read_config(run)
+    if plugin is not None:
+        config.plugin = plugin
+    try:
+        engines.check(config.synth, config.plugin)
+    except engines.MissingPluginError as error:
+        raise engines.MissingPluginError(
+            f"matching renders presets, and the plug-in of {config.synth} is "
+            "not here: set the environment variable "
+            f"{vst3.variable(config.synth)} or --plugin to its .vst3 file or "
+            "folder"
+        ) from error
+    if config.kind == "estimator":
+        matching_run = load(run)
+        proxy, source = matching_run.proxy, matching_run.handcrafted
+        settings, estimate = matching_run.settings, _estimator(matching_run)
+    else:
+        proxy, estimate = open_proxy(run), None
+        known = data.recorded(pathlib.Path(run), config.data)
+        crafted = known.sources.get("handcrafted")
+        source, settings = crafted or known.sources["synthetic"], known.settings
+    return Setup(
+        config=config,
+        engine=functools.cache(build.engine(config)),
+        space=spaces.get(config.synth),
+        settings=settings,
+        embed=build.embedder(config.audio_model, config.weights),
+        proxy=proxy.encoder,
+        proxy_variables=jax.device_put(proxy.variables),
+        bank=open_bank(source),
+        estimate=estimate,
+    )
+
+
+def _estimator(matching_run: MatchingRun) -> Callable:
+    def one(sound):
+        return decode(estimate(matching_run, sound[None]), matching_run.space)[
+            0
+        ]
+
+    return one
+
+
+def open_bank(source: data.Source) -> Bank:
+    """The training presets of a data set, to search among."""
+    columns = source.columns("train")
+    rows = len(columns["preset"])
+    crafted = source.spec.source == "handcrafted"
+    if crafted:
+        names = source.names("train")
+    else:
+        rows = min(rows, _MOST_SYNTHETIC)
+        names = [f"synthetic {row}" for row in range(rows)]
+    return Bank(
+        presets=np.array(columns["preset"][:rows], np.float32),
+        embeddings=np.array(columns["embedding"][:rows], np.float32),
+        names=names,
+        source="hand-crafted" if crafted else "synthetic",
+    )

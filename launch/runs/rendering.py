@@ -7,7 +7,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Float
 
-from datasets import engines, loader, precompute
+from datasets import engines, loader
 from matching import distances
 
 
@@ -38,7 +38,7 @@ def render(
     found = engines.render_many(
         renderer,
         values,
-        workers=precompute.num_workers(workers),
+        workers=engines.num_workers(workers),
         notes=notes,
     )
     bar = tqdm.tqdm(

@@ -23,7 +23,7 @@ from optuna.storages import BaseStorage, journal
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import qmc
 
-from datasets import shards
+from datasets import files
 from launch import Config
 
 Space = Mapping[str, BaseDistribution]
@@ -172,7 +172,7 @@ def open_study(
         wanted.pop(name, None)  # machines may differ in these
     wanted.update({f"space of {n}": repr(d) for n, d in space.items()})
     # Two processes that create tables at once would collide.
-    with shards.claim(out, "study", wait=True):
+    with files.claim(out, "study", wait=True):
         if "://" in place:
             kept = optuna.storages.get_storage(place)
         else:
@@ -190,7 +190,7 @@ def open_study(
         if there is None:
             study.set_user_attr("config", wanted)
         elif there != wanted:
-            lines = shards.differences(wanted, there)
+            lines = differences(wanted, there)
             raise ValueError(
                 f"the study {config.name} in {place} was begun with another "
                 f"config or space ({'; '.join(lines)}); choose another --out, "
@@ -229,7 +229,7 @@ def next_trial(
         # One without a folder here is another machine's.
         if trial.number >= trials or (begun and not (out / name).exists()):
             continue
-        with shards.claim(out, name) as claimed:
+        with files.claim(out, name) as claimed:
             if not claimed:
                 continue
             # It may have changed hands before the claim.
@@ -275,7 +275,7 @@ def write_best(study: optuna.Study, config: Config, out: pathlib.Path) -> str:
     path = out / "best.py"
     text = pprint.pformat(chosen.to_dict(), sort_dicts=False, width=76)
     body = text.replace("\n", "\n        ")
-    shards.write_atomically(
+    files.write_atomically(
         path,
         f'"""Trial {best.number} of the study {study.study_name}.\n\n'
         f"    python -m launch.train --config {path}\n\n"

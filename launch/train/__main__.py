@@ -15,7 +15,7 @@ a crash, the same command goes on and ends with the same parameters.
 import jax
 
 from launch import cli
-from launch.runs import data, devices
+from launch.runs import devices, making
 
 _CONFIG = cli.define_config()
 
@@ -32,8 +32,8 @@ def main() -> None:
             f"config.kind={config.get('kind')!r}, choose proxy or estimator"
         )
     # Looking for accelerators takes seconds.
-    data.check_engine(config)
-    data.initialize_distributed()
+    making.check(config)
+    devices.initialize_distributed()
     print(devices.describe(), flush=True)
     run = train(config)
     if jax.process_index() == 0:

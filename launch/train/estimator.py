@@ -23,9 +23,11 @@ from jaxtyping import Float
 from datasets import engines, loader, shards
 from launch import Config
 from launch.runs import (
+    build,
     checkpoints,
     data,
     devices,
+    making,
     metrics,
     noise,
     opened,
@@ -239,7 +241,7 @@ def train(config: Config) -> pathlib.Path:
             "an estimator is trained by one process, on all its devices; "
             "start a single one"
         )
-    data.check_engine(config)
+    engines.check(config.synth, config.plugin)
     mesh = devices.mesh(config.devices or None)
     everywhere = devices.replicated(mesh)
     devices.check_batch(config.batch, mesh)
@@ -248,19 +250,24 @@ def train(config: Config) -> pathlib.Path:
         schedules.get, config.schedule, start=config.start, length=config.length
     )
     schedule_of(1)
-    _, proxy, proxy_state = opened.load_proxy(config)
+    proxy = opened.load_proxy(config)
     run = checkpoints.prepare(config)
 
-    source = data.matching_source(config)
-    rows = data.matching_rows(config, source, "train")
+    source = making.matching_source(config)
+    data.record(run, matching=source)
+    rows = data.matching_rows(
+        source, "train", config.num_train, config.data_seed
+    )
     columns: Any = source.columns(
         "train", ("preset", "embedding", "audio", "audio_scale")
     )
     held_out = source.columns("validation", ("preset", "audio", "audio_scale"))
-    held_out_rows = data.matching_rows(config, source, "validation")
+    held_out_rows = data.matching_rows(
+        source, "validation", config.validation_rows, config.data_seed
+    )
     targets = _clips(held_out, held_out_rows)
     presets = held_out["preset"][held_out_rows]
-    renderer = data.renderer(config)
+    renderer = build.engine(config)()
     if floor := noise.of_run(run, ""):
         loop.say(floor)
 
@@ -280,7 +287,7 @@ def train(config: Config) -> pathlib.Path:
                     spaces.get(config.synth),
                     update,
                     schedule,
-                    proxy if used else None,
+                    proxy.encoder if used else None,
                     mode=config.decoding,
                     label_smoothing=config.label_smoothing,
                     temperature=schedules.temperature(
@@ -353,9 +360,7 @@ def train(config: Config) -> pathlib.Path:
                 step_at=lambda step: steps[bool(perceptual[step - 1])],
                 constants=[
                     key,
-                    devices.place(
-                        opened.proxy_variables(proxy_state), everywhere
-                    ),
+                    devices.place(proxy.variables, everywhere),
                 ],
                 log=functools.partial(loop.write_means, writer),
                 validate=validate,

@@ -17,7 +17,7 @@ from jaxtyping import Bool
 
 from datasets import loader
 from launch import Config
-from launch.runs import build, checkpoints, data, devices, metrics, plots
+from launch.runs import build, checkpoints, data, devices, making, metrics, plots
 from launch.train import loop
 from proxy import population, spaces
 
@@ -279,8 +279,11 @@ def train(
     devices.check_batch(config.batch, devices.mesh(1), config.accumulate)
     build.empty_state(config)
     folders, root = _prepare(config, members), pathlib.Path(config.run)
-    dataset = data.ensure(config)
-    columns = data.training_source(config, dataset).columns("train")
+    dataset = making.ensure(config)
+    for run in runs:
+        data.record_dataset(run, dataset)
+    source = data.training_source(config.source, dataset)
+    columns = source.columns("train")
     epoch_steps = data.steps_per_epoch(len(columns["preset"]), config.batch)
     total = config.epochs * epoch_steps
     # As many devices as share the members out evenly.
@@ -304,7 +307,9 @@ def train(
                 scores.append({"mrr": 0.0, "l1": math.nan})
                 continue
             state = devices.place(population.select(states, i), whole)
-            found = data.validate(config, dataset, ranker, state, mesh)
+            found = data.validate(
+                source, config.validation, ranker, state, mesh
+            )
             writer.write(step, epoch=epoch, **found)
             scores.append(found)
         mrr = np.array([s["mrr"] for s in scores], np.float32)

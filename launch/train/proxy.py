@@ -9,7 +9,7 @@ import jax
 
 from datasets import loader
 from launch import Config
-from launch.runs import build, checkpoints, data, devices, metrics
+from launch.runs import build, checkpoints, data, devices, making, metrics
 from launch.train import loop
 from proxy import objective, spaces
 
@@ -33,7 +33,7 @@ def train(
       ValueError: when config, data and run directory do not fit together.
       SystemExit: after SIGTERM or Ctrl-C, with a checkpoint saved.
     """
-    data.check_engine(config)
+    making.check(config)
     mesh = devices.mesh(config.devices or None)
     devices.check_batch(config.batch, mesh, config.accumulate)
     # What can be wrong is found before hours of rendering.
@@ -42,8 +42,10 @@ def train(
     if config.init:
         checkpoints.load(config.init)[1].close()
     run = checkpoints.prepare(config)
-    dataset = data.ensure(config)
-    columns = data.training_source(config, dataset).columns("train")
+    dataset = making.ensure(config)
+    data.record_dataset(run, dataset)
+    source = data.training_source(config.source, dataset)
+    columns = source.columns("train")
     state = build.initial_state(config, columns["embedding"])
     if config.init:
         state = checkpoints.start_from(config, state)
@@ -65,7 +67,9 @@ def train(
     writes = jax.process_index() == 0
 
     def validate(step: int, epoch: int, state: Any) -> tuple[Any, Any, str]:
-        scores = data.validate(config, dataset, ranker, state, mesh)
+        scores = data.validate(
+            source, config.validation, ranker, state, mesh
+        )
         writer.write(step, epoch=epoch, **scores)
         words = f"L1 {scores['l1']:.4f}  MRR {scores['mrr']:.4f}"
         return state, scores, words

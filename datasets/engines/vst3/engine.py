@@ -13,19 +13,12 @@ pedalboard (GPL-3) is imported by the workers only.
 """
 
 import contextlib
-import dataclasses
-import mmap
-import multiprocessing.connection
+import functools
 import os
 import pathlib
-import socket
-import subprocess
-import sys
-import tempfile
 import threading
-import weakref
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -33,91 +26,31 @@ from jaxtyping import Float
 import proxy.spaces
 from datasets.engines import (
     MissingPluginError,
+    Renderer,
     RenderError,
     RenderSettings,
     fade,
 )
 from datasets.engines.vst3 import binding as vst3_binding
 from datasets.engines.vst3 import state as vst3_state
+from datasets.engines.vst3.process import (
+    CONTRACTS,
+    LOAD_SECONDS,
+    MAX_GROWTH,
+    Contract,
+    DeadError,
+    PluginError,
+    Pool,
+    Worker,
+    contract,
+)
 from proxy import unknown
 from proxy.space import ParameterSpace
 
-_WORKER = pathlib.Path(__file__).with_name("vst3_worker.py")
-# Loading may read gigabytes of samples, or ask a licence server.
-_LOAD_SECONDS = 120.0
-# A worker that has grown by this much is replaced: some plug-ins leak.
-_MAX_GROWTH = 256 * 2**20
 # Faults in a row that end a run: the plug-in is broken, not the presets.
 _MAX_FAULTS = 20
 # Silent presets in a row that do: of random Dexed presets, 92 % are.
 _MAX_SILENT = 256
-
-
-class PluginError(RuntimeError):
-    """A plug-in that cannot be used at all; the message says why."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Contract:
-    """How a plug-in is driven so that a render depends on its preset alone.
-
-    `python -m launch.plugin noise PATH` measures whether it does.
-
-    Attributes:
-      isolation: "reset" makes the plug-in anew before each render, in one
-        process; "process" starts a fresh process for each, for plug-ins whose
-        state outlives that.
-      srand: call the C library's srand(0) before each render, for plug-ins
-        that draw on rand(). It harms no other.
-      warm_up: seconds, at most, for which the host plays a plug-in made anew
-        a note and waits for its sound, which some need to load; 0 for not at
-        all. How much it plays depends on how busy the machine is, so where a
-        plug-in remembers what it played, only 0 repeats exactly.
-      timeout: seconds after which a render has hung.
-    """
-
-    isolation: Literal["reset", "process"] = "reset"
-    srand: bool = True
-    warm_up: float = 0.0
-    timeout: float = 60.0
-
-    def __post_init__(self) -> None:
-        """Checks the fields.
-
-        Raises:
-          ValueError: naming the field and what it may be.
-        """
-        if self.isolation not in ("reset", "process"):
-            kinds = ("reset", "process")
-            raise ValueError(unknown("host.isolation", self.isolation, kinds))
-        if not self.warm_up >= 0:
-            raise ValueError(f"host.warm_up={self.warm_up}, need >= 0 seconds")
-        if not self.timeout > 0:
-            raise ValueError(f"host.timeout={self.timeout}, need > 0 seconds")
-
-
-# Diva goes on where it was, even in an instance made anew; in a fresh process
-# and after this wait its renders were seen to repeat.
-CONTRACTS: Mapping[str, Contract] = {
-    "diva": Contract(isolation="process", warm_up=0.1)
-}
-
-
-def contract(synth: str, **fields: Any) -> Contract:
-    """The render contract of a synthesizer.
-
-    Args:
-      synth: name of its space.
-      **fields: of `Contract`, to override; "" and None change nothing.
-
-    Raises:
-      ValueError: a field is unknown, or out of range.
-    """
-    known = {field.name for field in dataclasses.fields(Contract)}
-    for name in set(fields) - known:
-        raise ValueError(unknown("host setting", name, sorted(known)))
-    given = {k: v for k, v in fields.items() if v not in ("", None)}
-    return dataclasses.replace(CONTRACTS.get(synth, Contract()), **given)
 
 
 def variable(synth: str) -> str:
@@ -160,136 +93,10 @@ def find(synth: str, plugin: str = "") -> str:
     return str(path.resolve())
 
 
-# One process -----------------------------------------------------------------
-
-
-class _DeadError(Exception):
-    """A worker is gone; the message is "crash" or "hang"."""
-
-
-def _end(process: subprocess.Popen[bytes], *files: Any) -> None:
-    with contextlib.suppress(OSError):
-        process.kill()
-    process.wait()
-    for file in files:
-        file.close()
-
-
-class Worker:
-    """A plug-in in a fresh process (started, never forked from this one).
-
-    Args:
-      path: of the plug-in.
-      contract: how it is driven.
-      name: of the plug-in, where a file holds several.
-      samples: length of the sounds that it will render.
-
-    Raises:
-      PluginError: the plug-in cannot be loaded; tells what it said.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        contract: Contract,
-        name: str | None = None,
-        samples: int = 1,
-    ) -> None:
-        self.path = path
-        ours, theirs = socket.socketpair()
-        # What plug-ins print would spoil our own output.
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115, see `close`
-        # Sounds come through memory: a pipe would cost a tenth of a render.
-        memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
-        with theirs, tempfile.TemporaryFile(dir=memory) as sound:
-            sound.truncate(samples * np.dtype(np.float32).itemsize)
-            self._sound = mmap.mmap(sound.fileno(), 0)
-            handles = [theirs.fileno(), sound.fileno()]
-            command = [sys.executable, "-P", str(_WORKER), *map(str, handles)]
-            self._process = subprocess.Popen(
-                command,
-                pass_fds=handles,
-                stdin=subprocess.DEVNULL,
-                stdout=self._said,
-                stderr=subprocess.STDOUT,
-            )
-        self._pipe = multiprocessing.connection.Connection(ours.detach())
-        # Ends the worker; only by whoever uses it. Others may `kill` it.
-        self.close = weakref.finalize(
-            self, _end, self._process, self._pipe, self._said, self._sound
-        )
-        self.renders = 0
-        self._first: int | None = None
-        self.growth = 0
-        try:
-            self.info = self.ask(
-                "load",
-                path,
-                name,
-                contract.warm_up,
-                contract.srand,
-                timeout=_LOAD_SECONDS,
-            )
-        except (_DeadError, RenderError) as error:
-            words = self._last_words()
-            self.close()
-            raise PluginError(
-                f"{path} cannot be loaded as a VST3 plug-in: {error}{words}"
-            ) from None
-
-    def kill(self) -> None:
-        """Ends the process; whoever waits for its reply sees it crash."""
-        _end(self._process)
-
-    def _last_words(self) -> str:
-        self._said.seek(0, os.SEEK_END)
-        self._said.seek(max(self._said.tell() - 2000, 0))
-        lines = self._said.read().decode(errors="replace").split("\n")
-        lines = [line.strip() for line in lines if line.strip()]
-        return f" (it said: {lines[-1][:200]})" if lines else ""
-
-    def ask(self, method: str, *arguments: Any, timeout: float) -> Any:
-        """Calls a method of the worker's `Host`.
-
-        Args:
-          method: its name.
-          *arguments: its arguments.
-          timeout: seconds until it has hung.
-
-        Returns:
-          What it returned.
-
-        Raises:
-          _DeadError: it crashed or hung; the worker is of no use any more.
-          RenderError: it raised; the worker is as it was.
-        """
-        try:
-            self._pipe.send((method, timeout, arguments))
-            if not self._pipe.poll(timeout):
-                raise _DeadError("hang")
-            fine, reply = self._pipe.recv()
-        except (EOFError, OSError):
-            raise _DeadError("crash") from None
-        if not fine:
-            raise RenderError(reply)
-        return reply
-
-    def sound(self) -> Float[np.ndarray, " samples"]:
-        """A copy of the sound that was rendered last."""
-        return np.frombuffer(self._sound, np.float32).copy()
-
-    def remember(self, memory: int) -> None:
-        """Notes the memory in use after a render, in bytes."""
-        self.renders += 1
-        if self._first is None:
-            self._first = memory
-        self.growth = memory - self._first
-
-
 # The engine ------------------------------------------------------------------
 
 
-class PluginRenderer:
+class PluginRenderer(Renderer):
     """Renders the presets of a space through a VST3 plug-in.
 
     Safe to share between threads: each render under way has a worker process
@@ -314,102 +121,58 @@ class PluginRenderer:
         settings: RenderSettings | None = None,
         contract: Contract | None = None,
         *,
-        max_growth: int = _MAX_GROWTH,
+        max_growth: int = MAX_GROWTH,
     ) -> None:
-        self.path, self.space = path, space
+        self.space = space
         self.settings = settings or RenderSettings()
-        self.contract = contract or CONTRACTS.get(space.name, Contract())
-        self.max_growth = max_growth
         self.name = space.name
-        self._idle: list[Worker] = []
-        self._busy: set[Worker] = set()
+        contract = contract or CONTRACTS.get(space.name, Contract())
+        self.pool = Pool(path, contract, max_growth)
+        if contract.warm_up:
+            self.workers_per_core = 2
         self._lock = threading.Lock()
         self._reader: Worker | None = None
         self._reading = threading.Lock()
-        self._closings = self._faults = self._silent = 0
-        self.started = 0
-        with self._worker() as worker:
-            self.info = worker.info
+        self._faults = self._silent = 0
+        with self.pool.lend() as worker:
+            info = worker.info
+        self.title, self.host = info["name"], info["host"]
         self.version = (
-            f"{self.info['name']} {self.info['version']} "
-            f"(VST3, {self.contract.isolation})"
+            f"{self.title} {info['version']} (VST3, {contract.isolation})"
         )
-        if not self.info["instrument"]:
-            raise PluginError(f"{path}: {self.info['name']} is no instrument")
-        names = [p["name"] for p in self.info["parameters"]]
+        if not info["instrument"]:
+            raise PluginError(f"{path}: {self.title} is no instrument")
+        names = [p["name"] for p in info["parameters"]]
         binding = vst3_binding.bind(space, names)
-        binding.check(space, self.info["name"])
+        binding.check(space, self.title)
         self._positions = dict(binding.positions)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (
-            self.path,
-            self.space,
-            self.settings,
-            self.contract,
-        )
+        pool = self.pool
+        return type(self), (pool.path, self.space, self.settings, pool.contract)
 
-    @property
-    def workers_per_core(self) -> int:
-        """How many workers keep a core busy: more where they wait."""
-        return 2 if self.contract.warm_up else 1
+    def at(self, settings: RenderSettings) -> "PluginRenderer":
+        """The same engine, on the same workers, with other settings."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, settings=settings)
+        return other
 
     def close(self) -> None:
         """Ends all workers at once; renders under way raise `PluginError`."""
-        with self._lock:
-            self._closings += 1
-            idle, self._idle = self._idle, []
-            busy = list(self._busy)
+        self.pool.close()
+        with self._reading:
             if self._reader is not None:
-                idle.append(self._reader)
+                self._reader.close()
                 self._reader = None
-        for worker in idle:
-            worker.close()
-        for worker in busy:
-            worker.kill()
-
-    @contextlib.contextmanager
-    def _worker(self, fresh: bool = False) -> Any:
-        """Lends a worker, an idle one unless it is to be `fresh`."""
-        with self._lock:
-            closings = self._closings
-            worker = None
-            if self._idle and not fresh:
-                worker = self._idle.pop()
-        if worker is None:
-            samples = self.settings.samples
-            worker = Worker(self.path, self.contract, samples=samples)
-            self.started += 1
-        with self._lock:
-            self._busy.add(worker)
-        keep = False
-        try:
-            yield worker
-            used = worker.renders and self.contract.isolation == "process"
-            keep = not used and worker.growth <= self.max_growth
-        except _DeadError:
-            if closings != self._closings:
-                raise PluginError("closed while it was rendering") from None
-            raise
-        finally:
-            with self._lock:
-                self._busy.discard(worker)
-                if keep and closings == self._closings:
-                    self._idle.append(worker)
-                else:
-                    keep = False
-            if not keep:
-                worker.close()
 
     def _attempt(
         self, values: dict[int, float], note: int, fresh: bool
     ) -> np.ndarray:
         """One render; raises `RenderError`, its message one of the faults."""
-        settings, contract = self.settings, self.contract
+        settings, contract = self.settings, self.pool.contract
         times = (settings.note_on, settings.note_on + settings.hold)
         try:
-            # A worker with a fault, whatever it is, is not used again.
-            with self._worker(fresh) as worker:
+            with self.pool.lend(fresh) as worker:
                 length, memory = worker.ask(
                     "render",
                     values,
@@ -424,14 +187,14 @@ class PluginRenderer:
                 worker.remember(memory)
                 if length != settings.samples:
                     raise RenderError("wrong length")
-                audio = worker.sound()
+                audio = worker.sound(length)
                 # One pass tells nearly always; two more when in doubt.
                 energy = np.dot(audio, audio)
                 if not np.isfinite(energy) and not np.isfinite(audio).all():
                     raise RenderError("nan")
                 if energy == 0 and not audio.any():
                     raise RenderError("silent")
-        except _DeadError as error:
+        except DeadError as error:
             raise RenderError(str(error)) from None
         return audio
 
@@ -504,7 +267,7 @@ class PluginRenderer:
         if faults >= _MAX_FAULTS or silent >= _MAX_SILENT:
             number = faults if faults >= _MAX_FAULTS else silent
             raise PluginError(
-                f"{self.info['name']}: {number} presets in a row gave no "
+                f"{self.title}: {number} presets in a row gave no "
                 f"sound, the last one for this reason: {fault}. Check that "
                 "the plug-in plays, and is licensed, in an ordinary host; if "
                 "it loads slowly, set --config.host.warm_up to some seconds. "
@@ -528,13 +291,20 @@ class PluginRenderer:
         Raises:
           ValueError: it is damaged, or the plug-in does not take it.
         """
-        with self._reading:
-            self._open_reader()
-            if kind == "h2p":
-                data, kind = vst3_state.with_h2p(self._initial, data), ""
-            if kind != "state":
-                vst3_state.read(data)
-            found = self._ask_reader("read_state", data, kind)
+        with self._reading, self._told():
+            if self._reader is None:
+                self._reader = Worker(self.pool.path, self.pool.contract)
+            ask = functools.partial(self._reader.ask, timeout=LOAD_SECONDS)
+            try:
+                if kind == "h2p":
+                    data, kind = vst3_state.with_h2p(ask("state"), data), ""
+                if kind != "state":
+                    vst3_state.read(data)
+                found = ask("read_state", data, kind)
+            except (DeadError, RenderError):
+                self._reader.close()
+                self._reader = None
+                raise
         values = np.array([p.default for p in self.space.parameters])
         for row, place in self._positions.items():
             values[row] = found[place]
@@ -554,25 +324,19 @@ class PluginRenderer:
           ValueError: the plug-in gives no state.
         """
         bound = self._bound(values)
-        with self._reading:
-            self._open_reader()
-            return self._ask_reader("write_state", bound)
+        with self._told(), self.pool.lend() as worker:
+            # In a process for one render, this was it.
+            worker.renders += 1
+            return worker.ask("write_state", bound, timeout=LOAD_SECONDS)
 
-    def _open_reader(self) -> None:
-        if self._reader is None:
-            self._reader = Worker(self.path, self.contract)
-            self._initial = self._ask_reader("state")
-
-    def _ask_reader(self, method: str, *arguments: Any) -> Any:
-        """Asks the worker for states, which renders no sounds."""
-        assert self._reader is not None
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turns what goes wrong with states into one error."""
         try:
-            return self._reader.ask(method, *arguments, timeout=_LOAD_SECONDS)
-        except (_DeadError, RenderError) as error:
-            self._reader.close()
-            self._reader = None
+            yield
+        except (DeadError, RenderError) as error:
             raise ValueError(
-                f"{self.info['name']} does not take or give this state: {error}"
+                f"{self.title} does not take or give this state: {error}"
             ) from None
 
 
@@ -627,11 +391,11 @@ def examine(
             for i, p in enumerate(parameters)
             if not vst3_binding.skipped(p["name"])
         ]
-        texts = worker.ask("texts", places, points, timeout=_LOAD_SECONDS)
+        texts = worker.ask("texts", places, points, timeout=LOAD_SECONDS)
         for place, text in zip(places, texts, strict=True):
             parameters[place]["texts"] = text
         return info
-    except (_DeadError, RenderError) as error:
+    except (DeadError, RenderError) as error:
         raise PluginError(f"{path}: {error} while it was examined") from None
     finally:
         worker.close()

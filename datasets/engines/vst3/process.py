@@ -1,0 +1,288 @@
+"""A plug-in in a process of its own, and the contract it is driven under."""
+
+import contextlib
+import dataclasses
+import mmap
+import multiprocessing.connection
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from datasets.engines import RenderError
+
+_WORKER = pathlib.Path(__file__).with_name("worker.py")
+# Loading may read gigabytes of samples, or ask a licence server.
+LOAD_SECONDS = 120.0
+# Longest sound of a worker, in samples: minutes at any usual rate.
+CAPACITY = 2**24
+# A worker that has grown by this much is replaced: some plug-ins leak.
+MAX_GROWTH = 256 * 2**20
+
+
+class PluginError(RuntimeError):
+    """A plug-in that cannot be used at all; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Contract:
+    """How a plug-in is driven so that a render depends on its preset alone.
+
+    `python -m launch.plugin noise PATH` measures whether it does.
+
+    Attributes:
+      isolation: "reset" makes the plug-in anew before each render, in one
+        process; "process" starts a fresh process for each, for plug-ins whose
+        state outlives that.
+      srand: call the C library's srand(0) before each render, for plug-ins
+        that draw on rand(). It harms no other.
+      warm_up: seconds, at most, for which the host plays a plug-in made anew
+        a note and waits for its sound, which some need to load; 0 for not at
+        all. How much it plays depends on how busy the machine is, so where a
+        plug-in remembers what it played, only 0 repeats exactly.
+      timeout: seconds after which a render has hung.
+    """
+
+    isolation: Literal["reset", "process"] = "reset"
+    srand: bool = True
+    warm_up: float = 0.0
+    timeout: float = 60.0
+
+    def __post_init__(self) -> None:
+        """Checks the fields.
+
+        Raises:
+          ValueError: naming the field and what it may be.
+        """
+        if self.isolation not in ("reset", "process"):
+            raise ValueError(
+                f"host.isolation={self.isolation!r} (known: reset, process)"
+            )
+        if not self.warm_up >= 0:
+            raise ValueError(f"host.warm_up={self.warm_up}, need >= 0 seconds")
+        if not self.timeout > 0:
+            raise ValueError(f"host.timeout={self.timeout}, need > 0 seconds")
+
+
+# Diva goes on where it was, even in an instance made anew; in a fresh process
+# and after this wait its renders were seen to repeat.
+CONTRACTS: Mapping[str, Contract] = {
+    "diva": Contract(isolation="process", warm_up=0.1)
+}
+
+
+def contract(synth: str, **fields: Any) -> Contract:
+    """The render contract of a synthesizer.
+
+    Args:
+      synth: name of its space.
+      **fields: of `Contract`, to override; "" and None change nothing.
+
+    Raises:
+      ValueError: a field is unknown, or out of range.
+    """
+    known = {field.name for field in dataclasses.fields(Contract)}
+    if unknown := sorted(set(fields) - known):
+        raise ValueError(
+            f"unknown host settings: {', '.join(unknown)}; known: "
+            f"{', '.join(sorted(known))}"
+        )
+    given = {k: v for k, v in fields.items() if v not in ("", None)}
+    return dataclasses.replace(CONTRACTS.get(synth, Contract()), **given)
+
+
+class DeadError(Exception):
+    """A worker is gone; the message is "crash" or "hang"."""
+
+
+def _end(process: subprocess.Popen[bytes], *files: Any) -> None:
+    with contextlib.suppress(OSError):
+        process.kill()
+    process.wait()
+    for file in files:
+        file.close()
+
+
+class Worker:
+    """A plug-in in a fresh process (started, never forked from this one).
+
+    Args:
+      path: of the plug-in.
+      contract: how it is driven.
+      name: of the plug-in, where a file holds several.
+
+    Raises:
+      PluginError: the plug-in cannot be loaded; tells what it said.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        contract: Contract,
+        name: str | None = None,
+    ) -> None:
+        ours, theirs = socket.socketpair()
+        # What plug-ins print would spoil our own output.
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115, see `close`
+        # Sounds come through memory: a pipe would cost a tenth of a render.
+        memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
+        with theirs, tempfile.TemporaryFile(dir=memory) as sound:
+            # Only what is written to takes memory.
+            sound.truncate(CAPACITY * np.dtype(np.float32).itemsize)
+            self._sound = mmap.mmap(sound.fileno(), 0)
+            handles = [theirs.fileno(), sound.fileno()]
+            command = [sys.executable, "-P", str(_WORKER), *map(str, handles)]
+            self._process = subprocess.Popen(
+                command,
+                pass_fds=handles,
+                stdin=subprocess.DEVNULL,
+                stdout=self._said,
+                stderr=subprocess.STDOUT,
+            )
+        self._pipe = multiprocessing.connection.Connection(ours.detach())
+        # Ends the worker; only by whoever uses it. Others may `kill` it.
+        self.close = weakref.finalize(
+            self, _end, self._process, self._pipe, self._said, self._sound
+        )
+        self.renders = 0
+        self._first: int | None = None
+        self.growth = 0
+        try:
+            self.info = self.ask(
+                "load",
+                path,
+                name,
+                contract.warm_up,
+                contract.srand,
+                timeout=LOAD_SECONDS,
+            )
+        except (DeadError, RenderError) as error:
+            words = self._last_words()
+            self.close()
+            raise PluginError(
+                f"{path} cannot be loaded as a VST3 plug-in: {error}{words}"
+            ) from None
+
+    def kill(self) -> None:
+        """Ends the process; whoever waits for its reply sees it crash."""
+        _end(self._process)
+
+    def _last_words(self) -> str:
+        self._said.seek(0, os.SEEK_END)
+        self._said.seek(max(self._said.tell() - 2000, 0))
+        lines = self._said.read().decode(errors="replace").split("\n")
+        lines = [line.strip() for line in lines if line.strip()]
+        return f" (it said: {lines[-1][:200]})" if lines else ""
+
+    def ask(self, method: str, *arguments: Any, timeout: float) -> Any:
+        """Calls a method of the worker's `Host`.
+
+        Args:
+          method: its name.
+          *arguments: its arguments.
+          timeout: seconds until it has hung.
+
+        Returns:
+          What it returned.
+
+        Raises:
+          DeadError: it crashed or hung; the worker is of no use any more.
+          RenderError: it raised; the worker is as it was.
+        """
+        try:
+            self._pipe.send((method, timeout, arguments))
+            if not self._pipe.poll(timeout):
+                raise DeadError("hang")
+            fine, reply = self._pipe.recv()
+        except (EOFError, OSError):
+            raise DeadError("crash") from None
+        if not fine:
+            raise RenderError(reply)
+        return reply
+
+    def sound(self, samples: int) -> Float[np.ndarray, " samples"]:
+        """A copy of the sound that was rendered last."""
+        return np.frombuffer(self._sound, np.float32, samples).copy()
+
+    def remember(self, memory: int) -> None:
+        """Notes the memory in use after a render, in bytes."""
+        self.renders += 1
+        if self._first is None:
+            self._first = memory
+        self.growth = memory - self._first
+
+
+class Pool:
+    """Worker processes of a plug-in; each render under way has one to itself.
+
+    Args:
+      path: of the .vst3 file or bundle.
+      contract: how the plug-in is driven.
+      max_growth: bytes by which a worker may grow until it is replaced.
+    """
+
+    def __init__(
+        self, path: str, contract: Contract, max_growth: int = MAX_GROWTH
+    ) -> None:
+        self.path, self.contract = path, contract
+        self.max_growth = max_growth
+        self.started = 0
+        self.busy: set[Worker] = set()
+        self._idle: list[Worker] = []
+        self._lock = threading.Lock()
+        self._closings = 0
+
+    def close(self) -> None:
+        """Ends all workers at once; renders under way raise `PluginError`."""
+        with self._lock:
+            self._closings += 1
+            idle, self._idle = self._idle, []
+            busy = list(self.busy)
+        for worker in idle:
+            worker.close()
+        for worker in busy:
+            worker.kill()
+
+    @contextlib.contextmanager
+    def lend(self, fresh: bool = False) -> Iterator[Worker]:
+        """Lends a worker, an idle one unless it is to be `fresh`.
+
+        A worker with a fault, whatever it is, is not lent again.
+        """
+        with self._lock:
+            closings = self._closings
+            worker = None
+            if self._idle and not fresh:
+                worker = self._idle.pop()
+        if worker is None:
+            worker = Worker(self.path, self.contract)
+            self.started += 1
+        with self._lock:
+            self.busy.add(worker)
+        keep = False
+        try:
+            yield worker
+            used = worker.renders and self.contract.isolation == "process"
+            keep = not used and worker.growth <= self.max_growth
+        except DeadError:
+            if closings != self._closings:
+                raise PluginError("closed while it was rendering") from None
+            raise
+        finally:
+            with self._lock:
+                self.busy.discard(worker)
+                if keep and closings == self._closings:
+                    self._idle.append(worker)
+                else:
+                    keep = False
+            if not keep:
+                worker.close()

@@ -1,0 +1,127 @@
+"""Files that are there whole or not at all, and claims on what to make."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+
+
+class ShardError(ValueError):
+    """A shard or data set that cannot be used; the message says what to do."""
+
+
+def sync(path: str | os.PathLike[str]) -> None:
+    """Waits until a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Writes a small text file such that it is there whole or not at all.
+
+    Raises:
+      ShardError: when it cannot be written; names the file and the reason.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.tmp-"
+        )
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+        sync(path.parent)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: pathlib.Path, error: object) -> ShardError:
+    """The error for a file or folder that cannot be written."""
+    reason = getattr(error, "strerror", None) or error
+    return ShardError(
+        f"{path}: cannot be written ({reason}); make room or choose another "
+        "folder with --config.data. Finished shards are kept: run the same "
+        "command again to go on"
+    )
+
+
+def sha256(path: pathlib.Path) -> str:
+    """Digest of a file, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def claim(
+    directory: pathlib.Path, filename: str, *, wait: bool = False
+) -> Iterator[bool]:
+    """Claims a file to be made, so that processes share work and repeat none.
+
+    The claim is a lock that the system drops when its process ends, however
+    it ends. On a file system without locks every claim is granted: work may
+    be done twice then, with the same bytes.
+
+    Args:
+      directory: where the file is to be.
+      filename: its name.
+      wait: whether to wait for another process to give its claim up.
+
+    Yields:
+      Whether the claim was granted.
+
+    Raises:
+      ShardError: when the folder cannot be written.
+    """
+    path = directory / f".{filename}.lock"
+    handle, locked = _lock(directory, path, wait)
+    try:
+        if locked is None:
+            yield False
+            return
+        if locked:
+            # What a killed process left, now that nobody else is at it.
+            for stale in directory.glob(f".{filename}.*tmp-*"):
+                stale.unlink(missing_ok=True)
+        try:
+            yield True
+        finally:
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
+
+
+def _lock(
+    directory: pathlib.Path, path: pathlib.Path, wait: bool
+) -> tuple[int, bool | None]:
+    """Opens and locks a file: its handle; True, None (held), False (none)."""
+    while True:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise unwritable(directory, error) from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return handle, None
+        except OSError:
+            return handle, False
+        # The holder removes the file when it is done: a lock on a removed
+        # file is a lock on nothing.
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(path).st_ino == os.fstat(handle).st_ino:
+                return handle, True
+        os.close(handle)

@@ -32,3 +32,10 @@ def run(module: str, *words: Any) -> Any:
         main = runpy.run_module(module, run_name=module)["main"]
         rest = flags.FLAGS([module, *map(str, words)])[1:]
         return main(rest) if inspect.signature(main).parameters else main()
+
+
+def flag_names(module: str) -> set[str]:
+    """Names of the flags that a command takes."""
+    with own_flags():
+        runpy.run_module(module, run_name=module)
+        return set(flags.FLAGS)

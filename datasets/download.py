@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import tqdm
 
-from datasets import shards
+from datasets import files
 
 _CHUNK = 1 << 16
 
@@ -107,12 +107,12 @@ def _fetch(
     expected = sha256.lower() if sha256 else _recorded(path)
     part = _beside(path, ".part")
     url, resumed = _complete(urls, part, bar)
-    digest = shards.sha256(part)
+    digest = files.sha256(part)
     if resumed and expected and digest != expected:
         # The beginning may stem from another file: once more, from zero.
         part.unlink()
         url, _ = _complete(urls, part, bar)
-        digest = shards.sha256(part)
+        digest = files.sha256(part)
     if expected and digest != expected:
         rejected = part.replace(_beside(path, ".rejected"))
         remedy = (
@@ -147,7 +147,7 @@ def verify(path: str | os.PathLike[str], sha256: str | None = None) -> str:
       ValueError: when the checksum is another one; the file stays.
     """
     path = pathlib.Path(path)
-    digest = shards.sha256(path)
+    digest = files.sha256(path)
     expected = sha256.lower() if sha256 else _recorded(path)
     if not expected:
         # Put there by hand. The folder may be read-only, which is fine.

@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 
 from configs import common
-from datasets.weights import lightning
+from datasets.weights import pickles
 from launch import Config, cli
 from launch.runs import build, checkpoints
 from proxy import audio, encoders, spaces
@@ -74,7 +74,7 @@ def convert(
         raise FileNotFoundError(f"there is no checkpoint at {path}")
     try:
         sizes, variables = published.from_published(
-            encoder, space, lightning.read(path), **overrides
+            encoder, space, pickles.read_lightning(path), **overrides
         )
     except ValueError as error:
         message = str(error)

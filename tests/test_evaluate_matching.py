@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from scipy.io import wavfile
 
-from datasets.presets import bank as handcrafted
 from launch.evaluate import comparison, estimator
 from launch.runs import opened as runs
 from proxy import spaces
@@ -152,7 +151,7 @@ def test_the_command_writes_sounds_presets_and_tables(folder):
                 assert len(values) == count and np.isfinite(values).all()
             summary = method["summary"]["a_mean"]
             assert summary["low"] <= summary["mean"] <= summary["high"]
-            bank = handcrafted._parse_json(
+            bank = reading.parse_json(
                 (inside / method["presets"]).read_bytes(), spaces.get("dexed")
             )
             assert bank[1] == entry["names"], name

@@ -16,9 +16,9 @@ from scipy.io import wavfile
 
 from datasets import drawing, engines, shards
 from datasets.engines.vst3 import engine as vst3
+from datasets.engines.vst3 import process
 from datasets.presets import reading
-from launch.match import setup
-from launch.runs import noise
+from launch.runs import checkpoints, noise, opened
 from matching import distances
 from tests import commands
 from tests.plugins import plugin
@@ -290,7 +290,7 @@ def test_without_diva_one_message_says_what_to_do(tmp_path):
 
 
 def test_that_message_waits_for_nothing_heavy():
-    code = "import sys; from launch import train, train_estimator; "
+    code = "import sys; from launch.train import estimator, proxy; "
     code += "print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -342,7 +342,55 @@ def test_matching_needs_the_plugin(diva, monkeypatch):
     monkeypatch.delenv("DIVA_VST3", raising=False)
     match = "set the environment variable DIVA_VST3 or --plugin"
     with pytest.raises(engines.MissingPluginError, match=match):
-        setup.open_run(str(diva / "run"))
+        opened.setup(str(diva / "run"))
+
+
+def test_matching_starts_the_plugin_once(diva, tmp_path, monkeypatch):
+    """And opening its run, evaluating and reporting it, not at all."""
+    monkeypatch.setenv("DIVA_VST3", str(plugin("diva")))
+    started = []
+    start = process.Worker.__init__
+
+    def count(self, *arguments):
+        started.append(arguments)
+        start(self, *arguments)
+
+    monkeypatch.setattr(process.Worker, "__init__", count)
+    # As Diva is not driven: in one process.
+    config = checkpoints.read_config(diva / "run")
+    config.host.isolation = "reset"
+    run = shutil.copytree(diva / "run", tmp_path / "run")
+    (run / "config.json").write_text(config.to_json())
+    commands.run("launch.evaluate", f"--run={run}")
+    commands.run("launch.report", f"--out={tmp_path}/page", run)
+    assert not started
+
+    file, rate = tmp_path / "sound.wav", RENDER.sample_rate
+    wavfile.write(file, rate, np.sin(np.arange(rate, dtype=np.float32) / 16))
+    commands.run(
+        "launch.match",
+        f"--run={run}",
+        f"--out={tmp_path}/out",
+        "--noestimator",
+        "--evaluations=24",
+        "--nearest=8",
+        "--starts=2",
+        "--workers=1",
+        file,
+    )
+    assert (tmp_path / "out/sound/match-1.vstpreset").exists()
+    assert len(started) == 1
+
+
+def test_a_run_of_before_is_told(diva, tmp_path):
+    """Runs had no kind once."""
+    run = shutil.copytree(diva / "run", tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    del config["kind"]
+    (run / "config.json").write_text(json.dumps(config))
+    for name, words in (("evaluate", [f"--run={run}"]), ("report", [run])):
+        with pytest.raises(ValueError, match=r"no \"kind\".* train it again"):
+            commands.run(f"launch.{name}", f"--out={tmp_path}/out", *words)
 
 
 def test_data_made_elsewhere_needs_no_plugin(diva, tmp_path):

@@ -63,8 +63,8 @@ def test_bad_schedules_are_refused():
 
 def test_temperature_decays_exponentially_and_stays():
     value = schedules.temperature(2.0, 0.5, 10)
-    np.testing.assert_allclose(float(value(0)), 2.0)
-    np.testing.assert_allclose(float(value(5)), 1.0, rtol=1e-6)
-    np.testing.assert_allclose(float(value(99)), 0.5, rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(value(0)), 2.0)
+    np.testing.assert_allclose(np.asarray(value(5)), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(value(99)), 0.5, rtol=1e-6)
     with pytest.raises(ValueError, match="must be positive"):
         schedules.temperature(1.0, 0.0, 10)

@@ -16,7 +16,7 @@ from launch.runs import opened as matching_run
 from launch.train import estimator as train_estimator
 from matching import distances
 from proxy import objective
-from tests import commands, matching
+from tests import matching
 from tests.test_train import finish, parameters, start
 
 # 3 steps an epoch, 12 in all; the weights change from step 4 to 8.

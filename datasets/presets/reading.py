@@ -131,7 +131,7 @@ def _read(
         if suffix == ".zip" or data[:4] == b"PK\x03\x04":
             _read_archive(file, data, collected)
         elif suffix == ".json":
-            values, names = _parse_json(data, space)
+            values, names = parse_json(data, space)
             collected.add(file, values, names)
         elif suffix in _STATES:
             if collected.read_state is None:
@@ -211,7 +211,7 @@ def repair(
     return clipped, changed.any(axis=1)
 
 
-def _parse_json(
+def parse_json(
     data: bytes, space: ParameterSpace
 ) -> tuple[np.ndarray, list[str]]:
     """Plug-in values [presets, parameters] and names of a JSON file."""

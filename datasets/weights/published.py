@@ -18,7 +18,7 @@ import os
 import pathlib
 from typing import Any
 
-from datasets import download, shards
+from datasets import download, files
 from datasets.weights import keras, pickles
 from proxy import audio
 from proxy.published import efficientat, openl3, vit
@@ -149,7 +149,7 @@ def digest(
         return _fetch(name, cache_dir, path, None)[1]
     file = _place(name, cache_dir, path)
     if file.is_file():
-        return shards.sha256(file)
+        return files.sha256(file)
     return "" if path is not None else PUBLISHED[name].sha256 or ""
 
 
@@ -188,7 +188,7 @@ def _fetch(
         )
     if expected:
         return file, download.verify(file, expected)
-    return file, shards.sha256(file)
+    return file, files.sha256(file)
 
 
 def _variables(name: str, file: pathlib.Path) -> dict[str, Any]:

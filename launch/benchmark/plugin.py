@@ -35,9 +35,11 @@ def _bare(
     if ignored is not None:
         ignored.add(re.compile(""))
     plugin: Any = pedalboard.VST3Plugin(
-        renderer.path, initialization_timeout=renderer.contract.warm_up
+        renderer.pool.path,
+        initialization_timeout=renderer.pool.contract.warm_up,
     )
-    names = [p["name"] for p in renderer.info["parameters"]]
+    with renderer.pool.lend() as worker:
+        names = [p["name"] for p in worker.info["parameters"]]
     positions = vst3_binding.bind(renderer.space, names).positions
     settings = renderer.settings
     start, end = settings.note_on, settings.note_on + settings.hold
@@ -101,16 +103,18 @@ def run(synth: str, plugin: str, seconds: float) -> list[dict[str, Any]]:
     bare(0)
     rates = [("bare pedalboard", *measure.rate(bare, seconds))]
     for workers in dict.fromkeys((1, engines.usable_cores())):
-        before, opened = processor_time(), renderer.started
+        before, opened = processor_time(), renderer.pool.started
         render(0)
         wall, _ = measure.rate(render, seconds, workers)
         renderer.close()
         calls = round(wall * seconds) + 1
-        opened = renderer.started - opened
+        opened = renderer.pool.started - opened
         used = processor_time() - before - loading * opened
         one = "worker" if workers == 1 else "workers"
         what = f"our host, {workers} {one}"
         rates.append((what, wall, calls / max(used, 1e-9)))
-    name = renderer.info["name"]
-    named = [(f"{what}, {name}", *rest, "renders") for what, *rest in rates]
+    named = [
+        (f"{what}, {renderer.title}", wall, core, "renders")
+        for what, wall, core in rates
+    ]
     return measure.rows(named, rates[0][2])

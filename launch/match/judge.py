@@ -12,7 +12,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Float
 
-from datasets import engines, loader, precompute
+from datasets import engines, loader
 from matching import distances, refine
 
 STAGES = ("estimator", "neighbours", "gradient", "evolution", "ranking")

@@ -8,7 +8,6 @@ alone, so experiments may share a folder. Sound matching without a bank makes
 do with `synthetic-audio`, synthetic presets that no proxy was trained on.
 """
 
-import contextlib
 import dataclasses
 import json
 import pathlib

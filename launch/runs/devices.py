@@ -223,7 +223,7 @@ def keep_programs(folder: pathlib.Path) -> None:
     Args:
       folder: where they are kept.
     """
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.read("jax_compilation_cache_dir"):
         return
     kind = hashlib.sha256(repr(processor()).encode()).hexdigest()[:8]
     folder = folder / f"{platform.machine()}-{kind}"

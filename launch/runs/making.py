@@ -17,6 +17,7 @@ import numpy as np
 
 from datasets import engines, files, precompute, shards
 from datasets.presets import bank as handcrafted
+from datasets.presets import reading
 from datasets.spec import DataSpec, presets_digest, space_digest
 from launch import Config
 from launch.runs import build, embedding, noise
@@ -267,7 +268,7 @@ def _handcrafted(
     def read_state(data: bytes, kind: str) -> np.ndarray:
         return making.engine().read_state(data, kind)
 
-    found = handcrafted.load(
+    found = reading.load(
         banks, making.space, read_state if making.hosted else None
     )
     digest = presets_digest(found.presets, found.names)

@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import qmc
 
 from datasets import files
+from datasets.spec import differences
 from launch import Config
 
 Space = Mapping[str, BaseDistribution]

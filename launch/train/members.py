@@ -17,7 +17,15 @@ from jaxtyping import Bool
 
 from datasets import loader
 from launch import Config
-from launch.runs import build, checkpoints, data, devices, making, metrics, plots
+from launch.runs import (
+    build,
+    checkpoints,
+    data,
+    devices,
+    making,
+    metrics,
+    plots,
+)
 from launch.train import loop
 from proxy import population, spaces
 
@@ -280,8 +288,8 @@ def train(
     build.empty_state(config)
     folders, root = _prepare(config, members), pathlib.Path(config.run)
     dataset = making.ensure(config)
-    for run in runs:
-        data.record_dataset(run, dataset)
+    for folder in folders:
+        data.record_dataset(folder, dataset)
     source = data.training_source(config.source, dataset)
     columns = source.columns("train")
     epoch_steps = data.steps_per_epoch(len(columns["preset"]), config.batch)

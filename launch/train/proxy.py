@@ -67,9 +67,7 @@ def train(
     writes = jax.process_index() == 0
 
     def validate(step: int, epoch: int, state: Any) -> tuple[Any, Any, str]:
-        scores = data.validate(
-            source, config.validation, ranker, state, mesh
-        )
+        scores = data.validate(source, config.validation, ranker, state, mesh)
         writer.write(step, epoch=epoch, **scores)
         words = f"L1 {scores['l1']:.4f}  MRR {scores['mrr']:.4f}"
         return state, scores, words

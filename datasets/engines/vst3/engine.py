@@ -44,7 +44,6 @@ from datasets.engines.vst3.process import (
     Worker,
     contract,
 )
-from proxy import unknown
 from proxy.space import ParameterSpace
 
 # Faults in a row that end a run: the plug-in is broken, not the presets.

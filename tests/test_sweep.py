@@ -37,12 +37,16 @@ def config(tmp_path_factory):
     return config
 
 
-def search(config, out, trials, *, seeds=(), pruner="none", storage=None):
-    study, kept = sweep.open_study(config, SPACE, out, storage, pruner)
-    numbers = trial.run_trials(
-        study, kept, config, SPACE, out, trials=trials, seeds=seeds, start=2
-    )
-    return study, numbers
+def sweep_of(
+    config, out, trials, *, seeds=(), pruner="none", storage=None, space=SPACE
+):
+    study = sweep.open_study(config, space, out, storage, pruner)
+    return sweep.Sweep(study, config, space, out, trials, 2, seeds)
+
+
+def search(*args, **options):
+    found = sweep_of(*args, **options)
+    return found.study, trial.run_trials(found)
 
 
 def pretend(config, report):
@@ -109,9 +113,10 @@ def test_a_sweep_finds_the_best_and_writes_its_config(config, tmp_path, quick):
         found = trial.scores(tmp_path / f"trial-{one.number:05d}")
         assert one.intermediate_values == found and list(found) == [1, 2]
         assert one.value == max(found.values())
-    text = sweep.table(study, 4)
+    done = sweep_of(config, tmp_path, 4)
+    text = sweep.table(done)
     assert "4 complete" in text and f"| {study.best_value:.4f} |" in text
-    path = sweep.write_best(study, config, tmp_path)
+    path = sweep.write_best(done)
     space = {}
     exec(pathlib.Path(path).read_text(), space)
     best = space["get_config"]()
@@ -172,25 +177,22 @@ def test_trials_are_pruned_or_fail(config, tmp_path, quick):
         def prune(self, study, trial):
             return trial.last_step == 1
 
-    study, kept = sweep.open_study(
-        config, SPACE, tmp_path / "pruned", None, "median"
-    )
-    assert isinstance(study.pruner, optuna.pruners.MedianPruner)
-    study.pruner = AfterOne()
-    options = {"trials": 1, "seeds": [], "start": 1}
-    trial.run_trials(study, kept, config, SPACE, tmp_path / "pruned", **options)
-    (done,) = study.get_trials()
+    pruned = sweep_of(config, tmp_path / "pruned", 1, pruner="median")
+    assert isinstance(pruned.study.pruner, optuna.pruners.MedianPruner)
+    pruned.study.pruner = AfterOne()
+    trial.run_trials(pruned)
+    (done,) = pruned.study.get_trials()
     assert done.state == TrialState.PRUNED
     assert list(done.intermediate_values) == [1]
-    assert "1 pruned" in sweep.table(study, 1)
+    assert "1 pruned" in sweep.table(pruned)
 
     rates = {"optimizer.learning_rate": FloatDistribution(1e37, 1e38)}
-    study, kept = sweep.open_study(
-        config, rates, tmp_path / "failed", None, "hyperband"
+    failed = sweep_of(
+        config, tmp_path / "failed", 1, pruner="hyperband", space=rates
     )
-    assert isinstance(study.pruner, optuna.pruners.HyperbandPruner)
-    trial.run_trials(study, kept, config, rates, tmp_path / "failed", **options)
-    assert study.get_trials()[0].state == TrialState.FAIL
+    assert isinstance(failed.study.pruner, optuna.pruners.HyperbandPruner)
+    trial.run_trials(failed)
+    assert failed.study.get_trials()[0].state == TrialState.FAIL
 
 
 def _work(config, out, barrier, results):
@@ -214,7 +216,7 @@ def test_two_processes_run_exactly_the_trials_asked_for(config, tmp_path):
         assert child.exitcode == 0
     assert all(shares)  # both took part
     assert sorted(shares[0] + shares[1]) == list(range(12))
-    study, _ = sweep.open_study(config, SPACE, tmp_path, None, "none")
+    study = sweep.open_study(config, SPACE, tmp_path, None, "none")
     trials = [t for t in study.get_trials() if t.state.is_finished()]
     assert [t.number for t in trials] == list(range(12))
     assert {t.state for t in trials} == {TrialState.COMPLETE}

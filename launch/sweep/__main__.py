@@ -71,26 +71,18 @@ def main() -> None:
     seeds = cli.numbers(_SEEDS, int)
     start = -(-trials // 4) if _START.value is None else _START.value
     out = pathlib.Path(_OUT.value or f"sweeps/{config.name}")
-    study, storage = studies.open_study(
+    study = studies.open_study(
         config, space, out, _STORAGE.value, _PRUNER.value
     )
+    sweep = studies.Sweep(study, config, space, out, trials, start, seeds)
     print(devices.describe(), flush=True)
-    trial.run_trials(
-        study,
-        storage,
-        config,
-        space,
-        out,
-        trials=trials,
-        seeds=seeds,
-        start=start,
-    )
-    print(f"\n{studies.table(study, trials)}")
-    states = [t.state for t in study.get_trials(deepcopy=False)[:trials]]
+    trial.run_trials(sweep)
+    print(f"\n{studies.table(sweep)}")
+    states = [t.state for t in sweep.all_trials()]
     if not all(state.is_finished() for state in states):
         print("\nthe rest is running elsewhere")
     elif TrialState.COMPLETE in states:
-        best = studies.write_best(study, config, out)
+        best = studies.write_best(sweep)
         print(f"\nnext: python -m launch.train --config {best}")
 
 

@@ -2,11 +2,12 @@
 
 import contextlib
 import copy
+import dataclasses
 import pathlib
 import pprint
 import runpy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.storages import BaseStorage, journal
+from optuna.storages import journal
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import qmc
 
@@ -28,6 +29,33 @@ from datasets.spec import differences
 from launch import Config
 
 Space = Mapping[str, BaseDistribution]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """What every trial is told.
+
+    Attributes:
+      study: the study, see `open_study`.
+      config: what trials start from.
+      space: what differs among them.
+      out: folder of the sweep.
+      trials: how many trials all processes run together, over all calls.
+      start: how many of them are Sobol points.
+      seeds: seeds of a trial's population; the config's own when empty.
+    """
+
+    study: optuna.Study
+    config: Config
+    space: Space
+    out: pathlib.Path
+    trials: int
+    start: int
+    seeds: Sequence[int] = ()
+
+    def all_trials(self) -> list[FrozenTrial]:
+        """The trials made so far, those of other processes included."""
+        return self.study.get_trials(deepcopy=False)[: self.trials]
 
 
 def read_space(path: str, config: Config) -> Space:
@@ -109,27 +137,16 @@ def sobol_point(space: Space, number: int, seed: int) -> dict[str, Any]:
     return values
 
 
-def sampler(
-    space: Space, number: int, start: int, seed: int
-) -> optuna.samplers.BaseSampler:
-    """What draws the fields of a trial.
-
-    Args:
-      space: distributions by name.
-      number: of the trial.
-      start: how many trials are points of the Sobol sequence.
-      seed: of the sequence and of what follows it.
-
-    Returns:
-      A sampler for this trial alone.
-    """
+def sampler(sweep: Sweep, number: int) -> optuna.samplers.BaseSampler:
+    """What draws the fields of a trial, given its number."""
+    seed = sweep.config.seed
     # Trials of other processes are going on: do not draw next to them.
     tpe = optuna.samplers.TPESampler(
         seed=seed + number, n_startup_trials=0, constant_liar=True
     )
-    if number >= start:
+    if number >= sweep.start:
         return tpe
-    point = sobol_point(space, number, seed)
+    point = sobol_point(sweep.space, number, seed)
     with warnings.catch_warnings(
         action="ignore", category=optuna.exceptions.ExperimentalWarning
     ):
@@ -150,7 +167,7 @@ def open_study(
     out: pathlib.Path,
     storage: str | None,
     pruner: str,
-) -> tuple[optuna.Study, BaseStorage]:
+) -> optuna.Study:
     """Makes or joins the study of a config and a space.
 
     Args:
@@ -159,9 +176,6 @@ def open_study(
       out: folder of the sweep.
       storage: journal file or database URL; None for a journal in `out`.
       pruner: "median", "hyperband" or "none".
-
-    Returns:
-      The study and where it is kept.
 
     Raises:
       ValueError: when the study was begun with another config or space;
@@ -197,55 +211,44 @@ def open_study(
                 f"config or space ({'; '.join(lines)}); choose another --out, "
                 "--storage or --config.name"
             )
-    return study, kept
+    return study
 
 
 @contextlib.contextmanager
-def next_trial(
-    study: optuna.Study, storage: BaseStorage, out: pathlib.Path, trials: int
-) -> Iterator[FrozenTrial | None]:
-    """Takes up an interrupted trial, or the next one.
+def next_trial(sweep: Sweep) -> Iterator[FrozenTrial | None]:
+    """Claims an interrupted trial, or the next one; None when none is left.
 
     Trials are made before they are run, as many as were asked for, and a
     process claims one of them: whatever the number of processes, no trial is
     run beyond those, and none twice.
-
-    Args:
-      study: the study.
-      storage: where it is kept.
-      out: folder of the sweep.
-      trials: how many all processes run together.
-
-    Yields:
-      The trial, claimed until the context is left; None when none is left.
     """
-    while len(study.get_trials(deepcopy=False)) < trials:
+    while len(sweep.all_trials()) < sweep.trials:
         # Two processes may make more than needed; those wait for ever.
-        study.enqueue_trial({})
-    for trial in study.get_trials(
-        deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)
-    ):
-        name = f"trial-{trial.number:05d}"
+        sweep.study.enqueue_trial({})
+    for trial in sweep.all_trials():
+        folder = f"trial-{trial.number:05d}"
         begun = trial.state == TrialState.RUNNING
         # One without a folder here is another machine's.
-        if trial.number >= trials or (begun and not (out / name).exists()):
+        if trial.state.is_finished() or (
+            begun and not (sweep.out / folder).exists()
+        ):
             continue
-        with files.claim(out, name) as claimed:
+        with files.claim(sweep.out, folder) as claimed:
             if not claimed:
                 continue
             # It may have changed hands before the claim.
-            now = study.get_trials(deepcopy=False)[trial.number]
-            if now.state == trial.state and (begun or _start(storage, now)):
-                (out / name).mkdir(exist_ok=True)
+            now = sweep.all_trials()[trial.number]
+            if now.state == trial.state and (begun or _start(sweep, now)):
+                (sweep.out / folder).mkdir(exist_ok=True)
                 yield now
                 return
     yield None
 
 
-def _start(storage: BaseStorage, trial: FrozenTrial) -> bool:
+def _start(sweep: Sweep, trial: FrozenTrial) -> bool:
     """Starts a waiting trial, unless another process just did."""
     try:
-        return storage.set_trial_state_values(
+        return sweep.study._storage.set_trial_state_values(
             trial._trial_id, TrialState.RUNNING
         )
     except optuna.exceptions.UpdateFinishedTrialError:
@@ -257,28 +260,19 @@ def short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def write_best(study: optuna.Study, config: Config, out: pathlib.Path) -> str:
-    """Writes the best config as an experiment file.
-
-    Args:
-      study: with at least one finished trial.
-      config: what trials started from.
-      out: folder of the sweep.
-
-    Returns:
-      The file.
-    """
-    best = study.best_trial
-    chosen = copy.deepcopy(config)
+def write_best(sweep: Sweep) -> str:
+    """Writes the best config as an experiment file; returns the file."""
+    best = sweep.study.best_trial
+    chosen = copy.deepcopy(sweep.config)
     chosen.update_from_flattened_dict(best.params)
-    chosen.name = f"{config.name}_best"
+    chosen.name = f"{chosen.name}_best"
     chosen.run = f"runs/{chosen.name}"
-    path = out / "best.py"
+    path = sweep.out / "best.py"
     text = pprint.pformat(chosen.to_dict(), sort_dicts=False, width=76)
     body = text.replace("\n", "\n        ")
     files.write_atomically(
         path,
-        f'"""Trial {best.number} of the study {study.study_name}.\n\n'
+        f'"""Trial {best.number} of the study {sweep.study.study_name}.\n\n'
         f"    python -m launch.train --config {path}\n\n"
         f"Figure to expect: validation MRR {best.value:.4f}, the trial's.\n"
         '"""\n\nimport ml_collections\n\n\n'
@@ -288,9 +282,9 @@ def write_best(study: optuna.Study, config: Config, out: pathlib.Path) -> str:
     return str(path)
 
 
-def table(study: optuna.Study, trials: int, shown: int = 10) -> str:
+def table(sweep: Sweep, shown: int = 10) -> str:
     """The best trials as a Markdown table, below it how all ended."""
-    done = study.get_trials(deepcopy=False)[:trials]
+    done = sweep.all_trials()
     ranked = sorted(
         (t for t in done if t.value is not None),
         key=lambda t: (t.state != TrialState.COMPLETE, -(t.value or 0)),
@@ -305,12 +299,6 @@ def table(study: optuna.Study, trials: int, shown: int = 10) -> str:
         f"{sum(t.state == state for t in done)} {state.name.lower()}"
         for state in TrialState
     ]
-    return (
-        tabulate.tabulate(
-            rows,
-            ["trial", "MRR", "state", *names],
-            tablefmt="github",
-            disable_numparse=True,
-        )
-        + f"\n\n{len(done)} trials: {', '.join(counts)}"
-    )
+    head = ["trial", "MRR", "state", *names]
+    lines = tabulate.tabulate(rows, head, "github", disable_numparse=True)
+    return f"{lines}\n\n{len(done)} trials: {', '.join(counts)}"

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tqdm
-from jaxtyping import Float
 
 from datasets import engines, loader, shards
 from launch import Config
@@ -98,10 +97,10 @@ def training_spectrograms(
     """Makes the spectrograms of the training set, once.
 
     Args:
-      columns: with audio and audio_scale.
-      rows: the ones to use.
-      sample_rate: of the audio.
-      keep: whether to return them all.
+      columns: columns with audio and audio_scale.
+      rows: row numbers of the presets to use.
+      sample_rate: sample rate of the audio, in Hz.
+      keep: whether to return the spectrograms.
 
     Returns:
       Their least and greatest value, in dB, and float32 [rows, mels, frames]
@@ -111,8 +110,7 @@ def training_spectrograms(
       ValueError: when all of them are silent.
     """
     function = jax.jit(lambda x: estimators.spectrogram(x, sample_rate))
-    kept: np.ndarray | None = None
-    minimum, maximum = np.inf, -np.inf
+    kept, minimum, maximum = None, np.inf, -np.inf
     for start in tqdm.trange(
         0, len(rows), _BLOCK, desc="spectrograms", leave=False
     ):
@@ -151,12 +149,12 @@ def build_step(
 
     Args:
       inner: the step from scaled spectrograms, see `losses.train_step`.
-      sample_rate: of the audio.
+      sample_rate: sample rate of the audio, in Hz.
 
     Returns:
       `(tree, batch, key, proxy_variables) -> (tree, metrics)`. The tree is
-      what a checkpoint holds: the state, that of the plateau rule, and the
-      extremes of the spectrograms.
+      what a checkpoint holds: the training state, the plateau rule's, and
+      the extremes of the spectrograms.
     """
 
     def step(tree: Any, batch: Any, key: Any, variables: Any) -> Any:
@@ -173,36 +171,22 @@ def build_step(
     return step
 
 
-def score(
+def _score(
     tree: Any,
     network: estimators.Estimator,
     renderer: engines.Renderer,
-    targets: Float[np.ndarray, "batch samples"],
-    presets: Float[np.ndarray, "batch parameters"],
+    targets: np.ndarray,
+    presets: np.ndarray,
     workers: int,
 ) -> dict[str, float]:
     """Predicts presets of sounds, renders them, compares.
 
-    Args:
-      tree: see `build_step`.
-      network: the estimator.
-      renderer: the engine.
-      targets: sounds.
-      presets: what they were made with.
-      workers: rendering workers, 0 for one per core.
-
-    Returns:
-      Means of `a_mean` and the parameter metrics, and `failed`, how many
-      predictions could not be rendered and count as silence.
+    Returns means of `a_mean` and the parameter metrics, and `failed`: how
+    many predictions could not be rendered and count as silence.
     """
     rate = renderer.settings.sample_rate
-    variables = jax.device_get(
-        {
-            "params": tree["state"].params,
-            "batch_stats": tree["state"].batch_stats,
-        }
-    )
     extremes = float(tree["minimum"]), float(tree["maximum"])
+    variables = jax.device_get(opened.proxy_variables(tree["state"]))
     logits = opened.logits(network, variables, targets, *extremes, rate)
     predicted = opened.decode(logits, renderer.space)
     clips, failed = rendering.render(
@@ -279,29 +263,25 @@ def train(config: Config) -> pathlib.Path:
     update = gradient_transformation(**config.optimizer)
     network = opened.network(config)
     t = config.temperature
-    steps = {
-        used: devices.map_step(
-            build_step(
-                losses.train_step(
-                    opened.network(config, devices.AXIS),
-                    spaces.get(config.synth),
-                    update,
-                    schedule,
-                    proxy.encoder if used else None,
-                    mode=config.decoding,
-                    label_smoothing=config.label_smoothing,
-                    temperature=schedules.temperature(
-                        t.first, t.last, int(t.share * total)
-                    ),
-                    axis_name=devices.AXIS,
-                ),
-                sample_rate,
-            ),
-            mesh,
-            constants=2,
+    step_with = functools.partial(
+        losses.train_step,
+        opened.network(config, devices.AXIS),
+        spaces.get(config.synth),
+        update,
+        schedule,
+        mode=config.decoding,
+        label_smoothing=config.label_smoothing,
+        temperature=schedules.temperature(
+            t.first, t.last, int(t.share * total)
+        ),
+        axis_name=devices.AXIS,
+    )
+    steps = [
+        devices.map_step(
+            build_step(step_with(used), sample_rate), mesh, constants=2
         )
-        for used in (False, True)
-    }
+        for used in (None, proxy.encoder)
+    ]
     rule = plateau(**config.plateau)
     key = jax.random.key(config.seed)
     tree = devices.place(
@@ -315,7 +295,7 @@ def train(config: Config) -> pathlib.Path:
     )
 
     def validate(step: int, epoch: int, tree: Any) -> tuple[Any, Any, str]:
-        scores = score(
+        scores = _score(
             tree, network, renderer, targets, presets, config.workers
         )
         # The warm-up is no plateau.
@@ -357,11 +337,8 @@ def train(config: Config) -> pathlib.Path:
                 tree,
                 range(done + 1, total + 1),
                 batches,
-                step_at=lambda step: steps[bool(perceptual[step - 1])],
-                constants=[
-                    key,
-                    devices.place(proxy.variables, everywhere),
-                ],
+                step_at=lambda step: steps[int(perceptual[step - 1])],
+                constants=[key, devices.place(proxy.variables, everywhere)],
                 log=functools.partial(loop.write_means, writer),
                 validate=validate,
                 epoch_steps=epoch_steps,

@@ -53,9 +53,6 @@ class Result:
     diverged: int | None
 
 
-Report = Callable[[int, list[dict[str, float]]], None]
-
-
 def runs(folder: pathlib.Path) -> list[pathlib.Path]:
     """The runs of a population's members; empty where there is none."""
     file = folder / _FILE
@@ -259,7 +256,7 @@ def train(
     config: Config,
     seeds: Sequence[int] = (),
     learning_rates: Sequence[float] = (),
-    report: Report = lambda *_: None,
+    report: Callable[[int, list[dict[str, float]]], None] = lambda *_: None,
 ) -> list[Result]:
     """Trains a population to its end.
 
@@ -358,14 +355,15 @@ def train(
     tree = jax.device_get(tree)
     for i, run in enumerate(folders):
         _export(run, tree, i)
-    score = tree["best"].score
+    best = tree["best"]
+    mrr = np.where(np.isfinite(best.score), best.score, np.nan)
     return [
         Result(
             folders[i],
             member.seed,
             member.optimizer.learning_rate,
-            float(score[i]) if np.isfinite(score[i]) else math.nan,
-            int(tree["best"].step[i]),
+            float(mrr[i]),
+            int(best.step[i]),
             log.diverged[i],
         )
         for i, member in enumerate(members)

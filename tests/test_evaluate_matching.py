@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.io import wavfile
 
+from datasets.presets import reading
 from launch.evaluate import comparison, estimator
 from launch.runs import opened as runs
 from proxy import spaces

@@ -73,7 +73,7 @@ def build(
     Args:
       spec: the data set.
       place: a folder that every worker sees, or a bucket (gs://, s3://).
-      name: of the data set's folder below it.
+      name: name of the data set's folder in that place.
       make_renderer: makes the engine; sent to the workers by pickling.
       make_embed: makes the embedding function of `precompute.build`; sent to
         the workers, too.

@@ -40,7 +40,7 @@ def draw(
 
     Args:
       space: whose sampling distribution to use.
-      seed: of the data set.
+      seed: seed of the data set.
       split: name of the split; splits are independent of each other.
       rows: numbers of the rows in the split.
       attempts: numbers of the draws at each row.
@@ -73,8 +73,8 @@ class Rows:
 
     Attributes:
       presets: hard presets.
-      audio: their sounds.
-      redrawn: how many presets were drawn again, by reason.
+      audio: sounds of the presets.
+      redrawn: numbers of presets that were drawn again, by reason.
       aside: (row, attempt, reason) of presets that the engine failed to
         render.
     """
@@ -92,14 +92,7 @@ def render_rows(
     rows: Sequence[int],
     sampling: Mapping[str, float] | None = None,
 ) -> Rows:
-    """Draws and renders synthetic rows.
-
-    Args:
-      renderer: the engine.
-      seed: of the data set.
-      split: of the rows.
-      rows: their numbers.
-      sampling: see `draw`.
+    """Draws, as `draw` does, and renders synthetic rows.
 
     Returns:
       The first draw of each row that passes the level gate.
@@ -170,12 +163,7 @@ def render_given(
     presets: Float[np.ndarray, "rows parameters"],
     names: Sequence[str],
 ) -> Rows:
-    """Renders given rows.
-
-    Args:
-      renderer: the engine.
-      presets: hard presets.
-      names: of the presets.
+    """Renders given hard presets.
 
     Returns:
       The presets and their sounds.

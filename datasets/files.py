@@ -76,7 +76,7 @@ def claim(
 
     Args:
       directory: where the file is to be.
-      filename: its name.
+      filename: name of the file.
       wait: whether to wait for another process to give its claim up.
 
     Yields:

@@ -60,14 +60,8 @@ def open_columns(
     """Opens features of a split as arrays mapped into memory.
 
     The first time, the shards are verified and decoded, one at a time, so
-    memory stays flat. Later it is a matter of milliseconds.
-
-    Args:
-      directory: of the data set.
-      spec: what it should be.
-      split: which split.
-      features: which features; see `shards.column_names`.
-      progress: whether to show the decoding on stderr.
+    memory stays flat. Later it is a matter of milliseconds. Features are
+    those of `shards.column_names`.
 
     Returns:
       Read-only arrays, row `i` of the split at index `i`.
@@ -193,9 +187,9 @@ def permutation(rows: int, seed: int, epoch: int) -> Int64[np.ndarray, " rows"]:
     """The order of an epoch, a function of its arguments alone.
 
     Args:
-      rows: how many, below 2^32.
-      seed: of the run, in [0, 2^63).
-      epoch: its number, from 0.
+      rows: number of rows, below 2^32.
+      seed: seed of the run, in [0, 2^63).
+      epoch: number of the epoch, from 0.
 
     Returns:
       Every row number once; uint32, to halve the memory of 10 million.
@@ -222,8 +216,8 @@ def batches(
 
     Args:
       columns: arrays of equal length.
-      batch_size: of the whole batch, over all processes.
-      seed: of the order.
+      batch_size: size of the whole batch, over all processes.
+      seed: seed of the order.
       start: where to begin.
       process_index: number of this process; each gets one contiguous part of
         every batch.
@@ -361,8 +355,8 @@ def on_devices(
 
     Args:
       source: what `batches` yields: each process's own part.
-      sharding: of the whole batch over the devices of all processes.
-      ahead: how many batches wait on the devices.
+      sharding: layout of the whole batch on the devices of all processes.
+      ahead: number of batches that wait on the devices.
 
     Yields:
       An iterator over (position, batch). An error in the source is raised

@@ -33,23 +33,6 @@ def is_remote(place: str | os.PathLike[str]) -> bool:
     return "://" in os.fspath(place)
 
 
-def _root(place: str | os.PathLike[str], name: str) -> epath.Path:
-    try:
-        return epath.Path(place) / name
-    except ImportError as error:
-        raise _unreachable(place, error) from error
-
-
-def _unreachable(
-    place: str | os.PathLike[str], error: Exception
-) -> files.ShardError:
-    return files.ShardError(
-        f"{os.fspath(place)}: cannot be reached ({type(error).__name__}: "
-        f"{error}); s3:// needs s3fs, gs:// needs gcsfs, and both need the "
-        "store's credentials"
-    )
-
-
 @contextlib.contextmanager
 def _explained(place: str | os.PathLike[str]) -> Iterator[None]:
     """Turns a store's errors into ours."""
@@ -58,7 +41,11 @@ def _explained(place: str | os.PathLike[str]) -> Iterator[None]:
     except files.ShardError:
         raise
     except Exception as error:  # every store has errors of its own
-        raise _unreachable(place, error) from error
+        raise files.ShardError(
+            f"{os.fspath(place)}: cannot be reached ({type(error).__name__}: "
+            f"{error}); s3:// needs s3fs, gs:// needs gcsfs, and both need "
+            "the store's credentials"
+        ) from error
 
 
 def _copy(source: epath.Path, target: epath.Path) -> str:
@@ -92,19 +79,14 @@ def _copy(source: epath.Path, target: epath.Path) -> str:
 
 
 def check(place: str | os.PathLike[str], name: str, spec: DataSpec) -> None:
-    """Checks that a mirror holds this data set, or makes it.
-
-    Args:
-      place: the mirror.
-      name: of the data set's folder.
-      spec: what it should be.
+    """Checks that a mirror holds this data set in folder `name`, or makes it.
 
     Raises:
       ShardError: when it holds one made from another spec, naming the
         difference, or cannot be reached.
     """
     with _explained(place):
-        file = _root(place, name) / "metadata.json"
+        file = epath.Path(place) / name / "metadata.json"
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps({"spec": spec.to_dict()}))
@@ -123,14 +105,9 @@ def there(
 ) -> set[tuple[str, int]]:
     """(split, shard) of every shard in a mirror."""
     with _explained(place):
-        root = _root(place, name)
+        root = epath.Path(place) / name
         names = {p.name for p in root.iterdir()} if root.exists() else set()
-    return {
-        (split, shard)
-        for split, _ in spec.splits
-        for shard in range(spec.num_shards(split))
-        if spec.filename(split, shard) in names
-    }
+    return {pair for pair in spec.shards if spec.filename(*pair) in names}
 
 
 def fetch(
@@ -144,10 +121,10 @@ def fetch(
     """Copies shards that a mirror has and a local folder lacks.
 
     Args:
-      place: the mirror.
-      directory: of the data set, local.
-      spec: of the data set.
-      pairs: which (split, shard) are wanted.
+      place: a folder or a bucket, the mirror.
+      directory: the local folder of the data set.
+      spec: what the data set should be.
+      pairs: (split, shard) of those wanted.
       progress: whether to show it on stderr.
 
     Returns:
@@ -159,6 +136,7 @@ def fetch(
     """
     check(place, directory.name, spec)
     shards.open_directory(directory, spec)
+    folder = epath.Path(place) / directory.name
     absent = set(shards.missing(directory, spec)) & set(pairs)
     wanted = sorted(absent & there(place, directory.name, spec))
     for split, shard in tqdm.tqdm(
@@ -167,7 +145,7 @@ def fetch(
         unit=" shards",
         disable=not progress or not wanted,
     ):
-        source = _root(place, directory.name) / spec.filename(split, shard)
+        source = folder / spec.filename(split, shard)
         target = directory / source.name
         side = shards.check_path(target)
         with _explained(place):
@@ -192,11 +170,6 @@ def store(
 ) -> int:
     """Copies finished local shards that a mirror lacks.
 
-    Args:
-      place: the mirror.
-      directory: of the data set, local.
-      spec: of the data set.
-
     Returns:
       How many were copied.
 
@@ -205,18 +178,14 @@ def store(
     """
     missing = set(shards.missing(directory, spec))
     known = there(place, directory.name, spec)
-    copied = 0
-    for split, _ in spec.splits:
-        for shard in range(spec.num_shards(split)):
-            if (split, shard) in missing | known:
-                continue
-            path = directory / spec.filename(split, shard)
-            with _explained(place):
-                root = _root(place, directory.name)
-                for file in (shards.check_path(path), path):
-                    _copy(epath.Path(file), root / file.name)
-            copied += 1
-    return copied
+    fresh = [pair for pair in spec.shards if pair not in missing | known]
+    for pair in fresh:
+        path = directory / spec.filename(*pair)
+        with _explained(place):
+            root = epath.Path(place) / directory.name
+            for file in (shards.check_path(path), path):
+                _copy(epath.Path(file), root / file.name)
+    return len(fresh)
 
 
 @contextlib.contextmanager
@@ -230,12 +199,7 @@ def following(
     """Copies shards to a mirror while they are being finished.
 
     A machine that is taken away loses the shard it was at, not the others.
-
-    Args:
-      place: the mirror.
-      directory: of the data set, local.
-      spec: of the data set.
-      seconds: how often to look.
+    It looks for them every so many seconds.
 
     Raises:
       ShardError: on leaving, when the mirror cannot be written.

@@ -30,7 +30,7 @@ class Note:
     """A note of a folder.
 
     Attributes:
-      name: its key in `examples.json`.
+      name: key of the note in `examples.json`.
       path: file of its audio.
       pitch: MIDI note.
       velocity: MIDI velocity.
@@ -93,7 +93,10 @@ def find(
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{table}: not NSynth's table ({error})") from None
     for what, wanted in (("family", families), ("source", sources)):
-        _check_known(table, what, wanted, [getattr(n, what) for n in notes])
+        known = sorted({getattr(note, what) for note in notes})
+        for name in wanted:
+            if name not in known:
+                raise ValueError(f"{table}: {unknown(what, name, known)}")
     chosen = [
         note
         for note in notes
@@ -112,33 +115,6 @@ def find(
                 f"{table} names {note.name}, but {note.path} is missing"
             )
     return chosen
-
-
-def parse_pitches(text: str) -> list[int]:
-    """Parses MIDI notes such as "48,60-72".
-
-    Raises:
-      ValueError: when it is not such a list.
-    """
-    pitches: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ValueError(
-                f"pitches {text!r}: {part.strip()!r} is neither a MIDI note "
-                "nor a range such as 60-72"
-            )
-        pitches.extend(range(int(first), int(last or first) + 1))
-    return pitches
-
-
-def _check_known(
-    table: pathlib.Path, what: str, wanted: Sequence[str], values: list[str]
-) -> None:
-    known = sorted(set(values))
-    for name in wanted:
-        if name not in known:
-            raise ValueError(f"{table}: {unknown(what, name, known)}")
 
 
 def load(
@@ -199,7 +175,7 @@ def resample(
 
     Args:
       audio: one channel.
-      rate: its rate, in Hz.
+      rate: sample rate of the audio, in Hz.
       wanted: the new rate, in Hz.
 
     Returns:

@@ -47,11 +47,12 @@ SET_ASIDE = "set_aside.json"
 _CHUNK = 16
 
 Embed = Callable[[np.ndarray], Any]
+Counts = collections.Counter[str]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Report:
-    """What `build` did.
+    """What `build` did, counted while it goes on.
 
     Attributes:
       built: shards built by this call.
@@ -64,13 +65,13 @@ class Report:
         the file `SET_ASIDE` names each.
     """
 
-    built: int
-    present: int
-    missing: int
-    rows: int
-    redrawn: dict[str, int]
-    seconds: float
-    set_aside: dict[str, int] = dataclasses.field(default_factory=dict)
+    built: int = 0
+    present: int = 0
+    missing: int = 0
+    rows: int = 0
+    redrawn: Counts = dataclasses.field(default_factory=Counts)
+    seconds: float = 0.0
+    set_aside: Counts = dataclasses.field(default_factory=Counts)
 
     def __str__(self) -> str:
         text = f"{self.built} shards built, {self.present} already there"
@@ -79,12 +80,14 @@ class Report:
         if self.rows:
             text += f"; {self.rows:,} presets, {self.rows / self.seconds:.0f}/s"
         if self.redrawn:
-            reasons = (f"{n:,} {why}" for why, n in self.redrawn.items())
-            text += f"; drawn again: {', '.join(reasons)}"
+            text += f"; drawn again: {_reasons(self.redrawn)}"
         if self.set_aside:
-            reasons = (f"{n:,} {why}" for why, n in self.set_aside.items())
-            text += f"; set aside, see {SET_ASIDE}: {', '.join(reasons)}"
+            text += f"; set aside, see {SET_ASIDE}: {_reasons(self.set_aside)}"
         return text
+
+
+def _reasons(counts: Counts) -> str:
+    return ", ".join(f"{n:,} {why}" for why, n in sorted(counts.items()))
 
 
 # Spawned workers hold their renderer here: it cannot travel with every task.
@@ -153,7 +156,7 @@ class _Shard:
     def __init__(self, spec: DataSpec, split: str, number: int) -> None:
         self.split, self.number = split, number
         self.rows = spec.shard_rows(split, number)
-        self.redrawn = collections.Counter[str]()
+        self.redrawn = Counts()
         self.aside: list[tuple[int, int, str]] = []
         self.opened = contextlib.ExitStack()
         self.writer: shards.Writer | None = None
@@ -170,7 +173,7 @@ def _claimed(
 
     Args:
       spec: the data set.
-      directory: its folder.
+      directory: folder of the data set.
       pairs: (split, shard) of those wanted.
       held: collects the ones that another process is at; None waits for it.
       owner: gives up what is unfinished when it is closed.
@@ -339,10 +342,6 @@ def _write(
 def set_aside(directory: pathlib.Path, spec: DataSpec) -> list[dict[str, Any]]:
     """Presets of finished shards that the engine failed to render.
 
-    Args:
-      directory: of the data set.
-      spec: of the data set.
-
     Returns:
       "split", "shard", "row", "attempt" and "reason" of each, in this order:
       the preset is `draw(space, spec.seed, split, [row], [attempt],
@@ -350,22 +349,20 @@ def set_aside(directory: pathlib.Path, spec: DataSpec) -> list[dict[str, Any]]:
     """
     absent = set(shards.missing(directory, spec))
     found = []
-    for split, _ in spec.splits:
-        for shard in range(spec.num_shards(split)):
-            if (split, shard) in absent:
-                continue
-            path = directory / spec.filename(split, shard)
-            check = shards.read_check(path, spec, split, shard)
-            found += [
-                {
-                    "split": split,
-                    "shard": shard,
-                    "row": row,
-                    "attempt": attempt,
-                    "reason": reason,
-                }
-                for row, attempt, reason in check.get("set_aside", ())
-            ]
+    for split, shard in spec.shards:
+        if (split, shard) in absent:
+            continue
+        check = shards.read_check(directory, spec, split, shard)
+        found += [
+            {
+                "split": split,
+                "shard": shard,
+                "row": row,
+                "attempt": attempt,
+                "reason": reason,
+            }
+            for row, attempt, reason in check.get("set_aside", ())
+        ]
     return found
 
 
@@ -377,24 +374,6 @@ def _write_set_aside(directory: pathlib.Path, spec: DataSpec) -> None:
         path.exists() and path.read_text() == text
     ):
         files.write_atomically(path, text)
-
-
-def parse_shards(text: str) -> list[int]:
-    """Parses shard numbers such as "3,5-9".
-
-    Raises:
-      ValueError: when it is not such a list.
-    """
-    numbers: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ValueError(
-                f"--shards={text}: {part.strip()!r} is neither a number nor "
-                "a range such as 5-9"
-            )
-        numbers.extend(range(int(first), int(last or first) + 1))
-    return numbers
 
 
 def share(
@@ -411,8 +390,8 @@ def share(
 
     Args:
       spec: the data set.
-      numbers: which shards, None for all.
-      task: of those, every `num_tasks`-th one from `task` on: one element of
+      numbers: numbers of the shards to choose among, None for all.
+      task: first shard taken; every `num_tasks`-th follows: one element of
         a job array.
       num_tasks: size of the job array.
 
@@ -424,11 +403,7 @@ def share(
     """
     if num_tasks < 1 or not 0 <= task < num_tasks:
         raise ValueError(f"task is {task}, need 0 <= task < {num_tasks}")
-    everything = [
-        (split, shard)
-        for split, _ in spec.splits
-        for shard in range(spec.num_shards(split))
-    ]
+    everything = spec.shards
     chosen = sorted(set(range(len(everything)) if numbers is None else numbers))
     for number in chosen:
         if number >= len(everything):
@@ -460,7 +435,7 @@ def build(
 
     Args:
       spec: the data set.
-      directory: its folder, made when missing.
+      directory: folder of the data set, made when missing.
       make_renderer: makes the engine; called when a shard is missing. With
         threads, the engine is one that they can share.
       make_embed: makes the audio model; called when a shard is missing. It
@@ -470,7 +445,7 @@ def build(
         needed.
       presets: presets of a hand-crafted data set, by split.
       names: names of a hand-crafted data set's presets, by split.
-      workers: how many, 0 for one per core, or as many as the engine's
+      workers: number of workers, 0 for one per core, or as many as the engine's
         `workers_per_core`.
       processes: whether workers are spawned processes and not threads, which
         a script has to be ready for (`if __name__ == "__main__"`); None: when
@@ -495,10 +470,9 @@ def build(
     absent = set(shards.missing(directory, spec))
     for split, number in chosen:
         if (split, number) not in absent:
-            path = directory / spec.filename(split, number)
-            shards.read_check(path, spec, split, number)
+            shards.read_check(directory, spec, split, number)
     todo = [pair for pair in chosen if pair in absent]
-    done = _Done()
+    report = Report()
     if todo:
         renderer, embed = make_renderer(), make_embed()
         _check(spec, renderer, presets, names)
@@ -523,11 +497,14 @@ def build(
                 blocks = _embedded(spec, rendered, embed, in_flight, embedding)
                 for shard, rows, *block in blocks:
                     last = _write(spec, names, shard, rows, *block)
-                    done.rows += len(rows)
+                    report.rows += len(rows)
                     bar.update(len(rows))
                     if last:
-                        done.count(shard)
-                        left = len(todo) - done.built
+                        report.built += 1
+                        report.redrawn.update(shard.redrawn)
+                        aside = (reason for *_, reason in shard.aside)
+                        report.set_aside.update(aside)
+                        left = len(todo) - report.built
                         _describe(bar, spec, len(chosen) - left, len(chosen))
 
             # First what nobody else is at. Then what others were at, one by
@@ -538,39 +515,13 @@ def build(
             for pair in held:
                 run([pair], None)
     _write_set_aside(directory, spec)
-    left = len(shards.missing(directory, spec))
+    report.present = len(chosen) - report.built
+    report.missing = len(shards.missing(directory, spec))
     if shards.write_metadata(directory, spec):
         for path in directory.glob(".*.lock"):
             path.unlink(missing_ok=True)
-    return Report(
-        built=done.built,
-        present=len(chosen) - done.built,
-        missing=left,
-        rows=done.rows,
-        redrawn=dict(sorted(done.redrawn.items())),
-        seconds=time.monotonic() - started,
-        set_aside=dict(sorted(done.aside.items())),
-    )
-
-
-@dataclasses.dataclass
-class _Done:
-    """What was built so far."""
-
-    built: int = 0
-    rows: int = 0
-    redrawn: collections.Counter[str] = dataclasses.field(
-        default_factory=collections.Counter
-    )
-    aside: collections.Counter[str] = dataclasses.field(
-        default_factory=collections.Counter
-    )
-
-    def count(self, shard: _Shard) -> None:
-        """Counts a finished shard."""
-        self.built += 1
-        self.redrawn.update(shard.redrawn)
-        self.aside.update(reason for *_, reason in shard.aside)
+    report.seconds = time.monotonic() - started
+    return report
 
 
 def _bar(

@@ -135,11 +135,7 @@ def encode(record: Mapping[str, Any]) -> bytes:
 def decode(
     spec: DataSpec, records: Sequence[bytes]
 ) -> dict[str, Shaped[np.ndarray, "rows ..."]]:
-    """Records to columns.
-
-    Args:
-      spec: of the data set.
-      records: serialised ones.
+    """Serialised records to columns.
 
     Returns:
       One array per feature, rows first; names as an array of `str` objects.
@@ -267,15 +263,9 @@ class Writer:
 
 
 def read_check(
-    path: pathlib.Path, spec: DataSpec, split: str, shard: int
+    directory: pathlib.Path, spec: DataSpec, split: str, shard: int
 ) -> dict[str, Any]:
     """Checks a shard without reading it: its size, and how it was made.
-
-    Args:
-      path: of the shard.
-      spec: the data set it should belong to.
-      split: the split it should belong to.
-      shard: its number there.
 
     Returns:
       The check file's content.
@@ -284,6 +274,7 @@ def read_check(
       FileNotFoundError: when the shard does not exist.
       ShardError: naming the file, what is wrong and the remedy.
     """
+    path = directory / spec.filename(split, shard)
     size = path.stat().st_size
     try:
         check = json.loads(check_path(path).read_text())
@@ -322,13 +313,7 @@ def verify(
     """Checks every shard of a split against its check file.
 
     A shard that passed is remembered by size and modification time, and not
-    read again until one of them changes.
-
-    Args:
-      directory: of the data set.
-      spec: what it should be.
-      split: which split.
-      again: reads every shard, remembered or not.
+    read again until one of them changes, or when `again` is set.
 
     Returns:
       How many shards were read.
@@ -345,7 +330,7 @@ def verify(
     for shard in range(spec.num_shards(split)):
         path = directory / spec.filename(split, shard)
         try:
-            check = read_check(path, spec, split, shard)
+            check = read_check(directory, spec, split, shard)
         except FileNotFoundError:
             raise files.ShardError(
                 f"{path}: is missing; run `python -m launch.precompute` to "
@@ -372,12 +357,6 @@ def read(
     directory: pathlib.Path, spec: DataSpec, split: str, shard: int
 ) -> dict[str, Shaped[np.ndarray, "rows ..."]]:
     """Reads a whole shard into columns; `verify` it first.
-
-    Args:
-      directory: of the data set.
-      spec: of the data set.
-      split: which split.
-      shard: which of its shards.
 
     Returns:
       One array per feature, rows first.
@@ -442,10 +421,6 @@ def check_directory(directory: pathlib.Path, spec: DataSpec) -> None:
 def open_directory(directory: pathlib.Path, spec: DataSpec) -> None:
     """Claims a folder for a data set, or checks that it already holds it.
 
-    Args:
-      directory: of the data set, made when missing.
-      spec: what it should be.
-
     Raises:
       ShardError: when the folder holds data made from another spec, naming
         the difference, or cannot be written.
@@ -465,7 +440,7 @@ def adopt(directory: pathlib.Path, spec: DataSpec) -> DataSpec:
     model's weights, so nobody has to know their versions.
 
     Args:
-      directory: of the data set; may be empty.
+      directory: folder of the data set; may be empty.
       spec: what it should be; an empty `synth_version` or `weights_sha256`
         means "whatever is there".
 
@@ -505,10 +480,6 @@ def missing(directory: pathlib.Path, spec: DataSpec) -> list[tuple[str, int]]:
 
 def write_metadata(directory: pathlib.Path, spec: DataSpec) -> bool:
     """Writes the files TFDS needs, once every shard is there.
-
-    Args:
-      directory: of the data set.
-      spec: of the data set.
 
     Returns:
       Whether the data set is complete.

@@ -39,8 +39,8 @@ class Item:
     Attributes:
       path: the file.
       name: unique among the items of a call.
-      note: its MIDI note, None where nothing says so.
-      hold: seconds that the note was held, None likewise.
+      note: MIDI note of the sound, None where nothing says so.
+      hold: seconds that the note was held, None where nothing says so.
     """
 
     path: pathlib.Path

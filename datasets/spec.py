@@ -22,16 +22,16 @@ class DataSpec:
     """Everything that the content of a data set depends on.
 
     Attributes:
-      name: of the data set, in its file names: lower case, digits, `_`.
+      name: name of the data set, in its file names: lower case, digits, `_`.
       synth: name of the synthesizer.
       synth_version: version of the engine that renders it.
       space: digest of its `ParameterSpace`, see `space_digest`.
       parameters: size of a preset.
       audio_model: name of the audio model.
-      audio_weights: which published weights it uses, "" for none.
+      audio_weights: published weights of the audio model, "" for none.
       embedding: size of its embedding.
       settings: how presets are rendered.
-      seed: of the synthetic presets, in [0, 2^63).
+      seed: seed of the synthetic presets, in [0, 2^63).
       splits: (name, number of rows) of every split.
       shard_size: rows of a shard; the last one of a split may have fewer.
       embed_batch: rows embedded at once. It belongs to the content, because
@@ -127,6 +127,15 @@ class DataSpec:
         """Number of shards of a split."""
         return -(-self.rows(split) // self.shard_size)
 
+    @property
+    def shards(self) -> list[tuple[str, int]]:
+        """(split, number in it) of every shard, split by split."""
+        return [
+            (split, shard)
+            for split, _ in self.splits
+            for shard in range(self.num_shards(split))
+        ]
+
     def shard_rows(self, split: str, shard: int) -> range:
         """Row numbers, in their split, of a shard's records."""
         start = shard * self.shard_size
@@ -205,9 +214,7 @@ def differences(
 ) -> list[str]:
     """Lists `field: wanted A, found B` for every field that differs.
 
-    Args:
-      wanted: a spec as `DataSpec.to_dict` gives it.
-      found: the same, as read from a file.
+    Fields may be nested, as in what `DataSpec.to_dict` gives.
 
     Returns:
       One line per difference, in the order of `wanted`; [] when equal.

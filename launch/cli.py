@@ -44,11 +44,29 @@ def define_config() -> flags.FlagHolder:
     return holder
 
 
+def ranges(flag: str, text: str) -> list[int]:
+    """Parses numbers and ranges such as "3,5-9".
+
+    Raises:
+      ValueError: naming the flag, when it is not such a list.
+    """
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ValueError(
+                f"--{flag}={text}: {part.strip()!r} is neither a number nor "
+                "a range such as 5-9"
+            )
+        numbers.extend(range(int(first), int(last or first) + 1))
+    return numbers
+
+
 def numbers(flag: flags.FlagHolder, kind: Callable[[str], Any]) -> list[Any]:
     """Parses the words of a list flag.
 
     Args:
-      flag: its holder.
+      flag: holder of the flag.
       kind: `int` or `float`.
 
     Returns:

@@ -61,10 +61,7 @@ _OPTIONS = flags.DEFINE_list(
 
 
 def verify(root: pathlib.Path) -> list[tuple[str, str, int, int]]:
-    """Reads every shard below a data folder and checks it.
-
-    Args:
-      root: `config.data`.
+    """Reads every shard below a data folder, `config.data`, and checks it.
 
     Returns:
       (data set, split, shards, rows) of each split; all are whole.
@@ -168,7 +165,7 @@ def main() -> None:
             "is an estimator's config; --task and --num_tasks share it out"
         )
     share: dict[str, Any] = {"task": _TASK.value, "num_tasks": _NUM_TASKS.value}
-    numbers = precompute.parse_shards(text) if text else None
+    numbers = cli.ranges("shards", text) if text else None
     part = {"numbers": numbers, **share}
     with contextlib.ExitStack() as stack:
         if _MIRROR.value or _RUNNER.value:

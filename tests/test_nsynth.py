@@ -7,6 +7,7 @@ import pytest
 from scipy.io import wavfile
 
 from datasets import nsynth
+from launch import cli
 from tests.shared import shared
 
 
@@ -74,9 +75,9 @@ def test_long_notes_are_cut_and_channels_averaged(tmp_path):
 
 
 def test_pitches_are_read_from_text():
-    assert nsynth.parse_pitches("48, 60-62") == [48, 60, 61, 62]
-    with pytest.raises(ValueError, match="'c4' is neither a MIDI note"):
-        nsynth.parse_pitches("48,c4")
+    assert cli.ranges("pitches", "48, 60-62") == [48, 60, 61, 62]
+    with pytest.raises(ValueError, match=r"--pitches=.*'c4' is neither a num"):
+        cli.ranges("pitches", "48,c4")
 
 
 def test_mistakes_are_named(tmp_path):

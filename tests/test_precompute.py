@@ -16,6 +16,7 @@ import pytest
 
 from datasets import drawing, engines, files, loader, precompute, shards
 from datasets.spec import DataSpec, presets_digest, space_digest
+from launch import cli
 from proxy import audio, spaces
 
 SPACE = spaces.get("dexed")
@@ -100,9 +101,7 @@ def test_rows_are_what_they_should_be(reference, embed):
         np.testing.assert_allclose(columns["embedding"][i], wanted, atol=1e-5)
     # Most draws are silent: the gate was really at work.
     assert redrawn > 20
-    check = shards.read_check(
-        reference / spec.filename("train", 1), spec, "train", 1
-    )
+    check = shards.read_check(reference, spec, "train", 1)
     assert sum(check["redrawn"].values()) == redrawn
 
 
@@ -301,7 +300,7 @@ def test_damaged_shard_stops_a_resume(embed, tmp_path):
 
 def test_choosing_shards():
     spec = make_spec()
-    assert precompute.parse_shards("3, 0-1") == [3, 0, 1]
+    assert cli.ranges("shards", "3, 0-1") == [3, 0, 1]
     assert precompute.share(spec, numbers=[3, 0, 3]) == [
         ("train", 0),
         ("test", 0),
@@ -312,7 +311,7 @@ def test_choosing_shards():
         precompute.share(spec, task=2, num_tasks=2)
     for text in ("", "a", "1-", "-1", "1;2"):
         with pytest.raises(ValueError, match="--shards"):
-            precompute.parse_shards(text)
+            cli.ranges("shards", text)
 
 
 CONFIG = """

@@ -367,7 +367,7 @@ except files.ShardError as error:
     assert SPEC.filename("train", 1) in lines[0]
     assert "Finished shards are kept" in lines[0]
     assert shards.missing(tmp_path, SPEC) == [("train", 1), ("test", 0)]
-    shards.read_check(tmp_path / SPEC.filename("train", 0), SPEC, "train", 0)
+    shards.read_check(tmp_path, SPEC, "train", 0)
     assert not list(tmp_path.glob(".*.tmp-*"))
 
 

@@ -222,7 +222,7 @@ class Renderer:
         """Raw values of all parameters in a state that a plug-in saved.
 
         Args:
-          data: of a file.
+          data: content of a file.
           kind: the file's suffix without the dot.
 
         Raises:

@@ -134,12 +134,6 @@ def gate(
 ) -> Bank:
     """Renders every preset and drops those that are silent or too loud.
 
-    Args:
-      bank: presets.
-      renderer: an engine for the space of the bank.
-      workers: rendering threads.
-      progress: show a progress bar.
-
     Returns:
       The presets whose sound passes `engines.check_level`; the report counts
       the others by reason.

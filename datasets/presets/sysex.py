@@ -66,9 +66,6 @@ def unpack(
 ) -> UInt8[np.ndarray, "voices 156"]:
     """Unpacks VMEM voices; bits that the layout does not use are ignored.
 
-    Args:
-      packed: voices as in a bank.
-
     Returns:
       VCED voices, every operator on. Values may be out of their DX7 range,
       as the packed fields are wider than some ranges.
@@ -119,9 +116,6 @@ def parse(
     Known are: system-exclusive messages, of one voice (163 bytes) or of a
     bank (4,104 bytes), any number of them; raw single voices (155 or 156
     bytes); and raw packed voices, any multiple of 128 bytes.
-
-    Args:
-      data: the whole file.
 
     Returns:
       VCED voices with the bytes as found, and what is wrong with the file

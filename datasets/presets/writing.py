@@ -113,7 +113,7 @@ def save(
         go to numbered .syx files, one bank each, as a DX7 has room for one.
       presets: at least one preset.
       names: one for each.
-      space: their space.
+      space: space of the presets.
 
     Returns:
       The files written.

@@ -175,9 +175,6 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def read_lightning(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The encoder's tensors in a PyTorch Lightning checkpoint.
 
-    Args:
-      path: the file.
-
     Returns:
       Tensors by name, without the part before the first dot.
 

@@ -37,7 +37,7 @@ class Published:
     """A published file.
 
     Attributes:
-      file: its name in the cache.
+      file: name of the file in the cache.
       sha256: its checksum; None where we never had the file in hand. Then the
         checksum on first use is recorded beside it, and every later load is
         held against that.
@@ -132,11 +132,7 @@ def digest(
 ) -> str:
     """Which file `load` would read, told by its sha256.
 
-    Args:
-      name: one of `PUBLISHED`.
-      cache_dir: where downloads are kept, see `load`.
-      path: a file to read instead of downloading.
-      fetch: whether to download it if need be.
+    It is downloaded only if `fetch` says so.
 
     Returns:
       The checksum in hexadecimal; "" for a file that is not at hand and not

@@ -19,7 +19,6 @@ import pathlib
 
 from absl import flags
 
-from datasets import nsynth
 from launch import cli
 from launch.evaluate import comparison, estimator, proxy
 from launch.runs import checkpoints, devices, noise, plots
@@ -69,7 +68,7 @@ def _evaluate_estimators(runs: list[str]) -> None:
         nsynth=_NSYNTH.value,
         families=_FAMILIES.value,
         sources=_SOURCES.value,
-        pitches=nsynth.parse_pitches(pitches) if pitches else None,
+        pitches=cli.ranges("pitches", pitches) if pitches else None,
         limit=_LIMIT.value,
         export=_EXPORT.value,
         distances=_DISTANCES.value,

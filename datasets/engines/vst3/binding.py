@@ -48,10 +48,7 @@ def _bare(name: str) -> str:
 
 
 def qualified(names: Sequence[str]) -> list[str]:
-    """Names fit for a space: plain, and no two alike.
-
-    Args:
-      names: as the plug-in shows them.
+    """A plug-in's names made fit for a space: plain, and no two alike.
 
     Returns:
       One for each: those that occur more than once are numbered "level#1",
@@ -110,7 +107,7 @@ def bind(space: ParameterSpace, names: Sequence[str]) -> Binding:
     """Finds the parameters of a space among those of a plug-in.
 
     Args:
-      space: of the synthesizer.
+      space: space of the synthesizer.
       names: every parameter of the plug-in, in its order.
 
     Returns:

@@ -101,7 +101,7 @@ class PluginRenderer(Renderer):
     of its own, kept for the next one.
 
     Args:
-      path: of the .vst3 file or bundle.
+      path: path of the .vst3 file or bundle.
       space: the parameters of presets.
       settings: how presets are made to sound.
       contract: how the plug-in is driven; `CONTRACTS` when left out.

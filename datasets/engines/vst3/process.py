@@ -83,7 +83,7 @@ def contract(synth: str, **fields: Any) -> Contract:
 
     Args:
       synth: name of its space.
-      **fields: of `Contract`, to override; "" and None change nothing.
+      **fields: fields of `Contract` to override, none by "" or None.
 
     Raises:
       ValueError: a field is unknown, or out of range.
@@ -114,7 +114,7 @@ class Worker:
     """A plug-in in a fresh process (started, never forked from this one).
 
     Args:
-      path: of the plug-in.
+      path: path of the plug-in.
       contract: how it is driven.
 
     Raises:
@@ -178,9 +178,9 @@ class Worker:
         """Calls a method of the worker's `Host`.
 
         Args:
-          method: its name.
-          *arguments: its arguments.
-          timeout: seconds until it has hung.
+          method: name of the method.
+          *arguments: arguments of the method.
+          timeout: seconds after which the worker has hung.
 
         Returns:
           What it returned.
@@ -216,7 +216,7 @@ class Pool:
     """Worker processes of a plug-in; each render under way has one to itself.
 
     Args:
-      path: of the .vst3 file or bundle.
+      path: path of the .vst3 file or bundle.
       contract: how the plug-in is driven.
     """
 

@@ -38,8 +38,8 @@ class Guess:
     """What a plug-in's parameter seems to be.
 
     Attributes:
-      name: for the space.
-      kind: of parameter.
+      name: name of the parameter in the space.
+      kind: kind of parameter.
       default: the plug-in's initial raw value.
       values: raw values of a discrete parameter, one for each text; None for
         a continuous one.
@@ -62,7 +62,7 @@ def guess(name: str, value: float, texts: Sequence[str]) -> Guess:
     """Guesses what a parameter is.
 
     Args:
-      name: for the space.
+      name: name of the parameter in the space.
       value: initial raw value.
       texts: value texts at evenly spaced raw values from 0 to 1.
 
@@ -195,7 +195,7 @@ def source(
     """The module of a new parameter space.
 
     Args:
-      name: of the space.
+      name: name of the space.
       info: as `vst3.examine` gives it.
       held: see `guess_all`.
 

@@ -89,7 +89,7 @@ def with_h2p(initial: bytes, data: bytes) -> bytes:
 
     Args:
       initial: a state that the plug-in gave, as a .vstpreset file.
-      data: of the .h2p file.
+      data: content of the .h2p file.
 
     Returns:
       A .vstpreset file.

@@ -36,9 +36,7 @@ def block_logits(
 ) -> Float[Array, "*batch categorical choices"]:
     """Category logits, one row a parameter, padded with minus infinity.
 
-    Args:
-      ordered: logits in the order of a relaxed preset.
-      space: their space.
+    The logits given are in the order of a relaxed preset.
     """
     slots, real = space.category_blocks
     return jnp.where(jnp.asarray(real), ordered[..., slots], -jnp.inf)
@@ -77,7 +75,7 @@ def relaxed(
 
     Args:
       logits: logits in table order.
-      space: their space.
+      space: space of the logits.
       temperature: divides the logits of switches and categories.
 
     Returns:
@@ -96,13 +94,9 @@ def relaxed(
 def hard(
     logits: Float[Array, "*batch width"], space: ParameterSpace
 ) -> Float[Array, "*batch parameters"]:
-    """The paper's decoding, to a preset.
+    """The paper's decoding, of logits in table order to a preset.
 
     Gradients reach numerical parameters only.
-
-    Args:
-      logits: logits in table order.
-      space: their space.
 
     Returns:
       Sigmoids of numerical parameters, which `space.snap` puts on their
@@ -137,7 +131,7 @@ def straight_through(
 
     Args:
       logits: logits in table order.
-      space: their space.
+      space: space of the logits.
       temperature: temperature of the relaxed preset that gives the gradient.
       key: JAX random key; without it the most probable choice is taken.
 
@@ -181,7 +175,7 @@ def for_proxy(
 
     Args:
       logits: logits in table order.
-      space: their space.
+      space: space of the logits.
       mode: "hard" is the paper's, see `hard`; the others are `relaxed`,
         `straight_through` without and, as "gumbel", with noise.
       temperature: temperature of the relaxed modes.

@@ -72,7 +72,7 @@ def kaldi_decibels(
     Args:
       audio: clips in [-1, 1], more than 513 samples.
       sample_rate: sample rate, in Hz.
-      every: which frames are computed, each n-th one.
+      every: computes each n-th frame only; 1 for all frames.
 
     Returns:
       dB, `1 + (samples - 1) // 512` frames if all are.
@@ -111,11 +111,6 @@ _RESOLUTIONS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))
 def _mstft_features(audio, sample_rate, every=1):
     del sample_rate
     return tuple(_magnitude(audio, *sizes, every) for sizes in _RESOLUTIONS)
-
-
-def _mstft_distance(prediction, target):
-    pairs = zip(prediction, target, strict=True)
-    return jnp.stack([_magnitude_distance(p, t) for p, t in pairs]).mean(0)
 
 
 def _mel_features(audio, sample_rate, every=1):
@@ -175,9 +170,11 @@ def _multi_mel_features(audio, sample_rate):
     return tuple(scale(*sizes) for sizes in _SCALES)
 
 
-def _multi_mel_distance(prediction, target):
-    pairs = zip(prediction, target, strict=True)
-    return jnp.stack([_mean_difference(p, t) for p, t in pairs]).mean(0)
+def _over_scales(compare):
+    """The mean of a comparison over tuples of features."""
+    return lambda prediction, target: jnp.stack(
+        [compare(p, t) for p, t in zip(prediction, target, strict=True)]
+    ).mean(0)
 
 
 def _decibel_features(audio, sample_rate):
@@ -272,20 +269,21 @@ class Distance(NamedTuple):
     """An audio distance.
 
     Attributes:
-      features: `([batch, samples], sample_rate)` to arrays or tuples of them.
+      features: `([batch, samples], sample_rate)` to arrays or tuples of them;
+        those of `a_mean` take `every` as well, see the function `features`.
       compare: features of predictions and targets to `[batch]`.
     """
 
-    features: Callable[[Float[Array, "batch samples"], int], Features]
+    features: Callable[..., Features]
     compare: Callable[[Features, Features], Float[Array, " batch"]]
 
 
 _DISTANCES = {
     "stft": Distance(_stft_features, _magnitude_distance),
-    "mstft": Distance(_mstft_features, _mstft_distance),
+    "mstft": Distance(_mstft_features, _over_scales(_magnitude_distance)),
     "mel": Distance(_mel_features, _magnitude_distance),
     "mfcc": Distance(_mfcc_features, _mean_difference),
-    "multi_mel": Distance(_multi_mel_features, _multi_mel_distance),
+    "multi_mel": Distance(_multi_mel_features, _over_scales(_mean_difference)),
     "lsd": Distance(_decibel_features, _log_spectral_distance),
     "dtw_mfcc": Distance(_sequence_features, _dtw_distance),
     "sot": Distance(_distribution_features, _mean_difference),
@@ -366,21 +364,17 @@ def features(
         distance that needs every frame.
     """
     parts = _parts(chosen)
-    if every == 1:
-        return {name: get(name).features(audio, sample_rate) for name in parts}
     whole = [name for name in parts if name not in A_MEAN_WEIGHTS]
-    if whole or every < 1:
+    if every < 1 or (every > 1 and whole):
         raise ValueError(
             f"every={every}: each n-th frame, from 1 on, can be asked for of "
             f"{', '.join(A_MEAN_WEIGHTS)} and a_mean"
             + (f", not of {', '.join(whole)}" if whole else "")
         )
-    thinned: dict[str, Callable[..., Features]] = {
-        name: _DISTANCES[name].features for name in parts
-    }
+    thinned = {"every": every} if every > 1 else {}
     return {
-        name: function(audio, sample_rate, every)
-        for name, function in thinned.items()
+        name: get(name).features(audio, sample_rate, **thinned)
+        for name in parts
     }
 
 
@@ -510,12 +504,7 @@ def parameter_metrics(
     target: Float[Array, "batch _"],
     space: ParameterSpace,
 ) -> dict[str, Float[Array, " batch"]]:
-    """How far predicted presets are from their targets.
-
-    Args:
-      prediction: hard presets.
-      target: hard presets.
-      space: their space.
+    """How far predicted hard presets are from their targets.
 
     Returns:
       For each row, over the kinds the space has: `numerical_mae`, mean

@@ -10,12 +10,12 @@ import functools
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from matching import distances
 from matching.convolution import strided_convolution
+from proxy.encoders.mlp import uniform_bias
 from proxy.encoders.norm import BatchNorm
 
 SAMPLE_RATE = 32_000
@@ -65,16 +65,6 @@ def scale(
     return 2 * (decibels - minimum) / (maximum - minimum) - 1
 
 
-def _uniform_bias(fan_in: int):
-    """PyTorch's default for biases: uniform within 1/√fan_in."""
-
-    def init(key, shape, dtype=jnp.float32):
-        bound = fan_in**-0.5
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
-
-
 class Estimator(nn.Module):
     """Seven strided convolutions, a 1 x 1 one, average pooling, linear.
 
@@ -121,7 +111,7 @@ class Estimator(nn.Module):
                 features,
                 (size, size),
                 kernel_init=_KERNEL,
-                bias_init=_uniform_bias(size * size * x.shape[-1]),
+                bias_init=uniform_bias(size * size * x.shape[-1]),
                 dtype=self.dtype,
                 conv_general_dilated=lambda x, kernel, *_, **__: (
                     strided_convolution(x, kernel)
@@ -138,7 +128,7 @@ class Estimator(nn.Module):
         pixels = nn.Dense(
             MIXED,
             kernel_init=_KERNEL,
-            bias_init=_uniform_bias(CHANNELS[-1]),
+            bias_init=uniform_bias(CHANNELS[-1]),
             dtype=self.dtype,
             name="mixer",
         )(x.reshape(-1, CHANNELS[-1]))
@@ -148,7 +138,7 @@ class Estimator(nn.Module):
         x = nn.Dense(
             self.outputs,
             kernel_init=_KERNEL,
-            bias_init=_uniform_bias(MIXED),
+            bias_init=uniform_bias(MIXED),
             dtype=self.dtype,
             name="head",
         )(x)

@@ -54,7 +54,7 @@ def parameter_loss(
     Args:
       logits: logits in table order.
       preset: the targets.
-      space: their space.
+      space: space of the presets.
       label_smoothing: share of a category's target that is spread evenly
         over all categories.
 
@@ -111,7 +111,7 @@ def perceptual_loss(
       space: the parameter space.
       mode: how logits are decoded; "hard" is the paper's, whose gradients
         reach numerical parameters only.
-      at_once: how many presets go through the proxy together, forward and
+      at_once: number of presets that go through the proxy together, forward and
         back, before the next ones; 0 for the whole batch. The result is the
         same, see `encoders.presets_at_once`.
       **options: options of `decode.for_proxy`.

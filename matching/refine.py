@@ -39,7 +39,7 @@ def to_logits(
     Args:
       relaxed: a relaxed preset. Numbers nearer to 0 or 1 than 0.001 are
         taken as that, since there the gradient vanishes.
-      space: its space.
+      space: space of the preset.
 
     Returns:
       Finite logits.
@@ -72,20 +72,11 @@ class Descent(NamedTuple):
     loss: Float[Array, " starts"]
 
 
-def _optimizer(learning_rate: Any) -> optax.GradientTransformation:
-    # Elementwise, so that no start sees another one's gradient.
-    return optax.adam(learning_rate)
-
-
 def begin(
     starts: Float[Array, "starts parameters"],
     space: ParameterSpace,
 ) -> Descent:
-    """Sets descents off from presets.
-
-    Args:
-      starts: hard presets.
-      space: their space.
+    """Sets descents off from hard presets.
 
     Returns:
       The state before the first step.
@@ -97,7 +88,7 @@ def begin(
     position = to_logits(relaxed, space)
     return Descent(
         position=position,
-        moments=_optimizer(0.0).init(position),
+        moments=optax.adam(0.0).init(position),
         best=relaxed,
         loss=jnp.full(relaxed.shape[0], jnp.inf, relaxed.dtype),
     )
@@ -122,7 +113,7 @@ def descend(
       variables: variables of the proxy, not changed.
       proxy: a preset encoder, applied in evaluation mode.
       space: the parameter space.
-      steps: how many to take.
+      steps: number of steps to take.
       learning_rate: size of a step, in logits.
 
     Returns:
@@ -136,7 +127,8 @@ def descend(
         losses = jnp.abs(embedding - target).mean(-1)
         return losses.sum(), (losses, relaxed)
 
-    optimizer = _optimizer(learning_rate)
+    # Elementwise, so that no start sees another one's gradient.
+    optimizer = optax.adam(learning_rate)
 
     def step(state: Descent, _):
         grads, (losses, relaxed) = jax.grad(loss_fn, has_aux=True)(
@@ -175,7 +167,7 @@ def nearest(
     Args:
       target: an embedding.
       bank: embeddings of the entries.
-      count: how many to find; all, when the bank has fewer.
+      count: number of entries to find; all, when the bank has fewer.
 
     Returns:
       Their positions, nearest first, and mean absolute differences. Ties
@@ -191,9 +183,6 @@ def modules(space: ParameterSpace) -> np.ndarray:
 
     By their names, of which the first word counts, with the number that
     follows it: "op1_eg_rate_1", "env1:attack", "osc_1_tune".
-
-    Args:
-      space: the space.
 
     Returns:
       `[parameters]`, a number for each used parameter's module.
@@ -235,7 +224,7 @@ def propose(
     Args:
       key: JAX random key.
       parents: hard presets, best first.
-      space: their space.
+      space: space of the parents.
       count: number of children.
       crossover: probability of the first way.
       difference: probability of the second way; the third has the rest.
@@ -316,7 +305,7 @@ def rank(
     Args:
       scores: distances of rendered candidates; NaN or infinite for one that
         failed to render or is silent, which is never kept.
-      count: how many to keep, None for all that are finite.
+      count: number of candidates to keep, None for all that are finite.
 
     Returns:
       Their positions; ties keep their order.

@@ -33,8 +33,8 @@ class Best:
     """Each member at its best validation so far.
 
     Attributes:
-      score: its score, -inf before the first, float32 `[members]`.
-      step: when it was, int32 `[members]`.
+      score: score of the member, -inf before the first, float32 `[members]`.
+      step: step of that validation, int32 `[members]`.
       state: the state it had then.
     """
 

@@ -196,20 +196,16 @@ def centroid_distance(
 def separability(
     a: Float[Array, "samples embedding"],
     b: Float[Array, "others embedding"],
-    *,
-    penalty: float = 1e-3,
-    steps: int = 100,
 ) -> Float[Array, ""]:
     """Modality gap: how well a linear classifier tells two kinds apart.
 
-    A logistic regression is fitted by L-BFGS on every other row and scored
-    on the rest, each kind counting one half.
+    A logistic regression on standardised features, 0.001 times the squared
+    coefficients added to its loss, is fitted by 100 iterations of L-BFGS on
+    every other row and scored on the rest, each kind counting one half.
 
     Args:
       a: embeddings of one kind, at least two.
       b: embeddings of the other kind, at least two.
-      penalty: weight of the squared coefficients of standardised features.
-      steps: L-BFGS iterations.
 
     Returns:
       Balanced accuracy on the held-out rows: 0.5 when they cannot be told
@@ -225,7 +221,7 @@ def separability(
             jax.nn.softplus(sign * (x @ weight + bias)).mean()
             for sign, x in zip((1, -1), sides, strict=True)
         ]
-        return (terms[0] + terms[1]) / 2 + penalty * (weight**2).sum()
+        return (terms[0] + terms[1]) / 2 + 1e-3 * (weight**2).sum()
 
     solver = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(loss)
@@ -240,7 +236,7 @@ def separability(
 
     theta = (jnp.zeros(a.shape[1], a.dtype), jnp.zeros((), a.dtype))
     start: Any = (theta, solver.init(theta))
-    final: Any = jax.lax.scan(step, start, None, length=steps)[0]
+    final: Any = jax.lax.scan(step, start, None, length=100)[0]
     weight, bias = final[0]
 
     def is_b(x) -> Bool[Array, " rows"]:

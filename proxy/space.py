@@ -41,7 +41,7 @@ class Parameter:
       kind: "numerical", "binary" or "categorical".
       default: raw value in [0, 1] that an unused parameter is held at.
       used: whether presets vary it.
-      index: its position in the plug-in's own list.
+      index: position of the parameter in the plug-in's own list.
       interval: (low, high) of a continuous parameter, else None.
       values: the allowed raw values of a discrete parameter, else None.
       weights: sampling weights of `values`, None for uniform.
@@ -526,29 +526,18 @@ class ParameterSpace:
         self,
         key: Key[Array, ""],
         shape: tuple[int, ...] = (),
-        *,
-        at_default: float = 0.0,
-        at_end: float = 0.0,
     ) -> Float[Array, "*batch parameters"]:
-        """Draws random presets.
+        """Draws random presets, as the paper does.
 
         Args:
           key: JAX random key.
           shape: batch shape.
-          at_default: probability of a numerical parameter's default.
-          at_end: probability of its lowest and highest value together.
 
         Returns:
           float32 presets, `[*shape, num_used]`.
-
-        Raises:
-          ValueError: when a probability is negative, or the two are 1 and more
-            together.
         """
         return self.from_uniform(
-            jax.random.uniform(key, (*shape, self.num_used)),
-            at_default=at_default,
-            at_end=at_end,
+            jax.random.uniform(key, (*shape, self.num_used))
         )
 
     # Encodings -------------------------------------------------------------

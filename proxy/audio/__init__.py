@@ -42,7 +42,7 @@ class AudioModel:
     """A frozen map from clips to embeddings.
 
     Attributes:
-      name: its name in the registry.
+      name: name of the model in the registry.
       sample_rate: rate of the clips it takes, in Hz.
       dimension: length of an embedding.
       embed: pure, jittable: `(variables, [batch, samples])` to

@@ -163,7 +163,7 @@ def embed(
     Args:
       variables: variables of the network.
       audio: clips in [-1, 1], 25 ms or longer; what is beyond 10.25 s is cut.
-      sample_rate: their sample rate, in Hz.
+      sample_rate: sample rate of the clips, in Hz.
       context: blocks whose outputs are averaged, see `features`.
       dtype: what the network computes in; the result is float32.
       at_once: clips worked on together, see `spectral.by_clip`. By default
@@ -172,12 +172,10 @@ def embed(
     Returns:
       `[batch, 768]`.
     """
-    if at_once is None:
-        at_once = 1 if jax.default_backend() == "cpu" else 16
 
     def embed_clips(clips):
         bands = front_end(clips, sample_rate)
         tokens = features(variables, bands, context=context, dtype=dtype)
         return tokens.mean(axis=1)
 
-    return spectral.by_clip(embed_clips, audio, at_once)
+    return spectral.by_clip(embed_clips, audio, at_once, elsewhere=16)

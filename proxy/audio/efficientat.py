@@ -317,10 +317,26 @@ def windows(samples: int) -> int:
     return 1 + samples // HOP
 
 
-def _window_bands(
+def windowed_front_end(
     audio: Float[Array, "batch samples"],
 ) -> Float[Array, "mels batch windows frames"]:
-    """`windowed_front_end` with the mel bands first."""
+    """`front_end` of every 160 ms window, every 50 ms, mel bands first.
+
+    The clip is reflect-padded by half a window on both sides. Each window has
+    its own pre-emphasis and its own reflected ends. As the hop of the windows
+    is a multiple of the STFT's, 13 of the 16 frames of a window are frames of
+    the padded clip as well, and are computed once for all windows that share
+    them; only the three that reach over an end are computed for each window.
+
+    Args:
+      audio: clips at 32 kHz, more than 2,560 samples.
+
+    Returns:
+      `[128, batch, 1 + samples // 1600, 16]`.
+
+    Raises:
+      ValueError: for clips too short to be reflected by half a window.
+    """
     samples = audio.shape[-1]
     if samples <= WINDOW // 2:
         raise ValueError(
@@ -374,29 +390,6 @@ def _window_bands(
         at = begins[row] + shift
         columns.append(bands[:, :, at : at + count])
     return jnp.stack(columns, axis=-1)
-
-
-def windowed_front_end(
-    audio: Float[Array, "batch samples"],
-) -> Float[Array, "batch windows mels frames"]:
-    """`front_end` of every 160 ms window, every 50 ms.
-
-    The clip is reflect-padded by half a window on both sides. Each window has
-    its own pre-emphasis and its own reflected ends. As the hop of the windows
-    is a multiple of the STFT's, 13 of the 16 frames of a window are frames of
-    the padded clip as well, and are computed once for all windows that share
-    them; only the three that reach over an end are computed for each window.
-
-    Args:
-      audio: clips at 32 kHz, more than 2,560 samples.
-
-    Returns:
-      `[batch, 1 + samples // 1600, 128, 16]`.
-
-    Raises:
-      ValueError: for clips too short to be reflected by half a window.
-    """
-    return jnp.moveaxis(_window_bands(audio), 0, 2)
 
 
 # Network
@@ -547,11 +540,7 @@ def _block(x, params, block, layout):
 def _means(folded, mel, width, layout):
     """Means of the maps of stem, blocks and tail, one after the other.
 
-    Args:
-      folded: what `fold` returns.
-      mel: the input in that layout, with one channel.
-      width: the width multiplier.
-      layout: order of the axes.
+    The input has one channel, its axes in the order of the layout.
 
     Yields:
       `[batch, channels]` in float32.
@@ -632,6 +621,19 @@ def _embed(variables, mel, form, dtype):
     return embed
 
 
+def _embed_windows(variables, mel, form, dtype):
+    """Returns a function from clips to the embeddings of their windows."""
+    network = _embed(variables, mel, form, dtype)
+
+    def embed(clips):
+        bands = windowed_front_end(clips)
+        batch, count = bands.shape[1:3]
+        rows = network(bands.reshape(MELS, batch * count, -1))
+        return rows.reshape(batch, count, -1)
+
+    return embed
+
+
 def embed_windows(
     variables: Variables,
     audio: Float[Array, "batch samples"],
@@ -660,15 +662,8 @@ def embed_windows(
     Raises:
       ValueError: for clips too short, or variables of no known width.
     """
-    network = _embed(variables, mel, form, dtype)
-
-    def embed_clips(clips):
-        bands = _window_bands(clips)
-        batch, count = bands.shape[1:3]
-        rows = network(bands.reshape(MELS, batch * count, -1))
-        return rows.reshape(batch, count, -1)
-
-    return spectral.by_clip(embed_clips, audio, at_once, on_cpu=2)
+    windows = _embed_windows(variables, mel, form, dtype)
+    return spectral.by_clip(windows, audio, at_once, on_cpu=2)
 
 
 def embed(
@@ -687,13 +682,10 @@ def embed(
     Returns:
       `[batch, embedding]`: 192 numbers for mn04, 320 with mel averages.
     """
-    network = _embed(variables, mel, form, dtype)
+    windows = _embed_windows(variables, mel, form, dtype)
 
     def embed_clips(clips):
-        bands = _window_bands(clips)
-        batch, count = bands.shape[1:3]
-        rows = network(bands.reshape(MELS, batch * count, -1))
-        return rows.reshape(batch, count, -1).mean(axis=1)
+        return windows(clips).mean(axis=1)
 
     return spectral.by_clip(embed_clips, audio, at_once, on_cpu=2)
 

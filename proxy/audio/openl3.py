@@ -107,7 +107,7 @@ def front_end(
 
     Args:
       audio: clips of one second each, at 48 kHz.
-      spectrum: which of them.
+      spectrum: kind of the spectrogram.
 
     Returns:
       `[batch, 257, 197]`, `[batch, 128, 199]` or `[batch, 256, 199]`.
@@ -191,7 +191,7 @@ def embed(
     Args:
       variables: variables of the network for that spectrum.
       audio: clips at 48 kHz, in [-1, 1].
-      spectrum: which spectrogram the weights belong to.
+      spectrum: kind of spectrogram that the weights belong to.
       size: 512 or 6,144.
       dtype: what the convolutions compute in; the result is float32.
       at_once: clips worked on together, see `spectral.by_clip`. By default
@@ -209,8 +209,6 @@ def embed(
     rows, columns = _FRONT_ENDS[spectrum].last
     if size == max(SIZES):
         rows, columns = rows // 4, columns // 3
-    if at_once is None:
-        at_once = 1 if jax.default_backend() == "cpu" else 16
 
     def embed_clips(clips):
         batch, samples = clips.shape
@@ -221,4 +219,4 @@ def embed(
         pooled = lax.reduce_window(maps, -jnp.inf, lax.max, pool, pool, "VALID")
         return pooled.reshape(batch, -1, size).mean(axis=1)
 
-    return spectral.by_clip(embed_clips, audio, at_once)
+    return spectral.by_clip(embed_clips, audio, at_once, elsewhere=16)

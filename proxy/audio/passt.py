@@ -14,10 +14,10 @@ PaSST-S has 12 blocks, PaSST-L ("light") has 7. The variables are a tree
 `proxy.published.efficientat`; the classification heads are left out.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -108,11 +108,8 @@ def _window_mels(
     return efficientat.front_end(windows.reshape(-1, size))
 
 
-def _at_once(at_once: int | None) -> int:
-    """A whole batch of windows would not fit into an accelerator's memory."""
-    if at_once is not None:
-        return at_once
-    return 1 if jax.default_backend() == "cpu" else 8
+# A whole batch of windows would not fit into an accelerator's memory.
+_by_clip = functools.partial(spectral.by_clip, elsewhere=8)
 
 
 def embed(
@@ -164,7 +161,7 @@ def embed(
         levels.append(mean(mels.reshape(len(mels), -1)))
         return jnp.concatenate(levels, axis=-1)
 
-    return spectral.by_clip(embed_clips, audio, _at_once(at_once))
+    return _by_clip(embed_clips, audio, at_once)
 
 
 def embed_scene(
@@ -195,4 +192,4 @@ def embed_scene(
     def embed_clips(clips):
         return features(variables, efficientat.front_end(clips), dtype=dtype)
 
-    return spectral.by_clip(embed_clips, audio, _at_once(at_once))
+    return _by_clip(embed_clips, audio, at_once)

@@ -238,6 +238,7 @@ def by_clip(
     at_once: int | None = None,
     *,
     on_cpu: int = 1,
+    elsewhere: int = 0,
 ) -> Float[Array, "batch *embedding"]:
     """Applies a batched function a few clips at a time.
 
@@ -247,15 +248,15 @@ def by_clip(
     Args:
       function: maps clips to embeddings (or several each), row by row.
       audio: the clips.
-      at_once: clips per call; 0 for the whole batch. None for `on_cpu` on a
-        CPU and the whole batch elsewhere, as `jax.default_backend()` says.
-      on_cpu: the default on a CPU.
+      at_once: clips per call; 0 for the whole batch, None for the default.
+      on_cpu: the default on a CPU, which `jax.default_backend()` says it is.
+      elsewhere: the default on an accelerator.
 
     Returns:
       The same as `function(audio)`.
     """
     if at_once is None:
-        at_once = on_cpu if jax.default_backend() == "cpu" else 0
+        at_once = on_cpu if jax.default_backend() == "cpu" else elsewhere
     batch = audio.shape[0]
     if at_once == 0 or at_once >= batch:
         return function(audio)

@@ -133,7 +133,7 @@ def tokens(
     Args:
       relaxed: relaxed presets.
       table: a row for each slot.
-      space: their space.
+      space: space of the presets.
 
     Returns:
       One token for each used parameter; index the token axis with

@@ -7,6 +7,7 @@ ReLU throughout, a linear head. Weights before a ReLU start as Kaiming normal.
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -18,6 +19,16 @@ from proxy.space import ParameterSpace
 KAIMING = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 LECUN = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 XAVIER = nn.initializers.variance_scaling(1.0, "fan_avg", "normal")
+
+
+def uniform_bias(fan_in: int) -> nn.initializers.Initializer:
+    """PyTorch's default for biases: uniform within 1/√fan_in."""
+
+    def init(key, shape, dtype=jnp.float32):
+        bound = fan_in**-0.5
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
 
 
 class DenseBlock(nn.Module):

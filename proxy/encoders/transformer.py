@@ -46,7 +46,7 @@ def attention(
       projected: queries, keys and values side by side, each the heads side
         by side.
       heads: number of heads.
-      queries: how many of the first tokens ask, None for all.
+      queries: number of the first tokens that ask, None for all.
 
     Returns:
       For each query, the weighted means of the values, heads side by side.
@@ -76,7 +76,7 @@ class TransformerBlock(nn.Module):
     Attributes:
       heads: number of attention heads.
       inner: hidden size of the ReLU network.
-      queries: how many of the first tokens to compute, None for all. What
+      queries: number of the first tokens to compute, None for all. What
         the last block gives for the others is never used.
       dtype: compute type, that of weights and input when None.
     """
@@ -171,14 +171,11 @@ class Transformer(mlp.Encoder):
             )(x)
         x = x[:, 0] if cls else x.mean(1)
         x = nn.relu(layer_norm(x, "norm"))
-        # PyTorch's own initial bias, which the paper's code leaves alone.
-        bound = self.hidden**-0.5
         return mlp.head(
             x,
             self.dimension,
             self.dtype,
             kernel_init=mlp.KAIMING,
-            bias_init=lambda key, shape, dtype=jnp.float32: jax.random.uniform(
-                key, shape, dtype, -bound, bound
-            ),
+            # Which the paper's code leaves alone.
+            bias_init=mlp.uniform_bias(self.hidden),
         )

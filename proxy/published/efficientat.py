@@ -17,11 +17,7 @@ def _kernel(weight: np.ndarray) -> np.ndarray:
 
 
 def tensors(width: float) -> Iterator[Tensor]:
-    """Every tensor of a network, in published order.
-
-    Args:
-      width: the width multiplier.
-    """
+    """Every tensor of a network, in published order."""
 
     def convolution(theirs: str, *ours: str) -> Iterator[Tensor]:
         params, stats = ("params", *ours), ("batch_stats", *ours)
@@ -58,10 +54,6 @@ def tensors(width: float) -> Iterator[Tensor]:
 
 def variables(state: StateDict, width: float) -> dict[str, Any]:
     """Variables of `proxy.audio.efficientat` from a published state dict.
-
-    Args:
-      state: arrays by name as EfficientAT publishes them.
-      width: the width multiplier the weights belong to.
 
     Returns:
       `{"params": ..., "batch_stats": ...}`, float32.

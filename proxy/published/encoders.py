@@ -84,12 +84,7 @@ def _highway(name: str, blocks: int) -> Iterator[Tensor]:
 
 
 def tensors(name: str, blocks: int) -> Iterator[Tensor]:
-    """Every tensor that an encoder may have.
-
-    Args:
-      name: the encoder's name.
-      blocks: number of blocks, or of recurrent layers.
-    """
+    """Every tensor that an encoder may have."""
     if name == "tfm":
         yield from _transformer(blocks)
     elif name.startswith("hn"):
@@ -126,10 +121,6 @@ def sizes(name: str, state: StateDict) -> dict[str, Any]:
     """Reads an encoder's sizes off its published tensors.
 
     The number of attention heads leaves no trace in them.
-
-    Args:
-      name: the encoder's name, one of `encoders.names()`.
-      state: published tensors by name.
 
     Returns:
       Arguments of `encoders.build`, `dimension` among them.

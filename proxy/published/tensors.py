@@ -28,8 +28,8 @@ class Tensor(NamedTuple):
     """A published tensor.
 
     Attributes:
-      name: its published name.
-      path: its place in our tree, collection first.
+      name: published name of the tensor.
+      path: place of the tensor in our tree, collection first.
       layout: a function from the published layout to ours.
       stacked: whether our array is a stack of all tensors of this path.
     """

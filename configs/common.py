@@ -15,7 +15,7 @@ class Published(NamedTuple):
     """What the paper says of an encoder: its AdamW and the result.
 
     Attributes:
-      learning_rate: of the schedule's start.
+      learning_rate: rate that the schedule starts from.
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added to the root of the second moment.
@@ -209,7 +209,7 @@ def finetuned(
     """Goes on with a proxy on hand-crafted presets.
 
     Args:
-      config: of the proxy; changed.
+      config: config of the proxy; it is changed.
       epochs: passes over the hand-crafted training presets.
       presets: about how many there are, for the length of the cosine.
       **optimizer: fields of `config.optimizer`.
@@ -237,7 +237,7 @@ def few_presets(config: Any, steps_per_epoch: int) -> None:
     """The recipe for tens of thousands of presets on two CPU cores.
 
     Args:
-      config: of hn_oh; changed.
+      config: config of an hn_oh; it is changed.
       steps_per_epoch: batches of 256 in the training presets.
     """
     # Averages in decibels are far from zero.

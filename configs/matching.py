@@ -34,7 +34,7 @@ def rows(
       proxy: rate and moments of the paper's proxy for matching.
       epochs: passes of the paper's proxy over its presets.
       tuning: how the paper's proxy is fine-tuned, see `common.finetuned`.
-      small_tuning: the same of the small proxy.
+      small_tuning: how the small proxy is, see `common.finetuned`.
       estimator: fields of the estimator's optimizer; in place of
         `warmup_steps`, `warmup_epochs`.
       **fields: other fields of the estimator's config.
@@ -74,14 +74,6 @@ def proxy_config(synth: str, published: common.Published, epochs: int) -> Any:
 
     The paper lowers the rate by 0.1 after 5 epochs without progress in L1;
     here it falls along a cosine over the same epochs.
-
-    Args:
-      synth: "dexed" or "diva".
-      published: rate and moments.
-      epochs: passes over the presets.
-
-    Returns:
-      The config.
     """
     config = common.proxy_config(synth, "tfm", published)
     config.name = f"{synth}_match_proxy"
@@ -95,14 +87,7 @@ def proxy_config(synth: str, published: common.Published, epochs: int) -> Any:
 
 
 def small_proxy_config(synth: str) -> Any:
-    """A proxy for matching on two CPU cores: hn_oh on mn04_mel.
-
-    Args:
-      synth: "dexed" or "diva".
-
-    Returns:
-      The config.
-    """
+    """A proxy for matching on two CPU cores: hn_oh on mn04_mel."""
     config = common.proxy_config(synth, "hn_oh")
     config.name = f"{synth}_proxy_small"
     config.audio_model = "mn04_mel"

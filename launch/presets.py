@@ -34,7 +34,7 @@ class Source:
 
     Attributes:
       urls: where it is published; the next is tried when a file is gone.
-      file: its name in the cache.
+      file: name of the file in the cache.
       licence: what its publisher says about its use.
       note: what is in it.
     """

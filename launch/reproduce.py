@@ -192,11 +192,9 @@ def _evaluate_matches(
 
 
 def tables(runs: Sequence[str], out: pathlib.Path) -> str:
-    """The tables of evaluated runs, Markdown that depends on results alone.
+    """The tables of evaluated runs and, in `out`, of the compared estimators.
 
-    Args:
-      runs: directories of the runs.
-      out: folder with the comparison of the estimators.
+    They are Markdown that depends on results alone.
     """
     parts = []
     for run in map(pathlib.Path, runs):

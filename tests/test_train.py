@@ -203,7 +203,7 @@ def test_fine_tuning_on_a_bank_and_its_evaluation(finished, tmp_path):
 
     wrong = train(tmp_path / "x", data, *flags, "--config.sizes.hidden=32")
     output = finish(wrong, code=1)
-    assert "is another model (sizes: " in output
+    assert "is another model (sizes.hidden: " in output
 
 
 def test_fine_tuning_alone_needs_no_synthetic_presets(tmp_path):
@@ -272,7 +272,7 @@ def test_two_processes_train_one_model(finished, tmp_path):
 def test_another_config_in_the_same_directory_is_refused(finished):
     run, data, _ = finished
     output = finish(train(run, data, "--config.batch=64"), code=1)
-    assert "another config (batch: 32 there, 64 asked)" in output
+    assert "another config (batch: wanted 64, found 32)" in output
     assert "Traceback" not in output
 
 

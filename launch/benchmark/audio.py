@@ -119,7 +119,7 @@ def flops_per_clip(
 
     Args:
       model: an audio model that runs in JAX.
-      variables: its weights, or their shapes.
+      variables: weights of the model, or the shapes of them.
       samples: length of the clip.
     """
     options = {}

@@ -66,12 +66,7 @@ def _times(step: Callable[[], Any], seconds: float) -> list[float]:
 
 
 def median(step: Callable[[], Any], seconds: float) -> float:
-    """Median time of a compiled step, in seconds.
-
-    Args:
-      step: returns arrays, which are waited for.
-      seconds: time spent on it; three steps at least.
-    """
+    """Median time of a compiled step, of three at least, in seconds."""
     return statistics.median(_times(step, seconds))
 
 

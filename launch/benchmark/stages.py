@@ -20,11 +20,7 @@ ON_DEMAND = ("memory",)
 
 
 def run_stage(stage: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Runs a stage in this process.
-
-    Args:
-      stage: one of `STAGES`.
-      options: keyword arguments of its `run`.
+    """Runs a stage in this process; options are arguments of its `run`.
 
     Returns:
       "devices": the machine's devices; "rows": rows of the table; "peak

@@ -49,11 +49,7 @@ def _p_value(one: Any, other: Any) -> float:
 
 
 def table(content: dict[str, Any]) -> str:
-    """One run's results as a Markdown table.
-
-    Args:
-      content: what the run's evaluation.json holds.
-    """
+    """A run's evaluation.json as a Markdown table."""
     rows = []
     for where, entry in content["sets"].items():
         ours = entry["methods"][ESTIMATOR]["distances"]["a_mean"]
@@ -92,10 +88,7 @@ def stand_in(content: dict[str, Any]) -> str:
 
 
 def compare(results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Compares runs by schedule and decoding.
-
-    Args:
-      results: from `launch.evaluate.estimator.evaluate`.
+    """Compares runs by schedule and decoding, from the content of each's JSON.
 
     Returns:
       By set, "groups": {label: runs, seeds' means of a_mean, per-sound
@@ -137,11 +130,7 @@ def compare(results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def comparison_table(compared: dict[str, Any]) -> str:
-    """A comparison as Markdown tables.
-
-    Args:
-      compared: from `compare`.
-    """
+    """A comparison as Markdown tables."""
     texts = []
     for where, entry in compared.items():
         groups = sorted(

@@ -119,10 +119,7 @@ def candidates(result: Mapping[str, Any]) -> str:
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What each stage contributes, on average over sounds.
-
-    Args:
-      results: contents of result.json files.
+    """What each stage contributes, on average over result.json files.
 
     Returns:
       By stage: mean of each distance over the sounds that every stage was

@@ -272,11 +272,6 @@ def warm_up(setup: Setup, samples: int, options: Options) -> None:
     """Compiles what searches for sounds of a length need.
 
     Without this, the first sound's budget would pay for it.
-
-    Args:
-      setup: what a run offers.
-      samples: length of the sounds.
-      options: how the searches are done.
     """
     few = dataclasses.replace(
         options,

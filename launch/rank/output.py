@@ -94,13 +94,7 @@ def tables(summary: Summary, form: str = "github", *, others: bool) -> str:
 
 
 def heat_map(summary: Summary, title: str, path: pathlib.Path) -> None:
-    """Draws attributes by models, the mean and the spread in every cell.
-
-    Args:
-      summary: what `study.summary` returns.
-      title: what was ranked.
-      path: where to save the picture.
-    """
+    """Draws attributes by models, the mean and the spread in every cell."""
     names = sorted(summary, key=lambda name: -summary[name]["mean"])
     attributes = list(summary[names[0]]["attributes"])
     cells = [

@@ -29,12 +29,7 @@ def unfit(
     sounds: Float[np.ndarray, "steps samples"],
     settings: engines.RenderSettings,
 ) -> str | None:
-    """Why a sweep is not one that can be ranked by ear, or None.
-
-    Args:
-      sounds: sounds of the sweep's steps in order.
-      settings: settings with the bounds of the level gate.
-    """
+    """Why the sounds of a sweep's steps cannot be ranked by ear, or None."""
     rms = np.sqrt(np.square(sounds, dtype=np.float64).mean(axis=1))
     for step, sound in enumerate(sounds):
         reason = engines.check_level(sound, settings)
@@ -251,10 +246,7 @@ def _collect(
 
 
 def summary(scores: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Means and spreads of a study.
-
-    Args:
-      scores: "scores" of what `run` returns.
+    """Means and spreads of the scores that `run` returns.
 
     Returns:
       For each model "attributes" (mean and std over base presets), "mean"

@@ -15,10 +15,7 @@ _TEMPLATES = pathlib.Path(__file__).parent / "templates"
 
 
 def find_runs(places: Iterable[str]) -> list[pathlib.Path]:
-    """Runs in or below folders.
-
-    Args:
-      places: run directories, or folders with runs below them.
+    """Runs in or below folders, those themselves included.
 
     Returns:
       Folders with a config.json or a ranking.json, in order, none twice.
@@ -44,11 +41,6 @@ def build(
     runs: Iterable[pathlib.Path], out: pathlib.Path, title: str
 ) -> pathlib.Path:
     """Writes the page; replaces one that is there.
-
-    Args:
-      runs: evaluated runs of proxies and estimators.
-      out: folder of the page.
-      title: of the page.
 
     Returns:
       The page.

@@ -123,12 +123,7 @@ def _maps(
 def rankings(
     runs: Sequence[pathlib.Path], out: pathlib.Path
 ) -> list[dict[str, str]]:
-    """Copies the pictures of rankings of audio models.
-
-    Args:
-      runs: folders that `launch.rank` wrote.
-      out: folder of the page.
-    """
+    """Copies the pictures of rankings of audio models, see `launch.rank`."""
     return [
         copied(
             picture,

@@ -73,7 +73,7 @@ def initial_state(
 
     Args:
       config: an experiment.
-      embeddings: of the training split; with `config.center`, the output's
+      embeddings: training embeddings; with `config.center`, the output's
         bias starts at the mean of the first 65,536.
 
     Returns:
@@ -110,9 +110,6 @@ def empty_state(config: Config) -> objective.TrainState:
 
 def validator(config: Config) -> Any:
     """Builds the compiled validation of one block of rankings.
-
-    Args:
-      config: an experiment.
 
     Returns:
       A function from the state, presets `[rankings, candidates, parameters]`
@@ -200,7 +197,7 @@ def audio_variables(name: str, weights: str = "") -> Any:
     """Weights of an audio model.
 
     Args:
-      name: of the audio model.
+      name: name of the audio model.
       weights: a file to read in place of the published one.
 
     Returns:
@@ -219,7 +216,7 @@ def embedder(name: str, weights: str = "") -> embedding.Embed:
     """An audio model, compiled, its weights in place.
 
     Args:
-      name: of the audio model; one outside JAX runs where its library does.
+      name: name of the audio model; one outside JAX runs in its library.
       weights: a file to read in place of the published one.
 
     Returns:

@@ -17,6 +17,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from datasets import files
+from datasets.spec import differences
 from launch import Config
 from launch.runs import build
 from proxy.objective import TrainState
@@ -27,10 +28,7 @@ _FOLDER = "checkpoints"
 
 
 def prepare(config: Config) -> pathlib.Path:
-    """Makes or reopens the run directory of a config.
-
-    Args:
-      config: with `run`, the directory.
+    """Makes or reopens `config.run`, the run directory of a config.
 
     Returns:
       The directory, holding config.json and environment.json.
@@ -45,7 +43,12 @@ def prepare(config: Config) -> pathlib.Path:
     wanted = json.loads(config.to_json())
     if path.exists():
         found = json.loads(path.read_text())
-        _check_same(run, found, wanted)
+        fixed = {*wanted, *found} - _FREE
+        if lines := _differing(wanted, found, fixed):
+            raise ValueError(
+                f"{run} holds a run with another config ({lines}); choose "
+                "another --config.run, or remove it"
+            )
     if jax.process_index() == 0:
         # Again on a resume: data or weights may have moved.
         files.write_atomically(path, _text(wanted))
@@ -55,7 +58,7 @@ def prepare(config: Config) -> pathlib.Path:
 
 
 # Fields that change how a run is carried out, not what comes of it.
-_FREE = (
+_FREE = {
     "run",
     "checkpoints",
     "workers",
@@ -65,20 +68,17 @@ _FREE = (
     "weights",
     "log_every",
     "evaluation",
-)
+}
+# Fields that make a model, into which weights of another run fit.
+_MODEL = {"synth", "audio_model", "encoder", "sizes"}
 
 
-def _check_same(run: pathlib.Path, found: dict, wanted: dict) -> None:
-    differing = [
-        f"{name}: {found.get(name)!r} there, {wanted.get(name)!r} asked"
-        for name in sorted(set(found) | set(wanted))
-        if name not in _FREE and found.get(name) != wanted.get(name)
-    ]
-    if differing:
-        raise ValueError(
-            f"{run} holds a run with another config ({'; '.join(differing)});"
-            " choose another --config.run, or remove it"
-        )
+def _differing(wanted: Any, found: Any, fields: set[str]) -> str:
+    """How those fields differ, "" when they do not."""
+    parts = (
+        {k: v for k, v in c.items() if k in fields} for c in (wanted, found)
+    )
+    return "; ".join(differences(*parts))
 
 
 def _text(content: dict[str, Any]) -> str:
@@ -122,7 +122,7 @@ def manager(
 
     Args:
       run: the run directory.
-      read_only: to look into a run that may still be going on.
+      read_only: whether only to look into a run that may be going on.
 
     Returns:
       The manager; close it, or use it as a context.
@@ -185,7 +185,7 @@ def save(
       step: steps taken; with the config it fixes the data position too,
         because an epoch's order depends on the seed and the epoch only.
       state: what to save.
-      metrics: of the validation at this step, None between validations.
+      metrics: metrics of the validation at this step, None between validations.
     """
     checkpoints.save(
         step,
@@ -205,7 +205,7 @@ def restore(
     Args:
       checkpoints: the run's manager.
       template: a state with the shapes, dtypes and shardings to read into.
-      step: which one, the last when None.
+      step: step of the checkpoint, the last when None.
 
     Returns:
       The state.
@@ -239,9 +239,6 @@ def restore_raw(checkpoints: ocp.CheckpointManager, step: int) -> Any:
         return reader.restore(place, restore_args=kinds)
 
 
-_SAME = ("synth", "audio_model", "encoder", "sizes")
-
-
 def start_from(config: Config, state: TrainState) -> TrainState:
     """Replaces fresh weights by those of the best checkpoint of another run.
 
@@ -258,16 +255,10 @@ def start_from(config: Config, state: TrainState) -> TrainState:
       ValueError: when its encoder differs; names the fields.
     """
     other, saved = load(config.init)
-    theirs, ours = (json.loads(c.to_json()) for c in (other, config))
-    differing = [
-        f"{name}: {theirs[name]!r} there, {ours[name]!r} here"
-        for name in _SAME
-        if theirs[name] != ours[name]
-    ]
-    if differing:
+    ours, theirs = (json.loads(c.to_json()) for c in (config, other))
+    if lines := _differing(ours, theirs, _MODEL):
         raise ValueError(
-            f"config.init={config.init} is another model "
-            f"({'; '.join(differing)})"
+            f"config.init={config.init} is another model ({lines})"
         )
     with saved:
         found = restore(saved, build.empty_state(other), best_step(saved))
@@ -306,9 +297,6 @@ def load(
     run: str | os.PathLike[str],
 ) -> tuple[Config, ocp.CheckpointManager]:
     """Opens a finished or unfinished run for reading.
-
-    Args:
-      run: its directory.
 
     Returns:
       Its config and its checkpoints.

@@ -32,7 +32,7 @@ class Source:
     """One data set on disk.
 
     Attributes:
-      directory: its folder; `tfds.builder_from_directory` opens it.
+      directory: folder of the data set; `tfds.builder_from_directory` opens it.
       spec: what it holds.
     """
 
@@ -163,10 +163,6 @@ def recorded(run: pathlib.Path, root: str) -> Recorded:
 def training_source(source: str, dataset: Dataset) -> Source:
     """The data set that a run trains on and is validated on.
 
-    Args:
-      source: "synthetic" or "handcrafted".
-      dataset: the run's data.
-
     Returns:
       That one of the two.
 
@@ -195,8 +191,8 @@ def matching_rows(
     Args:
       source: see `making.matching_source`.
       split: "train", "validation" or "test".
-      most: how many rows at most, 0 for all.
-      seed: of the choice.
+      most: largest number of rows, 0 for all.
+      seed: seed of the choice.
 
     Returns:
       Row numbers, ascending. Of a split with more rows than wanted, a random

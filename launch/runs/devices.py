@@ -175,7 +175,7 @@ def map_step(
     Args:
       step: built with `axis_name=AXIS`; takes the state and the batch.
       mesh: the devices.
-      constants: how many more arguments it takes, whole on every device.
+      constants: number of further arguments, whole on every device.
 
     Returns:
       A compiled function with the signature of `step`.

@@ -38,9 +38,9 @@ def embedder(
 
     Args:
       model: the audio model.
-      variables: its weights, `{}` for a model without.
+      variables: weights of the model, `{}` for a model without.
       threads: cores to use of a CPU, 0 for all.
-      **options: of the model's `embed`.
+      **options: options of the model's `embed`.
 
     Returns:
       `[batch, samples]` sounds to `[batch, embedding]`. On a CPU it returns

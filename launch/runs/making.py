@@ -41,7 +41,7 @@ class Maker:
       settings: how presets are made to sound.
       engine: starts the engine; the same one at every call.
       hosted: whether the engine is a plug-in.
-      seed: of the synthetic presets.
+      seed: seed of the synthetic presets.
       sampling: how synthetic presets are drawn.
       shard_size: rows of a shard.
       embed_batch: rows embedded at once.
@@ -107,9 +107,6 @@ def maker(
 
 def check(config: Config) -> None:
     """Checks, loading nothing, that there is data or a plug-in to make it.
-
-    Args:
-      config: an experiment.
 
     Raises:
       MissingPluginError: (a `ValueError`) neither is there.
@@ -203,10 +200,6 @@ def synthetic(making: Maker, config: Config) -> Source:
 
 def settle(making: Maker, source: Source) -> Source:
     """Fills in what is to be built with: starts the engine, finds weights.
-
-    Args:
-      making: what the data set is made with.
-      source: see `synthetic`.
 
     Raises:
       MissingPluginError: (a `ValueError`) there is nothing to render with.
@@ -356,7 +349,7 @@ def ensure(
       config: the experiment of a proxy.
       numbers: only these shards of the synthetic data set, and no
         hand-crafted one; None for all of both.
-      task: of the shards, every `num_tasks`-th one from this one on.
+      task: first shard built; every `num_tasks`-th one follows.
       num_tasks: see `precompute.share`.
       engine: see `maker`.
 
@@ -394,8 +387,8 @@ def matching_source(
     Args:
       config: a matching experiment. With `presets`, those banks; without,
         synthetic presets: `stand_in` says how many in each split.
-      task: of the shards, every `num_tasks`-th one from this one on.
-      num_tasks: see `precompute.share`.
+      task: see `ensure`.
+      num_tasks: see `ensure`.
       engine: see `maker`.
 
     Returns:

@@ -32,12 +32,12 @@ QUIET = 1e-6
 
 
 def _audible(
-    renderer: engines.Renderer, count: int, seed: int
+    renderer: engines.Renderer, count: int
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Plug-in values of random presets that are heard, and their sounds."""
     space = renderer.space
     rows = range(count * _TRIES)
-    presets = drawing.draw(space, seed, "noise", rows)[:, 0]
+    presets = drawing.draw(space, 0, "noise", rows)[:, 0]
     values, sounds = [], []
     for row in np.asarray(space.to_plugin(presets)):
         if len(sounds) == count:
@@ -77,15 +77,12 @@ def _differences(
     }
 
 
-def measure(
-    renderer: engines.Renderer, *, count: int = 8, seed: int = 0
-) -> dict[str, Any]:
+def measure(renderer: engines.Renderer, *, count: int = 8) -> dict[str, Any]:
     """Renders the same presets twice, in two orders and in fresh processes.
 
     Args:
       renderer: engine of the plug-in; its workers are ended.
       count: number of random presets that are heard.
-      seed: number that the presets depend on.
 
     Returns:
       "presets" (how many), "plugin" and "host" (versions), and for each of
@@ -97,7 +94,7 @@ def measure(
       ValueError: no preset gives a sound.
       RenderError: one that did no longer does.
     """
-    values, first = _audible(renderer, count, seed)
+    values, first = _audible(renderer, count)
     backwards = [renderer.render(row) for row in values[::-1]][::-1]
 
     def fresh(row: Float[np.ndarray, " parameters"]) -> np.ndarray:
@@ -122,12 +119,7 @@ def measure(
 def keep(
     directory: pathlib.Path, make: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
-    """The figures of a data set, measured when they are not there yet.
-
-    Args:
-      directory: folder of the data set.
-      make: measures the figures, see `measure`.
-    """
+    """The figures of a data set, measured when they are not there yet."""
     floor = read(directory)
     if floor is None:
         floor = make()
@@ -167,11 +159,7 @@ def of_run(run: str | pathlib.Path, before: str = "\n") -> str:
 
 
 def describe(floor: dict[str, Any] | None) -> str:
-    """One line to print beside audio metrics; "" for no noise to speak of.
-
-    Args:
-      floor: figures from `read`.
-    """
+    """One line to print beside audio metrics; "" for no noise to speak of."""
     if floor is None:
         return ""
     worst = max(("order", "process"), key=lambda n: floor[n]["a_mean"])
@@ -183,11 +171,7 @@ def describe(floor: dict[str, Any] | None) -> str:
 
 
 def table(floor: dict[str, Any]) -> str:
-    """A Markdown table of the figures, and what to do about them.
-
-    Args:
-      floor: figures from `measure`.
-    """
+    """A Markdown table of the figures, and what to do about them."""
     kept = [name for name in COMPARISONS if name in floor]
     rows = [
         [

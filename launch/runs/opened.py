@@ -43,10 +43,10 @@ class ProxyRun:
     """A finished or unfinished run of a proxy, opened for reading.
 
     Attributes:
-      config: of the run.
+      config: config of the run.
       encoder: the preset encoder.
-      state: its weights, at a checkpoint.
-      step: of that checkpoint.
+      state: weights of the encoder, at a checkpoint.
+      step: step of the checkpoint.
     """
 
     config: Config
@@ -64,7 +64,7 @@ def open_proxy(run: str | os.PathLike[str], which: str = "best") -> ProxyRun:
     """Opens the run of a proxy.
 
     Args:
-      run: its directory.
+      run: directory of the run.
       which: "best" or "last" checkpoint.
 
     Raises:
@@ -85,10 +85,7 @@ def open_proxy(run: str | os.PathLike[str], which: str = "best") -> ProxyRun:
 
 
 def load_proxy(config: Config) -> ProxyRun:
-    """Opens the frozen proxy of a matching experiment.
-
-    Args:
-      config: with `proxy`, the directory of the proxy's run.
+    """Opens `config.proxy`, the frozen proxy of a matching experiment.
 
     Raises:
       FileNotFoundError: when there is no such run.
@@ -113,13 +110,13 @@ class MatchingRun:
     """A finished or unfinished run of an estimator, opened for reading.
 
     Attributes:
-      config: of the run.
+      config: config of the run.
       space: the synthesizer's parameters.
       estimator: the network from spectrograms to logits.
-      estimator_variables: its params and batch_stats, at the best checkpoint.
+      estimator_variables: params and batch_stats at the best checkpoint.
       minimum: least value of the training spectrograms, in dB.
-      maximum: their greatest.
-      step: of that checkpoint.
+      maximum: greatest value of the training spectrograms, in dB.
+      step: step of the checkpoint.
       proxy: run of the preset encoder that the perceptual loss went through.
       settings: how presets were rendered; sounds are at its sample rate.
       engine: name and version of what rendered them.
@@ -151,12 +148,7 @@ class MatchingRun:
 def network(
     config: Config, axis_name: str | None = None
 ) -> estimators.Estimator:
-    """The estimator of a matching experiment.
-
-    Args:
-      config: with synth, dropout and dtype.
-      axis_name: mapped axis to share batch statistics over.
-    """
+    """The estimator of a matching experiment."""
     return estimators.Estimator(
         spaces.get(config.synth).width,
         dropout=config.dropout,
@@ -169,7 +161,7 @@ def load(run: str | os.PathLike[str]) -> MatchingRun:
     """Opens a matching run at its best checkpoint.
 
     Args:
-      run: its directory, from `launch.train` with a matching experiment.
+      run: directory of the run, from `launch.train` with a matching experiment.
 
     Returns:
       The run.
@@ -227,11 +219,11 @@ def logits(
 
     Args:
       network: the estimator.
-      variables: its params and batch_stats.
+      variables: params and batch_stats of the estimator.
       sounds: clips in [-1, 1], more than 513 samples.
       minimum: least value of the training spectrograms, in dB.
-      maximum: their greatest.
-      sample_rate: of the sounds, in Hz.
+      maximum: greatest value of the training spectrograms, in dB.
+      sample_rate: sample rate of the sounds, in Hz.
 
     Returns:
       Logits in table order.
@@ -272,16 +264,17 @@ def estimate(
     )
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _decode(logits, space):
-    return space.snap(decoding.hard(logits, space))
+_hard = jax.jit(
+    lambda logits, space: space.snap(decoding.hard(logits, space)),
+    static_argnums=1,
+)
 
 
 def decode(
     logits: Float[np.ndarray, "batch width"], space: ParameterSpace
 ) -> Float[np.ndarray, "batch parameters"]:
     """Logits to presets that can be rendered, each value on its grid."""
-    return np.asarray(_decode(logits, space), np.float32)
+    return np.asarray(_hard(logits, space), np.float32)
 
 
 # Matching sounds -------------------------------------------------------------
@@ -296,8 +289,8 @@ class Bank:
 
     Attributes:
       presets: hard presets.
-      embeddings: of their sounds, rendered with the settings of the run.
-      names: of the presets.
+      embeddings: those of sounds rendered with the settings of the run.
+      names: names of the presets.
       source: "hand-crafted" or "synthetic".
     """
 
@@ -312,13 +305,13 @@ class Setup:
     """Everything that is the same for all sounds of a command.
 
     Attributes:
-      config: of the run.
+      config: config of the run.
       engine: starts the run's engine; the same one at every call.
-      space: its parameters.
+      space: parameters of the synthesizer.
       settings: how the bank and the proxy's training data were rendered.
       embed: sounds at the rate of the settings to embeddings.
       proxy: the preset encoder.
-      proxy_variables: its weights.
+      proxy_variables: weights of the preset encoder.
       bank: where searches start.
       estimate: a sound at that rate to a hard preset; None for the run of a
         proxy.
@@ -344,7 +337,7 @@ def setup(run: str, plugin: str | None = None) -> Setup:
     """Opens the run of an estimator or of a proxy to match sounds with.
 
     Args:
-      run: its directory.
+      run: directory of the run.
       plugin: path of a VST3 plug-in in place of the run's; None for that.
 
     Returns:
@@ -370,9 +363,10 @@ def setup(run: str, plugin: str | None = None) -> Setup:
     if config.kind == "estimator":
         matching_run = load(run)
         proxy, source = matching_run.proxy, matching_run.handcrafted
-        settings, estimate = matching_run.settings, _estimator(matching_run)
+        settings = matching_run.settings
+        guess = functools.partial(_guess, matching_run)
     else:
-        proxy, estimate = open_proxy(run), None
+        proxy, guess = open_proxy(run), None
         known = data.recorded(pathlib.Path(run), config.data)
         crafted = known.sources.get("handcrafted")
         source, settings = crafted or known.sources["synthetic"], known.settings
@@ -385,17 +379,12 @@ def setup(run: str, plugin: str | None = None) -> Setup:
         proxy=proxy.encoder,
         proxy_variables=jax.device_put(proxy.variables),
         bank=open_bank(source),
-        estimate=estimate,
+        estimate=guess,
     )
 
 
-def _estimator(matching_run: MatchingRun) -> Callable:
-    def one(sound):
-        return decode(estimate(matching_run, sound[None]), matching_run.space)[
-            0
-        ]
-
-    return one
+def _guess(run: MatchingRun, sound: np.ndarray) -> np.ndarray:
+    return decode(estimate(run, sound[None]), run.space)[0]
 
 
 def open_bank(source: data.Source) -> Bank:

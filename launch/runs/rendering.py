@@ -26,7 +26,7 @@ def render(
       presets: hard presets, snapped to their grids.
       notes: MIDI note of each, that of the settings when left out.
       workers: rendering workers, 0 for one per core.
-      label: of a progress bar, none when empty.
+      label: label of a progress bar, none when empty.
 
     Returns:
       Clips, silent where the engine failed or gave no finite sound, and how
@@ -68,11 +68,11 @@ def measure(
 
     Args:
       predictions: clips in [-1, 1].
-      targets: as many, of the same length.
-      sample_rate: in Hz.
-      chosen: from `distances.names()`.
+      targets: as many clips of the same length.
+      sample_rate: sample rate, in Hz.
+      chosen: names from `distances.names()`.
       at_once: clips of a call, so that memory does not grow with their number.
-      label: of a progress bar, none when empty.
+      label: label of a progress bar, none when empty.
 
     Returns:
       `[batch]` by name.

@@ -40,8 +40,8 @@ class Sweep:
       config: what trials start from.
       space: what differs among them.
       out: folder of the sweep.
-      trials: how many trials all processes run together, over all calls.
-      start: how many of them are Sobol points.
+      trials: number of trials that all processes run together, over all calls.
+      start: number of trials that are Sobol points.
       seeds: seeds of a trial's population; the config's own when empty.
     """
 
@@ -59,11 +59,7 @@ class Sweep:
 
 
 def read_space(path: str, config: Config) -> Space:
-    """Reads a search space.
-
-    Args:
-      path: a Python file with `get_space()`.
-      config: whose fields it may name.
+    """Reads a search space: a Python file with `get_space()`.
 
     Returns:
       Distributions by dotted field.
@@ -104,8 +100,8 @@ def sobol_point(space: Space, number: int, seed: int) -> dict[str, Any]:
 
     Args:
       space: distributions by name.
-      number: from 0.
-      seed: of the scrambling.
+      number: number of the point, from 0.
+      seed: seed of the scrambling.
 
     Returns:
       A value for every name.

@@ -208,9 +208,6 @@ def _score(
 def train(config: Config) -> pathlib.Path:
     """Trains the estimator of a config to its end.
 
-    Args:
-      config: an experiment of sound matching.
-
     Returns:
       The run directory.
 

@@ -67,7 +67,7 @@ def write_means(
     """Writes the means of the latest steps' metrics, checked to be finite.
 
     Args:
-      writer: of the run's metrics.
+      writer: writer of the run's metrics.
       step: number of the last of these steps.
       latest: metrics of each step. All have loss and grad_norm.
       times: speed and the like, written as they are.
@@ -117,7 +117,7 @@ def train(
 
     Args:
       run: the run directory.
-      saved: its checkpoints, see `resume`.
+      saved: checkpoints of the run, see `resume`.
       state: all that a checkpoint holds, before the first of the steps.
       steps: numbers of the steps to take, counted from 1.
       batches: pairs of a position and a batch, one for each step.
@@ -132,7 +132,7 @@ def train(
       validate_every: epochs between validations; one follows the last step.
       log_every: steps from one record of the metrics to the next.
       checkpoint_minutes: minutes until a state is saved without validation.
-      examples: how many presets or sounds a step sees.
+      examples: number of presets or sounds that a step sees.
       unit: what those are called, "presets" or "sounds".
 
     Raises:

@@ -37,11 +37,11 @@ class Result:
     """What became of a member.
 
     Attributes:
-      run: its run directory.
-      seed: its seed.
-      learning_rate: its learning rate.
+      run: run directory of the member.
+      seed: seed of the member.
+      learning_rate: learning rate of the member.
       mrr: mean reciprocal rank of its best validation, NaN without one.
-      step: when that was.
+      step: step of the best validation.
       diverged: step at which it ceased to be finite, None if it never did.
     """
 

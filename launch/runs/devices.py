@@ -223,7 +223,8 @@ def keep_programs(folder: pathlib.Path) -> None:
     Args:
       folder: where they are kept.
     """
-    if jax.config.read("jax_compilation_cache_dir"):
+    config: Any = jax.config  # its type lists no fields
+    if config.jax_compilation_cache_dir:
         return
     kind = hashlib.sha256(repr(processor()).encode()).hexdigest()[:8]
     folder = folder / f"{platform.machine()}-{kind}"

@@ -32,12 +32,6 @@ from proxy.space import ParameterSpace
 _BLOCK = 64
 
 
-def proxy_variables(state: objective.TrainState) -> dict[str, Any]:
-    """Params, averaged where they were, and batch statistics of a proxy."""
-    params = state.params if state.average is None else state.average
-    return {"params": params, "batch_stats": state.batch_stats}
-
-
 @dataclasses.dataclass(frozen=True)
 class ProxyRun:
     """A finished or unfinished run of a proxy, opened for reading.
@@ -56,8 +50,10 @@ class ProxyRun:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The encoder's variables for `encoder.apply`."""
-        return proxy_variables(self.state)
+        """For `encoder.apply`; its parameters averaged, where they were."""
+        state = self.state
+        params = state.params if state.average is None else state.average
+        return {"params": params, "batch_stats": state.batch_stats}
 
 
 def open_proxy(run: str | os.PathLike[str], which: str = "best") -> ProxyRun:

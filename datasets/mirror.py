@@ -125,12 +125,7 @@ def there(
     with _explained(place):
         root = _root(place, name)
         names = {p.name for p in root.iterdir()} if root.exists() else set()
-    return {
-        (split, shard)
-        for split, _ in spec.splits
-        for shard in range(spec.num_shards(split))
-        if spec.filename(split, shard) in names
-    }
+    return {pair for pair in spec.shards if spec.filename(*pair) in names}
 
 
 def fetch(
@@ -203,20 +198,15 @@ def store(
     Raises:
       ShardError: when the mirror cannot be written.
     """
-    missing = set(shards.missing(directory, spec))
-    known = there(place, directory.name, spec)
-    copied = 0
-    for split, _ in spec.splits:
-        for shard in range(spec.num_shards(split)):
-            if (split, shard) in missing | known:
-                continue
-            path = directory / spec.filename(split, shard)
-            with _explained(place):
-                root = _root(place, directory.name)
-                for file in (shards.check_path(path), path):
-                    _copy(epath.Path(file), root / file.name)
-            copied += 1
-    return copied
+    finished = set(spec.shards) - set(shards.missing(directory, spec))
+    new = sorted(finished - there(place, directory.name, spec))
+    for pair in new:
+        path = directory / spec.filename(*pair)
+        with _explained(place):
+            root = _root(place, directory.name)
+            for file in (shards.check_path(path), path):
+                _copy(epath.Path(file), root / file.name)
+    return len(new)
 
 
 @contextlib.contextmanager

@@ -349,24 +349,20 @@ def set_aside(directory: pathlib.Path, spec: DataSpec) -> list[dict[str, Any]]:
       spec.sampling)`.
     """
     absent = set(shards.missing(directory, spec))
-    found = []
-    for split, _ in spec.splits:
-        for shard in range(spec.num_shards(split)):
-            if (split, shard) in absent:
-                continue
-            path = directory / spec.filename(split, shard)
-            check = shards.read_check(path, spec, split, shard)
-            found += [
-                {
-                    "split": split,
-                    "shard": shard,
-                    "row": row,
-                    "attempt": attempt,
-                    "reason": reason,
-                }
-                for row, attempt, reason in check.get("set_aside", ())
-            ]
-    return found
+    return [
+        {
+            "split": split,
+            "shard": shard,
+            "row": row,
+            "attempt": attempt,
+            "reason": reason,
+        }
+        for split, shard in spec.shards
+        if (split, shard) not in absent
+        for row, attempt, reason in shards.read_check(
+            directory / spec.filename(split, shard), spec, split, shard
+        ).get("set_aside", ())
+    ]
 
 
 def _write_set_aside(directory: pathlib.Path, spec: DataSpec) -> None:
@@ -424,11 +420,7 @@ def share(
     """
     if num_tasks < 1 or not 0 <= task < num_tasks:
         raise ValueError(f"task is {task}, need 0 <= task < {num_tasks}")
-    everything = [
-        (split, shard)
-        for split, _ in spec.splits
-        for shard in range(spec.num_shards(split))
-    ]
+    everything = spec.shards
     chosen = sorted(set(range(len(everything)) if numbers is None else numbers))
     for number in chosen:
         if number >= len(everything):
@@ -498,7 +490,7 @@ def build(
             path = directory / spec.filename(split, number)
             shards.read_check(path, spec, split, number)
     todo = [pair for pair in chosen if pair in absent]
-    done = _Done()
+    done: list[_Shard] = []
     if todo:
         renderer, embed = make_renderer(), make_embed()
         _check(spec, renderer, presets, names)
@@ -523,11 +515,10 @@ def build(
                 blocks = _embedded(spec, rendered, embed, in_flight, embedding)
                 for shard, rows, *block in blocks:
                     last = _write(spec, names, shard, rows, *block)
-                    done.rows += len(rows)
                     bar.update(len(rows))
                     if last:
-                        done.count(shard)
-                        left = len(todo) - done.built
+                        done.append(shard)
+                        left = len(todo) - len(done)
                         _describe(bar, spec, len(chosen) - left, len(chosen))
 
             # First what nobody else is at. Then what others were at, one by
@@ -542,35 +533,19 @@ def build(
     if shards.write_metadata(directory, spec):
         for path in directory.glob(".*.lock"):
             path.unlink(missing_ok=True)
+    redrawn, aside = collections.Counter[str](), collections.Counter[str]()
+    for shard in done:
+        redrawn.update(shard.redrawn)
+        aside.update(reason for *_, reason in shard.aside)
     return Report(
-        built=done.built,
-        present=len(chosen) - done.built,
+        built=len(done),
+        present=len(chosen) - len(done),
         missing=left,
-        rows=done.rows,
-        redrawn=dict(sorted(done.redrawn.items())),
+        rows=sum(len(shard.rows) for shard in done),
+        redrawn=dict(sorted(redrawn.items())),
         seconds=time.monotonic() - started,
-        set_aside=dict(sorted(done.aside.items())),
+        set_aside=dict(sorted(aside.items())),
     )
-
-
-@dataclasses.dataclass
-class _Done:
-    """What was built so far."""
-
-    built: int = 0
-    rows: int = 0
-    redrawn: collections.Counter[str] = dataclasses.field(
-        default_factory=collections.Counter
-    )
-    aside: collections.Counter[str] = dataclasses.field(
-        default_factory=collections.Counter
-    )
-
-    def count(self, shard: _Shard) -> None:
-        """Counts a finished shard."""
-        self.built += 1
-        self.redrawn.update(shard.redrawn)
-        self.aside.update(reason for *_, reason in shard.aside)
 
 
 def _bar(

@@ -123,6 +123,15 @@ class DataSpec:
             )
         return sizes[split]
 
+    @property
+    def shards(self) -> list[tuple[str, int]]:
+        """(split, number in that split) of every shard."""
+        return [
+            (split, number)
+            for split, _ in self.splits
+            for number in range(self.num_shards(split))
+        ]
+
     def num_shards(self, split: str) -> int:
         """Number of shards of a split."""
         return -(-self.rows(split) // self.shard_size)

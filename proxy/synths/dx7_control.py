@@ -483,12 +483,8 @@ def increments(
     # A product of 35 bits, of which the lowest 14 are dropped.
     upper, lower = slope >> 14, slope & 0x3FFF
     exact = near + upper * between + ((lower * between) >> 14)
-    octaves = 20 - (pitch >> 24)
-    return jnp.where(
-        octaves < 0,
-        exact << jnp.clip(-octaves, 0, 31),
-        exact >> jnp.clip(octaves, 0, 31),
-    )
+    # Beyond 2^20 Hz the shift turns negative, and a CPU takes it modulo 32.
+    return exact >> ((20 - (pitch >> 24)) & 31)
 
 
 def attenuation(

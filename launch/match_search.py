@@ -7,7 +7,7 @@ the distance `a_mean` scores them:
 2. neighbours: the bank's presets with the nearest embeddings;
 3. gradient: descent from the best so far through the frozen proxy;
 4. evolution: rounds of two kinds. Genetic ones vary and cross the best
-   presets (`matching.refine.propose`); rounds of CMA-ES (the library `cma`)
+   presets (`proxy.priors.propose`); rounds of CMA-ES (the library `cma`)
    polish a few numerical parameters of the best. The kind that gained more
    goes on;
 5. ranking: the best are rendered again and ordered by `a_mean` itself.
@@ -30,6 +30,7 @@ from jaxtyping import Bool, Float
 from datasets import engines, precompute
 from launch.match_setup import Setup
 from matching import distances, refine
+from proxy import priors
 from proxy.space import ParameterSpace
 
 STAGES = ("estimator", "neighbours", "gradient", "evolution", "ranking")
@@ -367,7 +368,7 @@ def _genetic(judge: Judge, parents: np.ndarray, key: jax.Array) -> np.ndarray:
             break
         padded = np.resize(parents, (options.parents, parents.shape[1]))
         children = np.asarray(
-            refine.propose(part, jnp.asarray(padded), space, 48)
+            priors.propose(part, jnp.asarray(padded), space, 48)
         )
         found = np.concatenate([scores, judge.score(children)])
         everyone = np.concatenate([parents, children])

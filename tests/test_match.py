@@ -20,7 +20,7 @@ from launch import match as command
 from launch import match_search as searching
 from launch import match_setup as setups
 from matching import distances, refine
-from proxy import spaces
+from proxy import priors, spaces
 
 SPACE = spaces.get("dexed")
 RATE = 44_100
@@ -223,7 +223,7 @@ def test_warming_up_compiles_all_that_a_search_needs(setup, target):
     searching.warm_up(setup, length, options)
     names = ("_quick", "_goal")
     compiled: list[Any] = [getattr(searching, name)(8, RATE) for name in names]
-    others: list[Any] = [refine.propose, refine.descend, distances._measure]
+    others: list[Any] = [priors.propose, refine.descend, distances._measure]
     before = [f._cache_size() for f in (*compiled, *others)]
     options = dataclasses.replace(OPTIONS, nearest=32)
     searching.search(setup, target[:length], NOTE, HOLD, options)

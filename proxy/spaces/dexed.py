@@ -3,10 +3,16 @@
 Six operators with the same 22 parameters each; operator 1 alone has its
 output level up by default. Broadband carriers are rare among random FM
 patches, so ratios and fixed-frequency mode are sampled with weights.
+
+An algorithm says which operator modulates which, and which are heard.
 """
 
+import itertools
+
 from proxy.space import (
+    Pairs,
     Parameter,
+    Routing,
     binary,
     categorical,
     numerical,
@@ -82,7 +88,62 @@ def _operator(number: int) -> list[Parameter]:
     ]
 
 
+# The DX7's 32 algorithms: chains of operators that modulate the next one; the
+# operators that are heard; which one feeds back into which.
+_ALGORITHMS = (
+    ("2>1 6>5>4>3", "13", "6>6"),
+    ("2>1 6>5>4>3", "13", "2>2"),
+    ("3>2>1 6>5>4", "14", "6>6"),
+    ("3>2>1 6>5>4", "14", "4>6"),
+    ("2>1 4>3 6>5", "135", "6>6"),
+    ("2>1 4>3 6>5", "135", "5>6"),
+    ("2>1 4>3 6>5>3", "13", "6>6"),
+    ("2>1 4>3 6>5>3", "13", "4>4"),
+    ("2>1 4>3 6>5>3", "13", "2>2"),
+    ("3>2>1 5>4 6>4", "14", "3>3"),
+    ("3>2>1 5>4 6>4", "14", "6>6"),
+    ("2>1 4>3 5>3 6>3", "13", "2>2"),
+    ("2>1 4>3 5>3 6>3", "13", "6>6"),
+    ("2>1 4>3 5>4 6>4", "13", "6>6"),
+    ("2>1 4>3 5>4 6>4", "13", "2>2"),
+    ("2>1 4>3>1 6>5>1", "1", "6>6"),
+    ("2>1 4>3>1 6>5>1", "1", "2>2"),
+    ("2>1 3>1 6>5>4>1", "1", "3>3"),
+    ("3>2>1 6>4 6>5", "145", "6>6"),
+    ("3>1 3>2 5>4 6>4", "124", "3>3"),
+    ("3>1 3>2 6>4 6>5", "1245", "3>3"),
+    ("2>1 6>3 6>4 6>5", "1345", "6>6"),
+    ("3>2 6>4 6>5", "1245", "6>6"),
+    ("6>3 6>4 6>5", "12345", "6>6"),
+    ("6>4 6>5", "12345", "6>6"),
+    ("3>2 5>4 6>4", "124", "6>6"),
+    ("3>2 5>4 6>4", "124", "3>3"),
+    ("2>1 5>4>3", "136", "5>5"),
+    ("4>3 6>5", "1235", "6>6"),
+    ("5>4>3", "1236", "5>5"),
+    ("6>5", "12345", "6>6"),
+    ("", "123456", "6>6"),
+)
+
+
+def _pairs(chains: str) -> Pairs:
+    """Pairs of neighbours in chains of operators, numbered from 0."""
+    paths = [[int(n) - 1 for n in c.split(">")] for c in chains.split()]
+    return tuple(pair for path in paths for pair in itertools.pairwise(path))
+
+
+_ROUTING = Routing(
+    parameter="algorithm",
+    modules=tuple(f"op{number}" for number in range(1, 7)),
+    edges=tuple(_pairs(chains) for chains, _, _ in _ALGORITHMS),
+    loops=tuple(_pairs(loop) for _, _, loop in _ALGORITHMS),
+    outputs=tuple(
+        tuple(int(n) - 1 for n in carriers) for _, carriers, _ in _ALGORITHMS
+    ),
+)
+
 SPACE = space(
     "dexed",
     _GLOBAL + [p for number in range(1, 7) for p in _operator(number)],
+    routing=_ROUTING,
 )

@@ -22,7 +22,7 @@ import dataclasses
 import functools
 import hashlib
 import math
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,7 @@ def _namespace(x: Any) -> Any:
     return jnp if isinstance(x, jax.Array) else np
 
 
+@runtime_checkable
 class Prior(Protocol):
     """What every prior has."""
 
@@ -201,24 +202,6 @@ def _decisions(space: ParameterSpace) -> dict[str, int]:
     }
 
 
-@functools.lru_cache
-def _places(space: ParameterSpace) -> tuple[np.ndarray, np.ndarray]:
-    """Which node a column belongs to, if any, and columns of each node.
-
-    Returns:
-      `[parameters]`, the node, -1 for none; `[nodes, parameters]`, for each
-      column of a node the one in its place in another node.
-    """
-    node = np.full(space.num_used, -1)
-    columns = [space.module_columns[module] for module in space.nodes]
-    twins = np.tile(np.arange(space.num_used), (len(columns), 1))
-    for own, mine in enumerate(columns):
-        node[mine] = own
-        for other, theirs in enumerate(columns):
-            twins[other, mine] = theirs
-    return node, twins
-
-
 def _sources(
     child: Any, donor: Any, given: Any, place: Any, space: ParameterSpace
 ) -> Any:
@@ -245,9 +228,9 @@ def _sources(
     nodes = xp.arange(len(space.nodes))
     stay = (count == 0) | xp.diagonal(same, axis1=-2, axis2=-1)
     chosen = xp.where(stay, nodes, chosen)
-    node, twins = _places(space)
+    node, counterparts = space.node_columns
     return xp.where(
-        node >= 0, xp.asarray(twins)[chosen[..., node], own], own
+        node >= 0, xp.asarray(counterparts)[chosen[..., node], own], own
     )
 
 
@@ -719,13 +702,13 @@ def fit(
     steps = _grid(space, presets)
     sizes = [len(p.values or ()) for p in space.used]
     sizes = np.where(steps > 0, steps.astype(int) + 1, sizes)
-    values = _step_values(space, steps, sizes.max())
+    values = _step_values(space, steps, int(sizes.max()))
     known = np.arange(sizes.max()) < sizes[:, None]
     step = _step_of(presets, values, known)
     default = _step_of(space.defaults[None], values, known)[0]
     weights = np.zeros(values.shape, np.uint8)
     cells = np.zeros(values.shape, np.uint8)
-    for column, size in enumerate(sizes):
+    for column, size in enumerate(sizes.tolist()):
         count = np.bincount(step[:, column], minlength=size)
         kept = {0, int(default[column]), size - 1}
         most = levels
@@ -774,7 +757,7 @@ def _mixture_of_trees(
     member = np.eye(components, dtype=np.float32)[(one_hot @ few.T).argmax(1)]
     trees: list[tuple[np.ndarray, list[np.ndarray]]] = []
     shares = np.ones(components)
-    for turn in range(rounds if components > 1 else 1):
+    for _ in range(rounds if components > 1 else 1):
         shares = (member.sum(0) + 1) / (len(state) + components)
         trees = [
             _tree(one_hot, weight, overall, counts, smoothing)
@@ -783,7 +766,6 @@ def _mixture_of_trees(
         joint = np.log(shares) + np.stack(
             [_tree_log_prob(state, *tree) for tree in trees], axis=-1
         )
-        del turn
         joint -= np.logaddexp.reduce(joint, axis=1, keepdims=True)
         member = np.exp(joint).astype(np.float32)
     return (

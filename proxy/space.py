@@ -203,6 +203,8 @@ class Routing:
         no cycles.
       loops: pairs (source, target) that feed back.
       outputs: nodes that are heard themselves; the others modulate.
+      feedback: name of the numerical parameter that is 0 where loops do
+        nothing.
     """
 
     parameter: str
@@ -210,6 +212,7 @@ class Routing:
     edges: tuple[Pairs, ...]
     loops: tuple[Pairs, ...]
     outputs: tuple[tuple[int, ...], ...]
+    feedback: str
 
     def _matrices(self, pairs: tuple[Pairs, ...]) -> np.ndarray:
         size = len(self.modules)
@@ -337,6 +340,7 @@ class ParameterSpace:
 
     def _check_routing(self, routing: Routing) -> None:
         chooser = self.used[self.index(routing.parameter)]
+        self.index(routing.feedback)
         count = len(chooser.values or ())
         tables = (routing.edges, routing.loops, routing.outputs)
         if any(len(table) != count for table in tables):
@@ -568,7 +572,7 @@ class ParameterSpace:
     def module_columns(self) -> tuple[np.ndarray, ...]:
         """Columns of a preset that each module consists of, in table order."""
         numbers = range(len(self.module_names))
-        return tuple(_index(list(self.modules == m)) for m in numbers)
+        return tuple(_index((self.modules == m).tolist()) for m in numbers)
 
     @functools.cached_property
     def layouts(self) -> tuple[tuple[int, ...], ...]:
@@ -594,6 +598,24 @@ class ParameterSpace:
         """The modules that are nodes of the routing, none without one."""
         names = () if self.routing is None else self.routing.modules
         return tuple(self.module_names.index(name) for name in names)
+
+    @functools.cached_property
+    def node_columns(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which node a column belongs to, and its counterparts in the others.
+
+        Returns:
+          `[parameters]`, the node, -1 for none; `[nodes, parameters]`, the
+          column in a column's place in another node, itself for none.
+        """
+        node = np.full(self.num_used, -1, np.int32)
+        columns = [self.module_columns[module] for module in self.nodes]
+        own = np.arange(self.num_used, dtype=np.int32)
+        counterparts = np.tile(own, (len(columns), 1))
+        for number, mine in enumerate(columns):
+            node[mine] = number
+            for other, theirs in enumerate(columns):
+                counterparts[other, mine] = theirs
+        return node, counterparts
 
     def graph(self, relaxed: Float[Any, "*batch width"]) -> Graph:
         """The routing of relaxed presets, expected over its categories.

@@ -663,7 +663,7 @@ def fit(
     presets: Float[np.ndarray, "presets parameters"],
     space: ParameterSpace,
     *,
-    components: int = 4,
+    components: int = 2,
     levels: int = 16,
     smoothing: float = 2.0,
     rounds: int = 20,

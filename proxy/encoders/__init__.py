@@ -17,7 +17,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from proxy.encoders import gru, mlp, transformer
+from proxy.encoders import gru, mlp, modules, transformer
 from proxy.space import ParameterSpace
 
 _ENCODERS: dict[str, type[nn.Module]] = {
@@ -29,6 +29,7 @@ _ENCODERS: dict[str, type[nn.Module]] = {
     "hn_ptgru": gru.TokenGRUHighway,
     "gru_oh": gru.GRU,
     "tfm": transformer.Transformer,
+    "modules": modules.Modules,
 }
 
 

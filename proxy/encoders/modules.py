@@ -1,0 +1,244 @@
+"""Encoders that know modules: what belongs together, and what feeds what.
+
+A synthesizer is made of modules: operators, envelopes, oscillators. Modules
+of the same layout (`ParameterSpace.layouts`) do the same thing, so they share
+a network here; and where a space has a routing (`ParameterSpace.graph`),
+modules send each other messages along it, and those that are heard are summed,
+so that it does not matter which of two operators does a job.
+
+* `modules`: dense layers on what the modules say;
+* `modules_tfm`: a transformer over one token for each module.
+
+Numerical values are read as piecewise-linear functions of themselves
+(Gorishniy et al. 2022, "On embeddings for numerical features in deep
+learning", https://arxiv.org/abs/2203.05556, section 3.1, in the basis of hat
+functions), so that a layer can bend anywhere.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from proxy.encoders import inputs, mlp, transformer
+from proxy.encoders.transformer import LayerNorm
+from proxy.space import ParameterSpace
+
+# A stepped parameter of at most so many values has a knot at each.
+_STEPS = 64
+
+
+@functools.lru_cache
+def _layout(
+    space: ParameterSpace, modules: tuple[int, ...], knots: int
+) -> dict[str, np.ndarray]:
+    """Where the features of modules of one layout come from.
+
+    Returns:
+      "plain" `[modules, values]`, positions in a relaxed preset of what is
+      read as it is: probabilities, switches, and numerical values as well;
+      "bent" `[modules, hats]`, positions of the numerical value that a hat
+      function is of; its "left", "centre" and "right" `[hats]`.
+    """
+    starts = inputs.table_order(space)
+    sizes = np.ones(space.num_used, int)
+    sizes[space.categorical] = space.cardinalities
+    offsets = np.cumsum(
+        np.append(0, sizes[np.argsort(starts, kind="stable")])
+    )[:-1][starts]
+    plain, bent = [], []
+    for module in modules:
+        columns = space.module_columns[module]
+        plain.append(
+            [offsets[c] + i for c in columns for i in range(sizes[c])]
+        )
+        bent.append([])
+        for column in columns:
+            knotted = _knots(space, column, knots)
+            bent[-1] += [offsets[column]] * len(knotted)
+    hats = []
+    for column in space.module_columns[modules[0]]:
+        at = _knots(space, column, knots)
+        outer = np.concatenate([at[:1] - 1, at, at[-1:] + 1])
+        hats += list(zip(outer[:-2], at, outer[2:], strict=True))
+    left, centre, right = np.array(hats, np.float32).reshape(-1, 3).T
+    return {
+        "plain": np.array(plain, np.int32),
+        "bent": np.array(bent, np.int32),
+        "left": left,
+        "centre": centre,
+        "right": right,
+    }
+
+
+def _knots(space: ParameterSpace, column: int, knots: int) -> np.ndarray:
+    """Places where a numerical parameter's function bends, else none."""
+    parameter = space.used[column]
+    if parameter.kind != "numerical":
+        return np.zeros(0)
+    if parameter.interval is not None:
+        return np.linspace(*parameter.interval, knots)
+    values = np.array(parameter.values)
+    if len(values) <= _STEPS:
+        return values
+    return np.linspace(values[0], values[-1], knots)
+
+
+def features(
+    relaxed: Float[Array, "batch width"],
+    space: ParameterSpace,
+    modules: tuple[int, ...],
+    knots: int,
+) -> Float[Array, "batch modules features"]:
+    """What the network of a layout sees of its modules.
+
+    Args:
+      relaxed: relaxed presets.
+      space: their space.
+      modules: numbers of modules of one layout.
+      knots: of a continuous parameter, evenly spaced in its interval; a
+        stepped one has a knot at each of its values.
+
+    Returns:
+      Every value and probability of a module, and the hat functions of its
+      numerical values: 1 at their own knot, 0 at the others, linear between.
+    """
+    table = _layout(space, modules, knots)
+    plain = relaxed[:, table["plain"]]
+    x = relaxed[:, table["bent"]]
+    left, centre, right = (
+        jnp.asarray(table[name], x.dtype)
+        for name in ("left", "centre", "right")
+    )
+    rising, falling = (x - left) / (centre - left), (right - x) / (
+        right - centre
+    )
+    hats = jnp.maximum(jnp.minimum(rising, falling), 0)
+    return jnp.concatenate([plain, hats], axis=-1)
+
+
+class ModuleTokens(nn.Module):
+    """One token for each module, from a network that its layout shares.
+
+    Attributes:
+      space: the parameter space.
+      features: size of a token.
+      knots: see `features`.
+      dtype: compute type, that of weights and input when None.
+    """
+
+    space: ParameterSpace
+    features: int
+    knots: int
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self, relaxed: Float[Array, "batch width"]
+    ) -> Float[Array, "batch modules features"]:
+        """Tokens in the order of `ParameterSpace.module_names`."""
+        parts = []
+        for number, alike in enumerate(self.space.layouts):
+            x = features(relaxed, self.space, alike, self.knots)
+            parts.append(
+                nn.Dense(
+                    self.features,
+                    kernel_init=mlp.KAIMING,
+                    dtype=self.dtype,
+                    name=f"layout_{number}",
+                )(x)
+            )
+        order = np.argsort(np.concatenate(self.space.layouts))
+        return jnp.concatenate(parts, axis=1)[:, order]
+
+
+class Modules(nn.Module):
+    """`modules`: shared networks, messages along the graph, dense layers.
+
+    Attributes:
+      space: the parameter space.
+      dimension: size of the embedding.
+      hidden: size of the dense layers behind.
+      blocks: number of residual blocks of two dense layers each.
+      token: size of what is known of a module.
+      hops: how often modules send messages, where there is a graph.
+      knots: see `features`.
+      axis_name: unused: nothing here looks at more than one preset.
+      dtype: compute type, that of weights and input when None.
+    """
+
+    space: ParameterSpace
+    dimension: int
+    hidden: int = 512
+    blocks: int = 2
+    token: int = 192
+    hops: int = 3
+    knots: int = 17
+    axis_name: str | None = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self, relaxed: Float[Array, "batch width"], *, train: bool = False
+    ) -> Float[Array, "batch embedding"]:
+        """Embeds relaxed presets.
+
+        Args:
+          relaxed: presets as `space.to_relaxed` encodes them.
+          train: changes nothing.
+
+        Returns:
+          Predicted audio embeddings.
+
+        Raises:
+          ValueError: when the last axis is not the space's width.
+        """
+        del train
+        inputs.check(relaxed, self.space)
+
+        def dense(size: int, name: str, **options: Any) -> nn.Dense:
+            return nn.Dense(
+                size,
+                kernel_init=mlp.KAIMING,
+                dtype=self.dtype,
+                name=name,
+                **options,
+            )
+
+        tokens = ModuleTokens(
+            self.space, self.token, self.knots, self.dtype, name="tokens"
+        )(relaxed)
+        nodes = list(self.space.nodes)
+        others = np.setdiff1d(np.arange(tokens.shape[1]), nodes)
+        rest = nn.relu(tokens[:, others]).reshape(len(tokens), -1)
+        x = rest
+        if nodes:
+            graph = self.space.graph(relaxed.astype(tokens.dtype))
+            own = tokens[:, nodes]
+            own += dense(self.token, "context")(rest)[:, None]
+            outputs = graph.outputs[..., None]
+            looped = graph.loops.sum(-1)[..., None]
+            roles = jnp.concatenate([outputs, looped], axis=-1)
+            own = nn.relu(own + dense(self.token, "roles")(roles))
+            for hop in range(self.hops):
+                y = LayerNorm(name=f"norm_{hop}")(own)
+                sent = dense(2 * self.token, f"send_{hop}", use_bias=False)(y)
+                along, back = jnp.split(sent, 2, axis=-1)
+                y = dense(self.token, f"keep_{hop}")(y)
+                y += jnp.einsum("bst,bsf->btf", graph.edges, along)
+                y += jnp.einsum("bst,bsf->btf", graph.loops, back)
+                own += dense(self.token, f"update_{hop}")(nn.relu(y))
+            heard = (own * outputs).sum(1)
+            modulating = (own * (1 - outputs)).sum(1)
+            x = jnp.concatenate([heard, modulating, rest], axis=-1)
+        x = dense(self.hidden, "mix")(x)
+        for block in range(self.blocks):
+            y = nn.relu(LayerNorm(name=f"block_norm_{block}")(x))
+            y = nn.relu(dense(self.hidden, f"inner_{block}")(y))
+            x += dense(self.hidden, f"outer_{block}")(y)
+        x = nn.relu(LayerNorm(name="norm")(x))
+        return mlp.head(x, self.dimension, self.dtype)

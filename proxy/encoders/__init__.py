@@ -8,7 +8,8 @@ Every encoder is a Linen module with the same face:
         variables, relaxed, train=True, mutable=["batch_stats"]
     )
 
-The names and default sizes are the paper's.
+The names and default sizes are the paper's, but for `modules` and
+`modules_tfm`, which are not in it.
 """
 
 import dataclasses
@@ -30,6 +31,7 @@ _ENCODERS: dict[str, type[nn.Module]] = {
     "gru_oh": gru.GRU,
     "tfm": transformer.Transformer,
     "modules": modules.Modules,
+    "modules_tfm": modules.ModuleTransformer,
 }
 
 

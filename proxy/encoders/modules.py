@@ -19,14 +19,13 @@ import functools
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from proxy.encoders import inputs, mlp, transformer
 from proxy.encoders.transformer import LayerNorm
-from proxy.space import ParameterSpace
+from proxy.space import Graph, ParameterSpace
 
 # A stepped parameter of at most so many values has a knot at each.
 _STEPS = 64
@@ -44,27 +43,22 @@ def _layout(
       "bent" `[modules, hats]`, positions of the numerical value that a hat
       function is of; its "left", "centre" and "right" `[hats]`.
     """
-    starts = inputs.table_order(space)
-    sizes = np.ones(space.num_used, int)
-    sizes[space.categorical] = space.cardinalities
-    offsets = np.cumsum(
-        np.append(0, sizes[np.argsort(starts, kind="stable")])
-    )[:-1][starts]
-    plain, bent = [], []
-    for module in modules:
-        columns = space.module_columns[module]
-        plain.append(
-            [offsets[c] + i for c in columns for i in range(sizes[c])]
-        )
-        bent.append([])
-        for column in columns:
-            knotted = _knots(space, column, knots)
-            bent[-1] += [offsets[column]] * len(knotted)
-    hats = []
-    for column in space.module_columns[modules[0]]:
-        at = _knots(space, column, knots)
-        outer = np.concatenate([at[:1] - 1, at, at[-1:] + 1])
-        hats += list(zip(outer[:-2], at, outer[2:], strict=True))
+    slots, real = inputs.padded_slots(space)
+    columns = [space.module_columns[module].tolist() for module in modules]
+    knotted = [_knots(space, column, knots) for column in columns[0]]
+    plain = [
+        np.concatenate([slots[column][real[column]] for column in own])
+        for own in columns
+    ]
+    bent = [
+        np.repeat(slots[own, 0], [len(at) for at in knotted]) for own in columns
+    ]
+    hats = [
+        hat
+        for at in knotted
+        for outer in [np.concatenate([at[:1] - 1, at, at[-1:] + 1])]
+        for hat in zip(outer[:-2], at, outer[2:], strict=True)
+    ]
     left, centre, right = np.array(hats, np.float32).reshape(-1, 3).T
     return {
         "plain": np.array(plain, np.int32),
@@ -114,8 +108,9 @@ def features(
         jnp.asarray(table[name], x.dtype)
         for name in ("left", "centre", "right")
     )
-    rising, falling = (x - left) / (centre - left), (right - x) / (
-        right - centre
+    rising, falling = (
+        (x - left) / (centre - left),
+        (right - x) / (right - centre),
     )
     hats = jnp.maximum(jnp.minimum(rising, falling), 0)
     return jnp.concatenate([plain, hats], axis=-1)
@@ -221,9 +216,7 @@ class Modules(nn.Module):
             own = tokens[:, nodes]
             own += dense(self.token, "context")(rest)[:, None]
             outputs = graph.outputs[..., None]
-            looped = graph.loops.sum(-1)[..., None]
-            roles = jnp.concatenate([outputs, looped], axis=-1)
-            own = nn.relu(own + dense(self.token, "roles")(roles))
+            own = nn.relu(own + dense(self.token, "roles")(_roles(graph)))
             for hop in range(self.hops):
                 y = LayerNorm(name=f"norm_{hop}")(own)
                 sent = dense(2 * self.token, f"send_{hop}", use_bias=False)(y)
@@ -242,3 +235,111 @@ class Modules(nn.Module):
             x += dense(self.hidden, f"outer_{block}")(y)
         x = nn.relu(LayerNorm(name="norm")(x))
         return mlp.head(x, self.dimension, self.dtype)
+
+
+class ModuleTransformer(nn.Module):
+    """`modules_tfm`: a transformer over one token for each module.
+
+    Where the space has a routing, attention is biased, differently in each
+    block and head, to what feeds a module, to what it feeds, and to what is
+    heard (as Ying et al. 2021, "Do transformers really perform badly for graph
+    representation?", https://arxiv.org/abs/2106.05234, section 3.1.2, bias
+    it by distance). Modules outside the routing have learned positions.
+
+    Attributes:
+      space: the parameter space.
+      dimension: size of the embedding.
+      hidden: size of a token.
+      blocks: number of blocks.
+      heads: number of attention heads.
+      factor: size of a block's ReLU network over that of a token.
+      knots: see `features`.
+      axis_name: unused: nothing here looks at more than one preset.
+      dtype: compute type, that of weights and input when None.
+    """
+
+    space: ParameterSpace
+    dimension: int
+    hidden: int = 256
+    blocks: int = 4
+    heads: int = 8
+    factor: float = 4.0
+    knots: int = 17
+    axis_name: str | None = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self, relaxed: Float[Array, "batch width"], *, train: bool = False
+    ) -> Float[Array, "batch embedding"]:
+        """Embeds relaxed presets; as `Modules.__call__`.
+
+        Raises:
+          ValueError: when the last axis is not the space's width, or the
+            token size is not a multiple of the number of heads.
+        """
+        del train
+        inputs.check(relaxed, self.space)
+        if self.hidden % self.heads:
+            raise ValueError(
+                f"modules_tfm: hidden={self.hidden} must be a multiple of "
+                f"heads={self.heads}"
+            )
+        x = ModuleTokens(
+            self.space, self.hidden, self.knots, self.dtype, name="tokens"
+        )(relaxed)
+        nodes = list(self.space.nodes)
+        others = np.setdiff1d(np.arange(x.shape[1]), nodes)
+        positions = self.param(
+            "positions", transformer.SMALL, (len(others), self.hidden)
+        )
+        x = x.at[:, others].add(positions.astype(x.dtype))
+        relations = None
+        if nodes:
+            graph = self.space.graph(relaxed)
+            role = nn.Dense(self.hidden, dtype=self.dtype, name="roles")
+            x = x.at[:, nodes].add(role(_roles(graph)))
+            relations = _relations(graph, np.array(nodes), x.shape[1])
+        first = self.param("cls", transformer.SMALL, (1, self.hidden))
+        first = jnp.broadcast_to(first, (len(x), *first.shape))
+        x = jnp.concatenate([first.astype(x.dtype), x], axis=1)
+        for block in range(self.blocks):
+            bias = None
+            if relations is not None:
+                weights = self.param(
+                    f"bias_{block}",
+                    transformer.SMALL,
+                    (relations.shape[-1], self.heads),
+                )
+                bias = jnp.einsum("bqkr,rh->bhqk", relations, weights)
+            x = transformer.TransformerBlock(
+                self.heads,
+                round(self.hidden * self.factor),
+                queries=1 if block == self.blocks - 1 else None,
+                dtype=self.dtype,
+                name=f"blocks_{block}",
+            )(x, bias)
+        x = nn.relu(LayerNorm(name="norm")(x[:, 0]))
+        return mlp.head(x, self.dimension, self.dtype)
+
+
+def _roles(graph: Graph) -> Float[Array, "batch nodes 2"]:
+    """Whether a node is heard, and whether it feeds back."""
+    return jnp.stack([graph.outputs, graph.loops.sum(-1)], axis=-1)
+
+
+def _relations(
+    graph: Graph, nodes: np.ndarray, modules: int
+) -> Float[Array, "batch tokens tokens 4"]:
+    """What one token is to another, the first token being the class token.
+
+    Asking token, asked token: the asked one feeds the asking one, is fed by
+    it, feeds back into it; and, of the class token, the asked one is heard.
+    """
+    edges, loops, outputs = graph
+    size = modules + 1
+    found = jnp.zeros((len(outputs), size, size, 4), outputs.dtype)
+    grid = (slice(None), nodes[:, None] + 1, nodes + 1)
+    for kind, relation in enumerate((edges.mT, edges, loops.mT)):
+        found = found.at[(*grid, kind)].set(relation)
+    return found.at[:, 0, nodes + 1, 3].set(outputs)

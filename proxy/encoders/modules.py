@@ -139,20 +139,70 @@ class ModuleTokens(nn.Module):
         parts = []
         for number, alike in enumerate(self.space.layouts):
             x = features(relaxed, self.space, alike, self.knots)
-            parts.append(
-                nn.Dense(
-                    self.features,
-                    kernel_init=mlp.KAIMING,
-                    dtype=self.dtype,
-                    name=f"layout_{number}",
-                )(x)
-            )
+            dense = _dense(self.features, self.dtype, f"layout_{number}")
+            parts.append(dense(x))
         order = np.argsort(np.concatenate(self.space.layouts))
         return jnp.concatenate(parts, axis=1)[:, order]
 
 
+class Messages(nn.Module):
+    """Nodes hear from what feeds them: x + network(own + messages).
+
+    A message is a linear function of its sender, one for what modulates and
+    one for what feeds back (Gilmer et al. 2017, "Neural message passing for
+    quantum chemistry", https://arxiv.org/abs/1704.01212, section 2).
+
+    Attributes:
+      dtype: compute type, that of weights and input when None.
+    """
+
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch nodes features"], graph: Graph
+    ) -> Float[Array, "batch nodes features"]:
+        """Applies the block."""
+        kinds = jnp.stack([graph.edges, graph.loops], axis=1)
+        y = LayerNorm(name="norm")(x)
+        sent = _dense(2 * x.shape[-1], self.dtype, "send", use_bias=False)(y)
+        sent = sent.reshape(*x.shape[:2], 2, -1)
+        y = _dense(x.shape[-1], self.dtype, "keep")(y)
+        y += jnp.einsum("bkst,bskf->btf", kinds.astype(y.dtype), sent)
+        return x + _dense(x.shape[-1], self.dtype, "update")(nn.relu(y))
+
+
+class ResidualBlock(nn.Module):
+    """Pre-norm block: x + two dense layers of its size.
+
+    Attributes:
+      dtype: compute type, that of weights and input when None.
+    """
+
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch features"]
+    ) -> Float[Array, "batch features"]:
+        """Applies the block."""
+        size = x.shape[-1]
+        y = nn.relu(LayerNorm(name="norm")(x))
+        y = nn.relu(_dense(size, self.dtype, "inner")(y))
+        return x + _dense(size, self.dtype, "outer")(y)
+
+
+def _dense(size: int, dtype: Any, name: str, **options: Any) -> nn.Dense:
+    return nn.Dense(
+        size, kernel_init=mlp.KAIMING, dtype=dtype, name=name, **options
+    )
+
+
 class Modules(nn.Module):
     """`modules`: shared networks, messages along the graph, dense layers.
+
+    What the nodes of a routing have become is summed, what is heard and what
+    modulates apart; what other modules say stands side by side.
 
     Attributes:
       space: the parameter space.
@@ -160,7 +210,8 @@ class Modules(nn.Module):
       hidden: size of the dense layers behind.
       blocks: number of residual blocks of two dense layers each.
       token: size of what is known of a module.
-      hops: how often modules send messages, where there is a graph.
+      hops: how often nodes send messages, where there is a routing; the
+        longest chain of a DX7 has three links.
       knots: see `features`.
       axis_name: unused: nothing here looks at more than one preset.
       dtype: compute type, that of weights and input when None.
@@ -194,16 +245,6 @@ class Modules(nn.Module):
         """
         del train
         inputs.check(relaxed, self.space)
-
-        def dense(size: int, name: str, **options: Any) -> nn.Dense:
-            return nn.Dense(
-                size,
-                kernel_init=mlp.KAIMING,
-                dtype=self.dtype,
-                name=name,
-                **options,
-            )
-
         tokens = ModuleTokens(
             self.space, self.token, self.knots, self.dtype, name="tokens"
         )(relaxed)
@@ -212,27 +253,18 @@ class Modules(nn.Module):
         rest = nn.relu(tokens[:, others]).reshape(len(tokens), -1)
         x = rest
         if nodes:
-            graph = self.space.graph(relaxed.astype(tokens.dtype))
-            own = tokens[:, nodes]
-            own += dense(self.token, "context")(rest)[:, None]
-            outputs = graph.outputs[..., None]
-            own = nn.relu(own + dense(self.token, "roles")(_roles(graph)))
+            graph = self.space.graph(relaxed)
+            context = _dense(self.token, self.dtype, "context")(rest)
+            role = _dense(self.token, self.dtype, "roles")(_roles(graph))
+            own = nn.relu(tokens[:, nodes] + context[:, None] + role)
             for hop in range(self.hops):
-                y = LayerNorm(name=f"norm_{hop}")(own)
-                sent = dense(2 * self.token, f"send_{hop}", use_bias=False)(y)
-                along, back = jnp.split(sent, 2, axis=-1)
-                y = dense(self.token, f"keep_{hop}")(y)
-                y += jnp.einsum("bst,bsf->btf", graph.edges, along)
-                y += jnp.einsum("bst,bsf->btf", graph.loops, back)
-                own += dense(self.token, f"update_{hop}")(nn.relu(y))
-            heard = (own * outputs).sum(1)
-            modulating = (own * (1 - outputs)).sum(1)
-            x = jnp.concatenate([heard, modulating, rest], axis=-1)
-        x = dense(self.hidden, "mix")(x)
+                own = Messages(self.dtype, name=f"hops_{hop}")(own, graph)
+            heard = graph.outputs[..., None].astype(own.dtype)
+            parts = [(own * heard).sum(1), (own * (1 - heard)).sum(1), rest]
+            x = jnp.concatenate(parts, axis=-1)
+        x = _dense(self.hidden, self.dtype, "mix")(x)
         for block in range(self.blocks):
-            y = nn.relu(LayerNorm(name=f"block_norm_{block}")(x))
-            y = nn.relu(dense(self.hidden, f"inner_{block}")(y))
-            x += dense(self.hidden, f"outer_{block}")(y)
+            x = ResidualBlock(self.dtype, name=f"blocks_{block}")(x)
         x = nn.relu(LayerNorm(name="norm")(x))
         return mlp.head(x, self.dimension, self.dtype)
 
@@ -297,8 +329,8 @@ class ModuleTransformer(nn.Module):
         relations = None
         if nodes:
             graph = self.space.graph(relaxed)
-            role = nn.Dense(self.hidden, dtype=self.dtype, name="roles")
-            x = x.at[:, nodes].add(role(_roles(graph)))
+            role = _dense(self.hidden, self.dtype, "roles")(_roles(graph))
+            x = x.at[:, nodes].add(role)
             relations = _relations(graph, np.array(nodes), x.shape[1])
         first = self.param("cls", transformer.SMALL, (1, self.hidden))
         first = jnp.broadcast_to(first, (len(x), *first.shape))

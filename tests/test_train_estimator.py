@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 
 from datasets import shards
-from launch import precompute
 from launch.runs import data, metrics
 from launch.runs import opened as matching_run
 from launch.train import estimator as train_estimator
 from matching import distances
 from proxy import objective
-from tests import matching
+from tests import commands, matching
 from tests.test_train import finish, parameters, start
 
 # 3 steps an epoch, 12 in all; the weights change from step 4 to 8.
@@ -252,10 +251,11 @@ def test_precompute_builds_its_data_in_parts(tmp_path) -> None:
     config = matching.match_config(tmp_path, "ploss_small", "run")
     config.shard_size = 8
     part: dict[str, Any] = {"numbers": None, "num_tasks": 2}
-    (source,) = precompute.build(config, **part, task=0)
+    build = commands.load("launch.precompute")["build"]
+    (source,) = build(config, **part, task=0)
     left = len(shards.missing(source.directory, source.spec))
     assert left > 0
-    (source,) = precompute.build(config, **part, task=1)
+    (source,) = build(config, **part, task=1)
     assert not shards.missing(source.directory, source.spec)
     assert data.matching_source(config).spec == source.spec
 

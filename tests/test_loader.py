@@ -248,6 +248,8 @@ def test_ensure_builds_then_finds(config, capfd):
     assert columns["embedding"].shape == (40, 128)
 
 
+# A library reads config files in an old way.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_verify_reads_everything_again(config, capsys):
     source = making.ensure(config).synthetic
     assert source is not None

@@ -325,7 +325,8 @@ def test_growing_workers_are_recycled(path, space, values):
     wanted = [patient.render(row) for row in leaking]
     assert patient.pool.started == 1
     patient.close()
-    strict = vst3.PluginRenderer(path, space, SHORT, max_growth=24 * 2**20)
+    strict = vst3.PluginRenderer(path, space, SHORT)
+    strict.pool.max_growth = 24 * 2**20
     for row, sound in zip(leaking, wanted, strict=True):
         np.testing.assert_array_equal(strict.render(row), sound)
     assert strict.pool.started > 1

@@ -252,10 +252,6 @@ def check_level(
 ) -> str | None:
     """Says why a clip is unfit for a data set.
 
-    Args:
-      audio: a rendered clip.
-      settings: holds the bounds of the root mean square.
-
     Returns:
       "nan" (not finite), "silent", "too loud", or None for a fit clip.
     """
@@ -358,11 +354,6 @@ def num_workers(workers: int = 0) -> int:
     return workers if workers > 0 else usable_cores()
 
 
-def names() -> tuple[str, ...]:
-    """Names of the engines that `get` knows: those of all synthesizers."""
-    return proxy.spaces.names()
-
-
 def embedded(name: str, plugin: str = "") -> bool:
     """Whether a synthesizer is rendered without a plug-in; see `get`."""
     return name == "dexed" and not plugin
@@ -371,14 +362,10 @@ def embedded(name: str, plugin: str = "") -> bool:
 def check(name: str, plugin: str = "") -> None:
     """Checks, without loading anything, that there is something to render.
 
-    Args:
-      name: one of `names()`.
-      plugin: see `get`.
-
     Raises:
       MissingPluginError: (a `ValueError`) the plug-in is not there.
     """
-    if name in names() and not embedded(name, plugin):
+    if name in proxy.spaces.names() and not embedded(name, plugin):
         from datasets.engines.vst3 import engine as vst3
 
         vst3.find(name, plugin)
@@ -394,7 +381,7 @@ def get(
     """Returns a renderer by name.
 
     Args:
-      name: one of `names()`.
+      name: a synthesizer's, one of `proxy.spaces.names()`.
       settings: how presets are made to sound; the defaults when left out.
       plugin: path of the synthesizer's VST3 plug-in. When empty, Dexed is
         rendered by its embedded engine, and any other by the plug-in that
@@ -412,8 +399,8 @@ def get(
         from datasets.engines.dexed import DexedRenderer
 
         return DexedRenderer(settings)
-    if name not in names():
-        raise ValueError(unknown("engine", name, names()))
+    if name not in proxy.spaces.names():
+        raise ValueError(unknown("engine", name, proxy.spaces.names()))
     from datasets.engines.vst3 import engine as vst3
 
     return vst3.get(name, settings, plugin, host)

@@ -253,9 +253,6 @@ class DexedRenderer(Renderer):
     process: renderers of two sample rates may take turns, but must not render
     at the same moment.
 
-    Args:
-      settings: how presets are made to sound.
-
     Raises:
       ImportError: dexed-py is not installed.
     """
@@ -292,7 +289,7 @@ class DexedRenderer(Renderer):
         return type(self), (self.settings,)
 
     def at(self, settings: RenderSettings) -> "DexedRenderer":
-        """The same engine, with presets made to sound in another way."""
+        """As `Renderer.at`."""
         return type(self)(settings)
 
     def render(
@@ -300,21 +297,13 @@ class DexedRenderer(Renderer):
         values: Float[np.ndarray, " parameters"],
         note: int | None = None,
     ) -> Float[np.ndarray, " samples"]:
-        """Renders one preset; the result depends on the arguments alone.
-
-        Args:
-          values: raw plug-in values in [0, 1], all 155 parameters.
-          note: MIDI note, 0 to 127, in place of `settings.note`.
-
-        Returns:
-          Mono audio, float32, `settings.samples` long.
+        """As `Renderer.render`, of all 155 parameters.
 
         Raises:
           RenderError: a value is out of range, or a parameter that only the
             plug-in has is not at its default.
         """
-        voice = to_voices(values, self.space)
-        return self.render_voice(voice, note)
+        return self.render_voice(to_voices(values, self.space), note)
 
     def surely_silent(
         self, values: Float[np.ndarray, "batch parameters"]
@@ -324,13 +313,6 @@ class DexedRenderer(Renderer):
         Of presets drawn at random, about 92 in 100 are silent, and this finds
         19 in 20 of those at a hundredth of a render's time. It errs towards
         False: what it calls silent, `check_level` would.
-
-        Args:
-          values: raw plug-in values in [0, 1], all 155 parameters.
-
-        Returns:
-          True for presets whose root mean square is below
-          `settings.min_rms`; False for those that have to be rendered.
 
         Raises:
           RenderError: as in `render`.

@@ -46,9 +46,6 @@ def names() -> tuple[str, ...]:
 def get(name: str) -> type[nn.Module]:
     """The module class of an encoder.
 
-    Args:
-      name: one of `names()`.
-
     Returns:
       The class; its attributes are its sizes.
 
@@ -93,9 +90,6 @@ def build(
 
 def presets_at_once(encoder: nn.Module) -> int:
     """How many presets go through an encoder together on a CPU, for speed.
-
-    Args:
-      encoder: an encoder from `build`.
 
     Returns:
       The number for a pass forward and back; 0 for the whole batch, which is

@@ -180,94 +180,42 @@ class TokenGRU(nn.Module):
         return last
 
 
-class TokenGRUHighway(nn.Module):
-    """`hn_ptgru`: highway blocks on the last states of a GRU over tokens.
+class TokenGRUHighway(mlp.Highway):
+    """`hn_ptgru`: as `mlp.Highway`, on the last states of a GRU over tokens.
 
     Attributes:
-      space: the parameter space.
-      dimension: size of the embedding.
-      hidden: size of every hidden layer.
-      blocks: number of blocks.
       token: size of a token, and of the GRU's output.
-      axis_name: mapped axis that batch statistics are shared over.
-      dtype: compute type, that of weights and input when None.
     """
 
-    space: ParameterSpace
-    dimension: int
-    hidden: int = 768
-    blocks: int = 6
     token: int = 384
-    axis_name: str | None = None
-    dtype: Any = None
 
-    @nn.compact
-    def __call__(
-        self, relaxed: Float[Array, "batch width"], *, train: bool = False
-    ) -> Float[Array, "batch embedding"]:
-        """Embeds relaxed presets.
-
-        Args:
-          relaxed: presets as `space.to_relaxed` encodes them.
-          train: whether to use and record the statistics of this batch.
-
-        Returns:
-          Predicted audio embeddings.
-
-        Raises:
-          ValueError: when the last axis is not the space's width.
-        """
-        inputs.check(relaxed, self.space)
-        x = TokenGRU(self.space, self.token, self.dtype, name="embed")(relaxed)
-        for i in range(self.blocks):
-            x = mlp.HighwayBlock(
-                self.hidden,
-                axis_name=self.axis_name,
-                dtype=self.dtype,
-                name=f"blocks_{i}",
-            )(x, train=train)
-        return mlp.head(x, self.dimension, self.dtype)
+    def view(
+        self, relaxed: Float[Array, "batch width"]
+    ) -> Float[Array, "batch features"]:
+        """The last states of both directions."""
+        return TokenGRU(self.space, self.token, self.dtype, name="embed")(
+            relaxed
+        )
 
 
-class GRU(nn.Module):
+class GRU(mlp.Encoder):
     """`gru_oh`: a GRU over the one-hot preset, one number at a step.
 
     The head is linear, ReLU, linear.
 
     Attributes:
-      space: the parameter space.
-      dimension: size of the embedding.
       hidden: size of the state, half for each direction.
       layers: number of bidirectional layers.
-      axis_name: unused: nothing here looks at more than one preset.
-      dtype: compute type, that of weights and input when None.
     """
 
-    space: ParameterSpace
-    dimension: int
     hidden: int = 1024
     layers: int = 1
-    axis_name: str | None = None
-    dtype: Any = None
 
-    @nn.compact
-    def __call__(
-        self, relaxed: Float[Array, "batch width"], *, train: bool = False
+    def embed(
+        self, relaxed: Float[Array, "batch width"], train: bool
     ) -> Float[Array, "batch embedding"]:
-        """Embeds relaxed presets.
-
-        Args:
-          relaxed: presets as `space.to_relaxed` encodes them.
-          train: changes nothing.
-
-        Returns:
-          Predicted audio embeddings.
-
-        Raises:
-          ValueError: when the last axis is not the space's width.
-        """
+        """The layers, one after the other, and the head."""
         del train
-        inputs.check(relaxed, self.space)
         batch = relaxed.shape[0]
         x = relaxed.T[..., None]  # [length, batch, 1]
         last = None

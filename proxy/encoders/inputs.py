@@ -62,10 +62,6 @@ def raw_values(
 ) -> Float[Array, "batch parameters"]:
     """Plug-in values of the used parameters, in table order.
 
-    Args:
-      relaxed: relaxed presets.
-      space: their space.
-
     Returns:
       Raw values in [0, 1]; a category is Σ probability * value.
     """

@@ -50,58 +50,50 @@ class DenseBlock(nn.Module):
         x = BatchNorm(axis_name=self.axis_name, name="norm")(x, train=train)
         return nn.relu(x) if self.activate else x
 
+    def dense(
+        self,
+        x: Float[Array, "batch features"],
+        name: str,
+        *,
+        train: bool,
+        activate: bool = True,
+    ) -> Float[Array, "batch hidden"]:
+        """Applies a dense block of this block's size, a part of it."""
+        return DenseBlock(
+            self.features, activate, self.axis_name, self.dtype, name=name
+        )(x, train=train)
 
-class MLPBlock(nn.Module):
+
+class MLPBlock(DenseBlock):
     """Two dense blocks of the same size; attributes as in `DenseBlock`."""
-
-    features: int
-    axis_name: str | None = None
-    dtype: Any = None
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch features"], *, train: bool
     ) -> Float[Array, "batch hidden"]:
         """Applies the block."""
-        for i in range(2):
-            x = DenseBlock(
-                self.features,
-                axis_name=self.axis_name,
-                dtype=self.dtype,
-                name=f"layer_{i}",
-            )(x, train=train)
-        return x
+        x = self.dense(x, "layer_0", train=train)
+        return self.dense(x, "layer_1", train=train)
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(DenseBlock):
     """ReLU(x + two dense blocks), the second one without its ReLU.
 
     Where input and output sizes differ nothing is added. Attributes as in
     `DenseBlock`. (He et al., https://arxiv.org/abs/1512.03385.)
     """
 
-    features: int
-    axis_name: str | None = None
-    dtype: Any = None
-
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch features"], *, train: bool
     ) -> Float[Array, "batch hidden"]:
         """Applies the block."""
-        y = x
-        for i in range(2):
-            y = DenseBlock(
-                self.features,
-                activate=i == 0,
-                axis_name=self.axis_name,
-                dtype=self.dtype,
-                name=f"layer_{i}",
-            )(y, train=train)
+        y = self.dense(x, "layer_0", train=train)
+        y = self.dense(y, "layer_1", train=train, activate=False)
         return nn.relu(x + y if x.shape == y.shape else y)
 
 
-class HighwayBlock(nn.Module):
+class HighwayBlock(DenseBlock):
     """fc(x)·gate(x) + x·(1 - gate(x)), the gate a sigmoid of a linear layer.
 
     Where input and output sizes differ the block is fc(x), without a gate.
@@ -109,21 +101,12 @@ class HighwayBlock(nn.Module):
     (Srivastava et al., https://arxiv.org/abs/1505.00387.)
     """
 
-    features: int
-    axis_name: str | None = None
-    dtype: Any = None
-
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch features"], *, train: bool
     ) -> Float[Array, "batch hidden"]:
         """Applies the block."""
-        y = DenseBlock(
-            self.features,
-            axis_name=self.axis_name,
-            dtype=self.dtype,
-            name="fc",
-        )(x, train=train)
+        y = self.dense(x, "fc", train=train)
         if x.shape[-1] != self.features:
             return y
         gate = nn.sigmoid(
@@ -216,32 +199,21 @@ def head(
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-class MLP(nn.Module):
-    """`mlp_oh`: blocks of two dense layers on the one-hot preset.
+class Encoder(nn.Module):
+    """What all preset encoders have in common.
 
     Attributes:
       space: the parameter space.
       dimension: size of the embedding.
-      hidden: size of every hidden layer.
-      blocks: number of blocks.
-      axis_name: mapped axis that batch statistics are shared over.
+      axis_name: mapped axis that batch statistics are shared over, by the
+        encoders that have any.
       dtype: compute type, that of weights and input when None.
     """
 
     space: ParameterSpace
     dimension: int
-    hidden: int = 2048
-    blocks: int = 1
     axis_name: str | None = None
     dtype: Any = None
-
-    block = MLPBlock
-
-    def view(
-        self, relaxed: Float[Array, "batch width"]
-    ) -> Float[Array, "batch features"]:
-        """The network's input."""
-        return relaxed
 
     @nn.compact
     def __call__(
@@ -251,15 +223,49 @@ class MLP(nn.Module):
 
         Args:
           relaxed: presets as `space.to_relaxed` encodes them.
-          train: whether to use and record the statistics of this batch.
+          train: whether to use and record the statistics of this batch;
+            changes nothing in an encoder without batch normalisation.
 
         Returns:
           Predicted audio embeddings.
 
         Raises:
-          ValueError: when the last axis is not the space's width.
+          ValueError: when the last axis is not the space's width, or the
+            sizes do not fit together.
         """
         inputs.check(relaxed, self.space)
+        return self.embed(relaxed, train)
+
+    def embed(
+        self, relaxed: Float[Array, "batch width"], train: bool
+    ) -> Float[Array, "batch embedding"]:
+        """The network, called inside the compact `__call__`."""
+        raise NotImplementedError
+
+
+class MLP(Encoder):
+    """`mlp_oh`: blocks of two dense layers on the one-hot preset.
+
+    Attributes:
+      hidden: size of every hidden layer.
+      blocks: number of blocks.
+    """
+
+    hidden: int = 2048
+    blocks: int = 1
+
+    block = MLPBlock
+
+    def view(
+        self, relaxed: Float[Array, "batch width"]
+    ) -> Float[Array, "batch features"]:
+        """What the blocks see of a preset."""
+        return relaxed
+
+    def embed(
+        self, relaxed: Float[Array, "batch width"], train: bool
+    ) -> Float[Array, "batch embedding"]:
+        """The blocks, one after the other, and the head."""
         x = self.view(relaxed)
         for i in range(self.blocks):
             x = self.block(
@@ -299,39 +305,28 @@ class Highway(MLP):
     block = HighwayBlock
 
 
-class TokenHighway(nn.Module):
+class TokenHighway(MLP):
     """`hn_pt`: highway blocks on the flattened tokens, without positions.
 
+    Otherwise as `MLP`.
+
     Attributes:
-      space: the parameter space.
-      dimension: size of the embedding.
-      hidden: size of every hidden layer.
-      blocks: number of blocks.
       token: size of a token.
-      axis_name: mapped axis that batch statistics are shared over.
-      dtype: compute type, that of weights and input when None.
     """
 
-    space: ParameterSpace
-    dimension: int
     hidden: int = 512
     blocks: int = 6
     token: int = 64
-    axis_name: str | None = None
-    dtype: Any = None
 
-    @nn.compact
-    def __call__(
-        self, relaxed: Float[Array, "batch width"], *, train: bool = False
+    def embed(
+        self, relaxed: Float[Array, "batch width"], train: bool
     ) -> Float[Array, "batch embedding"]:
-        """Embeds relaxed presets; as `MLP.__call__`.
+        """A token block, then highway blocks, and the head.
 
         Raises:
-          ValueError: when the last axis is not the space's width, or the
-            flattened tokens are as wide as the hidden layers, where the
-            paper's network would have one more gate.
+          ValueError: when the flattened tokens are as wide as the hidden
+            layers, where the paper's network would have one more gate.
         """
-        inputs.check(relaxed, self.space)
         if self.token * self.space.num_used == self.hidden:
             raise ValueError(
                 f"hn_pt: {self.space.num_used} tokens of {self.token} are as "

@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from proxy.encoders import inputs, mlp
-from proxy.space import ParameterSpace
 
 SMALL = nn.initializers.normal(0.02)
 
@@ -116,7 +115,7 @@ class TransformerBlock(nn.Module):
         return x + dense(features, "linear_2")(y)
 
 
-class Transformer(nn.Module):
+class Transformer(mlp.Encoder):
     """`tfm`: tokens with positions, pre-norm blocks, a normalised head.
 
     The head is layer norm, ReLU, linear, on the class token or on the mean
@@ -124,46 +123,29 @@ class Transformer(nn.Module):
     by mistake).
 
     Attributes:
-      space: the parameter space.
-      dimension: size of the embedding.
       hidden: size of a token.
       blocks: number of blocks.
       heads: number of attention heads.
       factor: size of a block's ReLU network over that of a token.
       pooling: "cls" or "mean".
-      axis_name: unused: nothing here looks at more than one preset.
-      dtype: compute type, that of weights and input when None.
     """
 
-    space: ParameterSpace
-    dimension: int
     hidden: int = 256
     blocks: int = 6
     heads: int = 8
     factor: float = 4.0
     pooling: Literal["cls", "mean"] = "cls"
-    axis_name: str | None = None
-    dtype: Any = None
 
-    @nn.compact
-    def __call__(
-        self, relaxed: Float[Array, "batch width"], *, train: bool = False
+    def embed(
+        self, relaxed: Float[Array, "batch width"], train: bool
     ) -> Float[Array, "batch embedding"]:
-        """Embeds relaxed presets.
-
-        Args:
-          relaxed: presets as `space.to_relaxed` encodes them.
-          train: changes nothing.
-
-        Returns:
-          Predicted audio embeddings.
+        """Tokens, blocks and head.
 
         Raises:
-          ValueError: when the last axis is not the space's width, or the
-            token size is not a multiple of the number of heads.
+          ValueError: when the token size is not a multiple of the number of
+            heads, or the pooling is unknown.
         """
         del train
-        inputs.check(relaxed, self.space)
         if self.hidden % self.heads or self.pooling not in ("cls", "mean"):
             raise ValueError(
                 f"tfm: hidden={self.hidden} must be a multiple of "

@@ -20,9 +20,6 @@ def names() -> tuple[str, ...]:
 def get(name: str) -> ParameterSpace:
     """The parameter space of a synthesizer.
 
-    Args:
-      name: one of `names()`.
-
     Returns:
       Its space.
 

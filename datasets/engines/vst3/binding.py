@@ -86,10 +86,6 @@ class Binding:
     def check(self, space: ParameterSpace, plugin: str) -> None:
         """Checks that every used parameter has a match.
 
-        Args:
-          space: that was bound.
-          plugin: the plug-in's name, for the message.
-
         Raises:
           BindingError: listing those that have none, with near names.
         """

@@ -36,7 +36,6 @@ from datasets.engines.vst3 import state as vst3_state
 from datasets.engines.vst3.process import (
     CONTRACTS,
     LOAD_SECONDS,
-    MAX_GROWTH,
     Contract,
     DeadError,
     PluginError,
@@ -106,7 +105,6 @@ class PluginRenderer(Renderer):
       space: the parameters of presets.
       settings: how presets are made to sound.
       contract: how the plug-in is driven; `CONTRACTS` when left out.
-      max_growth: bytes by which a worker may grow until it is replaced.
 
     Raises:
       PluginError: the plug-in cannot be loaded.
@@ -119,14 +117,12 @@ class PluginRenderer(Renderer):
         space: ParameterSpace,
         settings: RenderSettings | None = None,
         contract: Contract | None = None,
-        *,
-        max_growth: int = MAX_GROWTH,
     ) -> None:
         self.space = space
         self.settings = settings or RenderSettings()
         self.name = space.name
         contract = contract or CONTRACTS.get(space.name, Contract())
-        self.pool = Pool(path, contract, max_growth)
+        self.pool = Pool(path, contract)
         if contract.warm_up:
             self.workers_per_core = 2
         self._lock = threading.Lock()
@@ -151,7 +147,7 @@ class PluginRenderer(Renderer):
         return type(self), (pool.path, self.space, self.settings, pool.contract)
 
     def at(self, settings: RenderSettings) -> "PluginRenderer":
-        """The same engine, on the same workers, with other settings."""
+        """As `Renderer.at`; on the same workers."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__, settings=settings)
         return other
@@ -202,15 +198,7 @@ class PluginRenderer(Renderer):
         values: Float[np.ndarray, " parameters"],
         note: int | None = None,
     ) -> Float[np.ndarray, " samples"]:
-        """Renders one preset; the result depends on the arguments alone.
-
-        Args:
-          values: raw values in [0, 1] of all parameters of the space.
-          note: MIDI note, 0 to 127, in place of `settings.note`.
-
-        Returns:
-          Mono audio (the mean of both channels), float32, `settings.samples`
-          long, faded out.
+        """As `Renderer.render`: the mean of both channels, faded out.
 
         Raises:
           RenderError: twice in a row, the second time in a fresh process, the
@@ -276,16 +264,10 @@ class PluginRenderer(Renderer):
     def read_state(
         self, data: bytes, kind: str
     ) -> Float[np.ndarray, " parameters"]:
-        """Raw values of all parameters of the space in a plug-in's state.
+        """As `Renderer.read_state`; what the plug-in lacks is at its default.
 
-        Args:
-          data: of a file.
-          kind: "vstpreset", "h2p" (u-he's), or "state" for what `raw_state`
-            of pedalboard gives.
-
-        Returns:
-          Raw values in [0, 1]; those of parameters that the plug-in lacks are
-          at their defaults.
+        The kind is "vstpreset", "h2p" (u-he's), or "state" for what
+        `raw_state` of pedalboard gives.
 
         Raises:
           ValueError: it is damaged, or the plug-in does not take it.
@@ -310,13 +292,7 @@ class PluginRenderer(Renderer):
         return values
 
     def write_state(self, values: Float[np.ndarray, " parameters"]) -> bytes:
-        """The plug-in's own state of a preset, as hosts load it.
-
-        Args:
-          values: raw values in [0, 1] of all parameters of the space.
-
-        Returns:
-          The content of a .vstpreset file.
+        """As `Renderer.write_state`: the state as hosts load it.
 
         Raises:
           RenderError: a value is out of range.
@@ -345,13 +321,7 @@ def get(
     plugin: str = "",
     host: Mapping[str, Any] | None = None,
 ) -> PluginRenderer:
-    """The renderer of a synthesizer's plug-in.
-
-    Args:
-      synth: name of its space.
-      settings: how presets are made to sound.
-      plugin: path, or "" for the environment variable's.
-      host: fields of the render contract to override.
+    """The renderer of a synthesizer's plug-in; arguments as of `engines.get`.
 
     Raises:
       MissingPluginError: there is no plug-in.
@@ -363,25 +333,18 @@ def get(
     return PluginRenderer(find(synth, plugin), space, settings, driven)
 
 
-def examine(
-    path: str, contract: Contract | None = None, points: int = 1001
-) -> dict[str, Any]:
-    """Loads a plug-in and reads what it says about itself.
-
-    Args:
-      path: of the .vst3 file or bundle.
-      contract: how it is driven.
-      points: raw values at which value texts are read.
+def examine(path: str) -> dict[str, Any]:
+    """Loads a .vst3 file or bundle and reads what it says about itself.
 
     Returns:
       "name", "version", "maker", "host" and "parameters": dictionaries with
-      "name", "label", "value" (initial raw value) and "texts"; those that are
-      no part of a preset have no texts.
+      "name", "label", "value" (initial raw value) and "texts", at 1,001 raw
+      values; those that are no part of a preset have no texts.
 
     Raises:
       PluginError: it cannot be loaded, or crashes when asked.
     """
-    worker = Worker(path, contract or Contract())
+    worker = Worker(path, Contract())
     try:
         info = worker.info
         parameters: Sequence[dict[str, Any]] = info["parameters"]
@@ -390,7 +353,7 @@ def examine(
             for i, p in enumerate(parameters)
             if not vst3_binding.skipped(p["name"])
         ]
-        texts = worker.ask("texts", places, points, timeout=LOAD_SECONDS)
+        texts = worker.ask("texts", places, timeout=LOAD_SECONDS)
         for place, text in zip(places, texts, strict=True):
             parameters[place]["texts"] = text
         return info

@@ -25,8 +25,6 @@ _WORKER = pathlib.Path(__file__).with_name("worker.py")
 LOAD_SECONDS = 120.0
 # Longest sound of a worker, in samples: minutes at any usual rate.
 CAPACITY = 2**24
-# A worker that has grown by this much is replaced: some plug-ins leak.
-MAX_GROWTH = 256 * 2**20
 
 
 class PluginError(RuntimeError):
@@ -118,18 +116,12 @@ class Worker:
     Args:
       path: of the plug-in.
       contract: how it is driven.
-      name: of the plug-in, where a file holds several.
 
     Raises:
       PluginError: the plug-in cannot be loaded; tells what it said.
     """
 
-    def __init__(
-        self,
-        path: str,
-        contract: Contract,
-        name: str | None = None,
-    ) -> None:
+    def __init__(self, path: str, contract: Contract) -> None:
         ours, theirs = socket.socketpair()
         # What plug-ins print would spoil our own output.
         self._said = tempfile.TemporaryFile()  # noqa: SIM115, see `close`
@@ -160,7 +152,6 @@ class Worker:
             self.info = self.ask(
                 "load",
                 path,
-                name,
                 contract.warm_up,
                 contract.srand,
                 timeout=LOAD_SECONDS,
@@ -227,14 +218,13 @@ class Pool:
     Args:
       path: of the .vst3 file or bundle.
       contract: how the plug-in is driven.
-      max_growth: bytes by which a worker may grow until it is replaced.
     """
 
-    def __init__(
-        self, path: str, contract: Contract, max_growth: int = MAX_GROWTH
-    ) -> None:
+    # Bytes by which a worker may grow until it is replaced: some leak.
+    max_growth = 256 * 2**20
+
+    def __init__(self, path: str, contract: Contract) -> None:
         self.path, self.contract = path, contract
-        self.max_growth = max_growth
         self.started = 0
         self.busy: set[Worker] = set()
         self._idle: list[Worker] = []

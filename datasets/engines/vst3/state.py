@@ -24,9 +24,6 @@ _H2P_START = b"#AM="
 def read(data: bytes) -> tuple[bytes, dict[str, bytes]]:
     """Reads a .vstpreset file.
 
-    Args:
-      data: its bytes.
-
     Returns:
       The plug-in's class, and its chunks by name.
 

@@ -57,9 +57,7 @@ class Host:
     def __init__(self, sound: np.ndarray) -> None:
         self.sound = sound
 
-    def load(
-        self, path: str, name: str | None, warm_up: float, srand: bool
-    ) -> dict[str, Any]:
+    def load(self, path: str, warm_up: float, srand: bool) -> dict[str, Any]:
         """Loads the plug-in and tells what it is."""
         import pedalboard
         from pedalboard import _pedalboard
@@ -73,9 +71,7 @@ class Host:
         self._class: Any = pedalboard.VST3Plugin
         self.srand = srand
         self._seed()
-        self.plugin: Any = self._class(
-            path, plugin_name=name, initialization_timeout=warm_up
-        )
+        self.plugin: Any = self._class(path, initialization_timeout=warm_up)
         self.initial = self.plugin.raw_state
         self.channels = 2
         return {
@@ -144,10 +140,10 @@ class Host:
         audio[:, :kept].mean(axis=0, out=self.sound[:kept])
         return audio.shape[1], _memory()
 
-    def texts(self, places: list[int], points: int) -> list[list[str]]:
-        """Value texts of parameters, at `points` raw values from 0 to 1."""
+    def texts(self, places: list[int]) -> list[list[str]]:
+        """Value texts of parameters, at 1,001 raw values from 0 to 1."""
         parameters = self.plugin._parameters
-        grid = [float(x) for x in np.linspace(0, 1, points)]
+        grid = [float(x) for x in np.linspace(0, 1, 1001)]
         return [
             [parameters[p].get_text_for_raw_value(x) for x in grid]
             for p in places

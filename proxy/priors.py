@@ -836,12 +836,10 @@ def _spanning_tree(weights: np.ndarray) -> np.ndarray:
 def _tree_log_prob(
     state: np.ndarray, parents: np.ndarray, tables: list[np.ndarray]
 ) -> np.ndarray:
-    return sum(
-        np.log(table[state[:, parent], state[:, column]])
-        for column, (parent, table) in enumerate(
-            zip(parents, tables, strict=True)
-        )
-    )
+    found = np.zeros(len(state))
+    for column, (parent, table) in enumerate(zip(parents, tables, strict=True)):
+        found += np.log(table[state[:, parent], state[:, column]])
+    return found
 
 
 # Mixture ---------------------------------------------------------------------

@@ -35,12 +35,11 @@ def test_features_are_values_and_hats(synth: str) -> None:
                 if parameter.kind == "numerical":
                     grid = np.array(parameter.values or ())
                     if parameter.interval is not None:
-                        grid = np.linspace(*parameter.interval, 5)
+                        low, high = parameter.interval
+                        grid = np.linspace(low, high, 5)
                     unit = np.eye(len(grid))
-                    hats += [
-                        np.stack([np.interp(v, grid, hat) for hat in unit], -1)
-                        for v in [value]
-                    ]
+                    bent = [np.interp(value, grid, hat) for hat in unit]
+                    hats.append(np.stack(bent, -1))
             expected = np.concatenate([*values, *hats], axis=-1)
             np.testing.assert_allclose(found[:, place], expected, atol=1e-5)
 

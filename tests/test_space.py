@@ -337,6 +337,7 @@ def test_graph_is_expected_over_categories():
 
 def test_routing_must_fit_its_space():
     dexed = spaces.get("dexed")
+    assert dexed.routing is not None
     with pytest.raises(ValueError, match="must be modules of one layout"):
         dataclasses.replace(
             dexed,

@@ -9,12 +9,10 @@ import pytest
 from datasets import engines, handcrafted
 from datasets.engines.dexed import DexedRenderer
 from proxy import spaces, symmetries
-from proxy.spaces.dexed import free
+from proxy.spaces.dexed import ROUTING, free
 from tests.shared import shared
 
 SPACE = spaces.get("dexed")
-ROUTING = SPACE.routing
-assert ROUTING is not None
 
 
 def voices(count):

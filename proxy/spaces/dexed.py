@@ -136,7 +136,7 @@ def _pairs(chains: str) -> Pairs:
     return tuple(pair for path in paths for pair in itertools.pairwise(path))
 
 
-_ROUTING = Routing(
+ROUTING = Routing(
     parameter="algorithm",
     modules=tuple(f"op{number}" for number in range(1, 7)),
     edges=tuple(_pairs(chains) for chains, _, _ in _ALGORITHMS),
@@ -150,7 +150,7 @@ _ROUTING = Routing(
 SPACE = space(
     "dexed",
     _GLOBAL + [p for number in range(1, 7) for p in _operator(number)],
-    routing=_ROUTING,
+    routing=ROUTING,
 )
 
 # The engine's level of each output or envelope level, in units of 0.75 dB.
@@ -195,12 +195,10 @@ def free(
     def raw(columns, most=99):
         return jnp.rint(presets[..., columns] * most).astype(jnp.int32)
 
-    routing = SPACE.routing
-    assert routing is not None
     column = SPACE.index
     algorithm = presets[..., column("algorithm")].astype(jnp.int32)
-    edges = jnp.asarray(routing.edge_table, bool)[algorithm]
-    carriers = jnp.asarray(routing.output_table, bool)[algorithm]
+    edges = jnp.asarray(ROUTING.edge_table, bool)[algorithm]
+    carriers = jnp.asarray(ROUTING.output_table, bool)[algorithm]
     feedback = presets[..., column("feedback"), None] > 0
 
     levels = _columns(*(f"eg_level_{i}" for i in range(1, 5)))
@@ -214,8 +212,8 @@ def free(
     muted = (table[99] // 2 * 64 + loudness <= _SKIPPED)[..., 0]
 
     # Where several operators share a loop, the engine skips none of them.
-    looped = np.zeros(routing.output_table.shape, bool)
-    for number, (loop,) in enumerate(routing.loops):
+    looped = np.zeros(ROUTING.output_table.shape, bool)
+    for number, (loop,) in enumerate(ROUTING.loops):
         if loop[0] != loop[1]:
             looped[number, min(loop) : max(loop) + 1] = True
     kept = jnp.asarray(looped)[algorithm] & feedback
@@ -241,7 +239,7 @@ def free(
     same = jnp.stack([same[..., 0] & same[..., 1], same[..., 1]], -1)
     found = mark(found, rates[:, 1:3], same)
 
-    own = jnp.asarray(routing.loop_table, bool)[algorithm]
+    own = jnp.asarray(ROUTING.loop_table, bool)[algorithm]
     loops = jnp.diagonal(own, axis1=-2, axis2=-1).any(-1)
     lone = (jnp.diagonal(own, axis1=-2, axis2=-1) & heard).any(-1)
     found = mark(found, column("feedback"), loops & ~lone)

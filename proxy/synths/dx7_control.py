@@ -34,7 +34,7 @@ class Note(NamedTuple):
       first_pause: samples before a first segment whose level is zero, else 0.
       pitch: of the operators, in octaves of 2^24.
       fixed: operators whose pitch follows neither note nor modulation.
-      sensitivity: of the operators to amplitude modulation, 0 to 3.
+      sensitivity: of the operators to amplitude modulation, 0 to 2^24.
       pitch_targets: of the pitch envelope's four segments.
       pitch_increments: of its segments, a block.
       lfo_increment: of the LFO's phase, a block.
@@ -53,7 +53,7 @@ class Note(NamedTuple):
     first_pause: Int[Array, "operators batch"]
     pitch: Int[Array, "operators batch"]
     fixed: Bool[Array, "operators batch"]
-    sensitivity: Int[Array, "operators batch"]
+    sensitivity: UInt[Array, "operators batch"]
     pitch_targets: Int[Array, "4 batch"]
     pitch_increments: Int[Array, "4 batch"]
     lfo_increment: UInt[Array, " batch"]
@@ -228,7 +228,7 @@ def note_on(
         first_pause=jnp.where(levels[0] == 0, first, 0),
         pitch=jnp.where(fixed, absolute, ratio),
         fixed=fixed,
-        sensitivity=operators[14],
+        sensitivity=lookup(tables.AMPLITUDE_SENSITIVITY, operators[14]),
         pitch_targets=lookup(tables.PITCH_LEVELS, voices[130:134]) << 19,
         pitch_increments=lookup(rates.pitch_increments, voices[126:130]),
         lfo_increment=lookup(rates.lfo_increments, voices[137]),
@@ -401,56 +401,9 @@ def lfo_wave(
     )
 
 
-def _blocks(
-    note: Note, state: State, count: int
-) -> tuple[State, tuple[Array, Array, Array, Array]]:
-    """Follows what depends on the block before through `count` blocks.
-
-    Returns:
-      The state after them, gains and phases left as they were; and in each
-      block the LFO's value, its strength, the pitch envelope, the envelopes.
-    """
-
-    def step(state: State, _: None):
-        held = state.block < note.release
-        released = state.block == note.release
-        phase = state.lfo_phase + note.lfo_increment
-        wrapped = phase < note.lfo_increment
-        random = jnp.where(
-            wrapped, (state.lfo_random * 179 + 17) & 255, state.lfo_random
-        )
-        slope = jnp.where(state.lfo_delay >> 31 > 0, *note.lfo_delays[::-1])
-        delay = state.lfo_delay + slope
-        # Once the delay would wrap it stays, and the LFO is at full strength.
-        full = delay < slope
-        strength = jnp.where(delay >> 31 > 0, (delay >> 7) & 0xFFFFFF, 0)
-        pitch_level, pitch_segment = pitch_step(
-            note, state.pitch_level, state.pitch_segment, held, released
-        )
-        level, segment, pause = envelope_step(
-            note, state.level, state.segment, state.pause, held, released
-        )
-        state = state._replace(
-            block=state.block + 1,
-            level=level,
-            segment=segment,
-            pause=pause,
-            pitch_level=pitch_level,
-            pitch_segment=pitch_segment,
-            lfo_phase=phase,
-            lfo_random=random,
-            lfo_delay=jnp.where(full, state.lfo_delay, delay),
-        )
-        strength = jnp.where(full, _FULL, strength)
-        return state, (phase, random, strength, pitch_level, level)
-
-    state, (phase, random, *others) = jax.lax.scan(step, state, None, count)
-    return state, (lfo_wave(note.lfo_wave, phase, random), *others)
-
-
 def pitch_modulation(
-    note: Note, lfo: Int[Array, "blocks batch"], strength: UInt[Array, "..."]
-) -> Int[Array, "blocks batch"]:
+    note: Note, lfo: Int[Array, " batch"], strength: UInt[Array, " batch"]
+) -> Int[Array, " batch"]:
     """Vibrato, in octaves of 2^24.
 
     Args:
@@ -517,20 +470,72 @@ def attenuation(
     return ((high << 8) | (low >> 24)).astype(jnp.int32)
 
 
-def _modulated(
-    note: Note,
-    level: Int[Array, "blocks operators batch"],
-    lfo: Int[Array, "blocks batch"],
-    strength: UInt[Array, "blocks batch"],
-) -> Int[Array, "blocks operators batch"]:
-    """Levels under amplitude modulation (tremolo)."""
+def amplitude_modulation(
+    note: Note, lfo: Int[Array, " batch"], strength: UInt[Array, " batch"]
+) -> UInt[Array, "operators batch"]:
+    """Depth of tremolo, as `attenuation` takes it.
+
+    Args:
+      note: holds depth and sensitivity.
+      lfo: its values, 0 to 2^24.
+      strength: of the LFO, 0 to 2^24, by its delay.
+
+    Returns:
+      0 to 255/256 of 2^24.
+    """
     depth = (note.amplitude_depth * strength.astype(jnp.uint32)) >> 8
     high, low = multiply(depth, (_FULL - lfo).astype(jnp.uint32))
-    depth = ((high << 8) | (low >> 24))[:, None]
-    sensitivity = lookup(tables.AMPLITUDE_SENSITIVITY, note.sensitivity)
-    high, low = multiply(depth, sensitivity)
-    less = attenuation(level, (high << 8) | (low >> 24))
-    return jnp.where(note.sensitivity > 0, level - less, level)
+    high, low = multiply((high << 8) | (low >> 24), note.sensitivity)
+    return (high << 8) | (low >> 24)
+
+
+def _blocks(
+    note: Note, state: State, count: int
+) -> tuple[State, tuple[Array, Array, Array]]:
+    """Follows LFO and envelopes through `count` blocks.
+
+    Returns:
+      The state after them, gains and phases left as they were; and in each
+      block the pitch's bend, the operators' amplitude modulation, and their
+      envelopes.
+    """
+
+    def step(state: State, _: None):
+        held = state.block < note.release
+        released = state.block == note.release
+        phase = state.lfo_phase + note.lfo_increment
+        wrapped = phase < note.lfo_increment
+        random = jnp.where(
+            wrapped, (state.lfo_random * 179 + 17) & 255, state.lfo_random
+        )
+        lfo = lfo_wave(note.lfo_wave, phase, random)
+        slope = jnp.where(state.lfo_delay >> 31 > 0, *note.lfo_delays[::-1])
+        delay = state.lfo_delay + slope
+        # Once the delay would wrap it stays, and the LFO is at full strength.
+        full = delay < slope
+        strength = jnp.where(delay >> 31 > 0, (delay >> 7) & 0xFFFFFF, 0)
+        strength = jnp.where(full, _FULL, strength)
+        pitch_level, pitch_segment = pitch_step(
+            note, state.pitch_level, state.pitch_segment, held, released
+        )
+        level, segment, pause = envelope_step(
+            note, state.level, state.segment, state.pause, held, released
+        )
+        state = state._replace(
+            block=state.block + 1,
+            level=level,
+            segment=segment,
+            pause=pause,
+            pitch_level=pitch_level,
+            pitch_segment=pitch_segment,
+            lfo_phase=phase,
+            lfo_random=random,
+            lfo_delay=jnp.where(full, state.lfo_delay, delay),
+        )
+        bend = pitch_level + pitch_modulation(note, lfo, strength)
+        return state, (bend, amplitude_modulation(note, lfo, strength), level)
+
+    return jax.lax.scan(step, state, None, count)
 
 
 def control(
@@ -547,20 +552,21 @@ def control(
     Returns:
       The state after the blocks, and what each operator is told in each.
     """
-    state, (lfo, strength, pitch_level, level) = _blocks(note, state, count)
-    bend = pitch_level + pitch_modulation(note, lfo, strength)
+    state, (bend, modulation, level) = _blocks(note, state, count)
     pitch = jnp.where(note.fixed, note.pitch, note.pitch + bend[:, None])
-    increment = increments(pitch, sample_rate)
-    level = _modulated(note, level, lfo, strength)
-    last = 16384 - (level >> 14)
-    gain = jnp.concatenate([state.gain[None], last[:-1]])
-    ends = state.phase + jnp.cumsum(increment << 6, 0)
-    phase = jnp.concatenate([state.phase[None], ends[:-1]])
-    return state._replace(gain=last[-1], phase=ends[-1]), Control(
-        phase=phase,
-        increment=increment,
-        gain=gain,
-        ramp=(last - gain + 32) >> 6,
-        last_gain=last,
-        active=(gain <= SILENT) | (last <= SILENT),
-    )
+    less = attenuation(level, modulation)
+    level = jnp.where(note.sensitivity > 0, level - less, level)
+
+    def step(carry: tuple[Array, Array], told: tuple[Array, Array]):
+        gain, phase = carry
+        last, increment = told
+        active = (gain <= SILENT) | (last <= SILENT)
+        ramp = (last - gain + 32) >> 6
+        block = Control(phase, increment, gain, ramp, last, active)
+        return (last, phase + (increment << 6)), block
+
+    # A loop for sums that would be as fast without it: XLA would compute what
+    # they come from once more for each of them.
+    told = 16384 - (level >> 14), increments(pitch, sample_rate)
+    (gain, phase), blocks = jax.lax.scan(step, (state.gain, state.phase), told)
+    return state._replace(gain=gain, phase=phase), blocks

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from proxy.synths import dx7_tables as tables
+from proxy.synths.dx7_control import lookup
 from proxy.synths.dx7_tables import BLOCK, OPERATORS
 
 # The engine looks up -1024 log2(sin) and 4096 (2^x - 1), rounded, in tables
@@ -101,6 +103,16 @@ def log_sine(phase: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
     return _bits(smooth + _ROUND, jnp.int32) - ((bits >> 13) & ~1023)
 
 
+def _exponential(
+    attenuation: Int[Array, "*shape"], negative: Int[Array, "*shape"]
+) -> Int[Array, "*shape"]:
+    """8192 * 2^(-attenuation / 1024); its ones' complement where asked."""
+    rest = (attenuation & 1023).astype(jnp.float32)
+    size = _bits(_polynomial(_EXPONENTIAL, rest) + _ROUND, jnp.int32)
+    size = (size - (_ROUND_BITS - 6144)) >> (attenuation >> 10)
+    return size ^ negative
+
+
 def wave(
     phase: Int[Array, "*shape"], gain: Int[Array, "*shape"]
 ) -> Int[Array, "*shape"]:
@@ -114,100 +126,93 @@ def wave(
       -8,192 to 8,191. Negative halves are ones' complements: -0 is -1.
     """
     attenuation = log_sine(phase) + (gain + _LOG_OFFSET)
-    rest = (attenuation & 1023).astype(jnp.float32)
-    size = _bits(_polynomial(_EXPONENTIAL, rest) + _ROUND, jnp.int32)
-    size = (size - (_ROUND_BITS - 6144)) >> (attenuation >> 10)
-    return size ^ ((phase << 8) >> 31)
+    return _exponential(attenuation, (phase << 8) >> 31)
+
+
+def long_wave(
+    phase: Int[Array, "*shape"], gain: Int[Array, "*shape"]
+) -> Int[Array, "*shape"]:
+    """As `wave`, from a table of sines.
+
+    For one wave that depends on another: XLA makes one kernel of both, whose
+    loop LLVM does not vectorise. Looking up ends a kernel.
+    """
+    sine = lookup(tables.LOG_SINE, (phase >> 12) & 4095)
+    return _exponential((sine & 0x7FFF) + gain, sine >> 31)
 
 
 class Loop(NamedTuple):
-    """What the operators of a feedback loop are told in each block.
+    """What the operators of feedback loops are told in each block.
 
-    The first axis goes around the loop, from the operator that is fed.
+    `phase` to `ramp` go around the loop, from the operator that is fed.
+
+    Attributes:
+      phase: at a block's first sample, 2^24 a cycle.
+      increment: of the phase, a sample.
+      gain: before the first sample.
+      ramp: of the gain, a sample.
+      on: blocks in which the loop runs; in others its memory stays.
+      shift: how far down the loop's last two outputs are shifted together.
+      length: operators in the loop.
     """
 
-    phase: Int[Array, "loop blocks batch"]
-    increment: Int[Array, "loop blocks batch"]
-    gain: Int[Array, "loop blocks batch"]
-    ramp: Int[Array, "loop blocks batch"]
+    phase: Int[Array, "blocks loop batch"]
+    increment: Int[Array, "blocks loop batch"]
+    gain: Int[Array, "blocks loop batch"]
+    ramp: Int[Array, "blocks loop batch"]
+    on: Bool[Array, "blocks batch"]
+    shift: Int[Array, " batch"]
+    length: Int[Array, " batch"]
 
 
 # The loop's two last outputs, the last one second.
 Memory = tuple[Int[Array, " batch"], Int[Array, " batch"]]
 
 
-def loop_sample(
-    told: tuple[Array, Array, Array, Array],
-    shift: Int[Array, " batch"],
-    length: Int[Array, " batch"],
-    memory: Memory,
-    sample: int | Array,
-) -> Memory:
-    """One sample of feedback loops.
-
-    Args:
-      told: phase, increment, gain and ramp in this block, each [loop, batch].
-      shift: how far down the loop's last two outputs are shifted together.
-      length: operators in the loop, at most those that are told something.
-      memory: its last two outputs.
-      sample: within the block, from 0.
-
-    Returns:
-      The last two outputs after it.
-    """
-    phase, increment, gain, ramp = told
-    phase = phase + sample * increment
-    gain = gain + (sample + 1) * ramp
-    older, last = memory
-    modulation = ((older + last) << 13) >> shift
-    output = wave(phase[0] + modulation, gain[0])
-    for operator in range(1, phase.shape[0]):
-        further = wave(phase[operator] + (output << 13), gain[operator])
-        output = jnp.where(length > operator, further, output)
-    return last, output
-
-
 def feedback(
-    loop: Loop,
-    shift: Int[Array, " batch"],
-    length: Int[Array, " batch"],
-    on: Bool[Array, "blocks batch"],
-    memory: Memory,
+    loop: Loop, memory: Memory
 ) -> tuple[Memory, Int[Array, "blocks samples batch"]]:
     """Plays feedback loops, sample after sample.
 
     Args:
-      loop: what its operators are told.
-      shift: how far down the loop's last two outputs are shifted together.
-      length: operators in the loop.
-      on: blocks in which it runs; in others its memory stays.
-      memory: its last two outputs before the first block.
+      loop: what their operators are told, one or three of them.
+      memory: the loops' last two outputs before the first block.
 
     Returns:
-      The memory after the last block; the loop's output (int16) in blocks of
-      64 samples, in which it does not run without meaning.
+      The memory after the last block; the loops' outputs (int16) in blocks of
+      64 samples, which say nothing where a loop is not on.
     """
-    unroll = BLOCK if len(loop.phase) == 1 else 1
+    long = loop.phase.shape[1] > 1
+    # Steps that are compiled as one: many for a single operator, whose step
+    # is one kernel; the others take long to compile.
+    unroll = 4 if long else BLOCK
+    play = long_wave if long else wave
 
     def block(carry: tuple[Memory, Memory, Array], told: tuple[Array, ...]):
-        # A block that does not run is undone at the start of the next: a
-        # choice at its end would use the last samples a second time, and XLA
-        # would then compute all that leads to them a second time, too.
+        # A block that is not on is undone at the start of the next: a choice
+        # at its end would use the last samples a second time, and XLA would
+        # then compute all that leads to them a second time, too.
         memory = _choose(carry[2], *carry[:2])
-        *controls, on = told
+        phase, increment, gain, ramp, on = told
 
-        def step(after: Memory, sample: Array):
-            after = loop_sample(tuple(controls), shift, length, after, sample)
-            return after, after[1]
+        def sample(memory: Memory, n: Array):
+            phases = phase + n * increment
+            gains = gain + (n + 1) * ramp
+            older, last = memory
+            fed = ((older + last) << 13) >> loop.shift
+            output = play(phases[0] + fed, gains[0])
+            for k in range(1, len(phases)):
+                further = play(phases[k] + (output << 13), gains[k])
+                output = jnp.where(loop.length > k, further, output)
+            return (last, output), output
 
         after, outputs = jax.lax.scan(
-            step, memory, jnp.arange(BLOCK), unroll=unroll
+            sample, memory, jnp.arange(BLOCK), unroll=unroll
         )
         return (after, memory, on), outputs.astype(jnp.int16)
 
-    told = (*(jnp.swapaxes(x, 0, 1) for x in loop), on)
-    first = (memory, memory, on[0])
-    (after, before, ran), outputs = jax.lax.scan(block, first, told)
+    first = (memory, memory, loop.on[0])
+    (after, before, ran), outputs = jax.lax.scan(block, first, loop[:5])
     return _choose(ran, after, before), outputs
 
 
@@ -218,73 +223,75 @@ def _choose(which: Bool[Array, " batch"], one: Memory, other: Memory) -> Memory:
     )
 
 
-class Rows(NamedTuple):
-    """What the operators are told in blocks of any voices, one a row.
+class Part(NamedTuple):
+    """What the operators of one voice are told in each block.
 
     Attributes:
-      phase: at the row's first sample.
-      increment: of the phase.
+      phase: at a block's first sample, 2^24 a cycle.
+      increment: of the phase, a sample.
       gain: before the first sample.
-      ramp: of the gain.
-      source: 0 for an operator that is left out, 2 for one whose output comes
-        from its feedback loop, 1 for any other.
-      modulators: bit k stands for operator k.
+      ramp: of the gain, a sample.
+      source: 0 for an operator that is not to be heard, 1 for one that is
+        played, 2 for one whose output comes from its feedback loop.
     """
 
-    phase: Int[Array, "operators rows"]
-    increment: Int[Array, "operators rows"]
-    gain: Int[Array, "operators rows"]
-    ramp: Int[Array, "operators rows"]
-    source: Int[Array, "operators rows"]
-    modulators: Int[Array, "operators rows"]
-
-
-def _sum(
-    outputs: Int[Array, "operators rows samples"], members: Int[Array, " rows"]
-) -> Int[Array, "rows samples"]:
-    """Adds the outputs of those operators whose bit is set."""
-    masks = [-((members >> k) & 1)[:, None] for k in range(OPERATORS)]
-    parts = [
-        mask & output.astype(jnp.int32)
-        for mask, output in zip(masks, outputs, strict=True)
-    ]
-    return sum(parts[1:], parts[0])
+    phase: Int[Array, "operators blocks"]
+    increment: Int[Array, "operators blocks"]
+    gain: Int[Array, "operators blocks"]
+    ramp: Int[Array, "operators blocks"]
+    source: Int[Array, "operators blocks"]
 
 
 def play(
-    rows: Rows,
-    looped: Int[Array, "rows samples"],
-    carriers: Int[Array, " rows"],
-) -> Float[Array, "rows samples"]:
-    """Plays the operators of blocks, given what their feedback loops play.
+    part: Part,
+    looped: Int[Array, "blocks samples"],
+    modulators: Bool[Array, "targets sources"],
+    carriers: Bool[Array, " operators"],
+) -> Float[Array, "blocks samples"]:
+    """Plays the operators of one voice, given what its feedback loop plays.
 
     Args:
-      rows: what the operators are told.
-      looped: output of the rows' feedback loops.
-      carriers: bit k set where operator k is heard.
+      part: what the operators are told.
+      looped: output of the voice's feedback loop.
+      modulators: which operators modulate which.
+      carriers: which operators are heard.
 
     Returns:
       The sound, where an operator peaks at 2.
     """
-    sample = jnp.arange(BLOCK, dtype=jnp.int32)
+    n = jnp.arange(BLOCK, dtype=jnp.int32)
+    outputs: list[Array] = []
+    for k in range(OPERATORS):
+        phase, increment, gain, ramp, source = (x[k][:, None] for x in part)
+        masks = -modulators[k].astype(jnp.int32)
 
-    def operator(outputs: Array, told: tuple[Array, Rows]):
-        k, row = told
-        phase, increment, gain, ramp, source, modulators = (
-            x[:, None] for x in row
-        )
-        modulation = _sum(outputs, modulators[:, 0])
-        output = wave(
-            phase + sample * increment + (modulation << 13),
-            gain + (sample + 1) * ramp,
-        )
-        output = jnp.where(source == 2, looped.astype(jnp.int32), output)
-        output = jnp.where(source > 0, output, 0)
-        return outputs.at[k].set(output.astype(jnp.int16)), None
+        def from_loop(source: Array = source) -> Array:
+            return jnp.where(source == 2, looped, 0).astype(jnp.int16)
 
-    # A loop, so that each operator is computed on its own: joined into one
-    # kernel, a row's operators would wait for each other.
-    outputs = jnp.zeros((OPERATORS, *looped.shape), jnp.int16)
-    ks = jnp.arange(OPERATORS)
-    outputs, _ = jax.lax.scan(operator, outputs, (ks, rows))
-    return _sum(outputs, carriers).astype(jnp.float32) * np.float32(2**-12)
+        def played(
+            phase: Array = phase,
+            increment: Array = increment,
+            gain: Array = gain,
+            ramp: Array = ramp,
+            source: Array = source,
+            masks: Array = masks,
+            others: tuple[Array, ...] = tuple(outputs),
+        ) -> Array:
+            for mask, other in zip(masks, others, strict=False):
+                phase = phase + ((mask & other.astype(jnp.int32)) << 13)
+            output = wave(phase + n * increment, gain + (n + 1) * ramp)
+            output = jnp.where(source == 2, looped.astype(jnp.int32), output)
+            return jnp.where(source > 0, output, 0).astype(jnp.int16)
+
+        def silence() -> Array:
+            return jnp.zeros_like(looped)
+
+        # Most operators of most voices are silent for some of the time.
+        kind = jnp.where((source == 2).any(), 1, 0)
+        kind = jnp.where((source == 1).any(), 2, kind)
+        outputs.append(jax.lax.switch(kind, (silence, from_loop, played)))
+    parts = [
+        -carriers[k].astype(jnp.int32) & outputs[k].astype(jnp.int32)
+        for k in range(OPERATORS)
+    ]
+    return sum(parts[1:], parts[0]).astype(jnp.float32) * np.float32(2**-12)

@@ -195,6 +195,16 @@ def _sine() -> Int[np.ndarray, "entries"]:
     return table
 
 
+def _log_sine() -> Int[np.ndarray, "4096"]:
+    """-1024 log2 |sin|; with its highest bit set in the negative half."""
+    middle = (np.arange(1024) + 0.5) / 1024
+    sine = np.sin(middle * np.pi / 2).astype(np.float32).astype(np.float64)
+    quarter = np.rint(-1024 * np.log2(sine)).astype(np.int32)
+    half = np.concatenate([quarter, quarter[::-1]])
+    return np.concatenate([half, half | np.int32(-(2**31))])
+
+
+LOG_SINE = _log_sine()
 NOTES, COARSE, FINE, SINE = _notes(), _COARSE, _FINE, _sine()
 
 

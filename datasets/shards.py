@@ -470,12 +470,7 @@ def is_complete(directory: pathlib.Path, spec: DataSpec) -> bool:
 def missing(directory: pathlib.Path, spec: DataSpec) -> list[tuple[str, int]]:
     """(split, shard) of every shard not there yet."""
     there = set(os.listdir(directory)) if directory.exists() else set()
-    return [
-        (split, shard)
-        for split, _ in spec.splits
-        for shard in range(spec.num_shards(split))
-        if spec.filename(split, shard) not in there
-    ]
+    return [pair for pair in spec.shards if spec.filename(*pair) not in there]
 
 
 def write_metadata(directory: pathlib.Path, spec: DataSpec) -> bool:

@@ -123,18 +123,18 @@ class DataSpec:
             )
         return sizes[split]
 
+    @property
+    def shards(self) -> list[tuple[str, int]]:
+        """(split, number in that split) of every shard, split by split."""
+        return [
+            (split, number)
+            for split, _ in self.splits
+            for number in range(self.num_shards(split))
+        ]
+
     def num_shards(self, split: str) -> int:
         """Number of shards of a split."""
         return -(-self.rows(split) // self.shard_size)
-
-    @property
-    def shards(self) -> list[tuple[str, int]]:
-        """(split, number in it) of every shard, split by split."""
-        return [
-            (split, shard)
-            for split, _ in self.splits
-            for shard in range(self.num_shards(split))
-        ]
 
     def shard_rows(self, split: str, shard: int) -> range:
         """Row numbers, in their split, of a shard's records."""

@@ -1,5 +1,6 @@
 """Parameter and perceptual losses of an estimator, and a step on their sum."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -111,9 +112,10 @@ def perceptual_loss(
       space: the parameter space.
       mode: how logits are decoded; "hard" is the paper's, whose gradients
         reach numerical parameters only.
-      at_once: number of presets that go through the proxy together, forward and
-        back, before the next ones; 0 for the whole batch. The result is the
-        same, see `encoders.presets_at_once`.
+      at_once: number of presets that go through the proxy together, forward
+        and back, before the next ones (fewer where they do not divide the
+        batch); 0 for the whole batch. The result is the same, see
+        `encoders.presets_at_once`.
       **options: options of `decode.for_proxy`.
 
     Returns:
@@ -126,17 +128,22 @@ def perceptual_loss(
     if at_once == 0:
         return embedding_loss(proxy(relaxed), embedding)
 
-    def one(pair):
-        preset, goal = pair
-        return jax.value_and_grad(
-            lambda x: embedding_loss(proxy(x[None]), goal[None])
-        )(preset)
+    def part(pair):
+        presets, goals = pair
+        return jax.value_and_grad(lambda x: embedding_loss(proxy(x), goals))(
+            presets
+        )
 
-    # A preset's gradient is found right after its value, while all that it
-    # needs is at hand.
-    presets = jax.lax.stop_gradient(relaxed)
-    values, slopes = jax.lax.map(one, (presets, embedding), batch_size=at_once)
-    return _with_gradient(values.mean(), relaxed, slopes / len(slopes))
+    # The gradient of a part is computed right after its value, while all that
+    # it needs is at hand.
+    size = math.gcd(len(relaxed), at_once)
+    parts = [
+        x.reshape(-1, size, x.shape[-1])
+        for x in (jax.lax.stop_gradient(relaxed), embedding)
+    ]
+    values, slopes = jax.lax.map(part, parts)
+    slopes = slopes.reshape(relaxed.shape) / len(values)
+    return _with_gradient(values.mean(), relaxed, slopes)
 
 
 @jax.custom_vjp

@@ -1,25 +1,24 @@
 """From an estimate to a better preset: candidates, their descent and ranking.
 
 Everything here proposes presets and takes their scores; rendering them is the
-caller's affair. Three ways of proposing:
+caller's affair. Two ways of proposing, besides `proxy.priors.propose`, which
+varies the best candidates so far, for `rank`ing by what the real synthesizer
+makes of them:
 
 * `nearest`: the presets of a bank whose embeddings are closest;
 * `begin`, `descend`, `presets`: gradient descent on relaxed presets through a
   frozen proxy, any number of starts at once, a few steps at a time, so that
-  the caller can stop when its time is up;
-* `propose`: variations of the best candidates so far, for `rank`ing by
-  what the real synthesizer makes of them.
+  the caller can stop when its time is up.
 """
 
 import functools
-import re
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from matching import decode
 from proxy.space import ParameterSpace
@@ -176,117 +175,6 @@ def nearest(
     away = jnp.abs(jnp.asarray(bank) - target).mean(-1)
     least, where = jax.lax.top_k(-away, min(count, away.shape[0]))
     return where, -least
-
-
-def modules(space: ParameterSpace) -> np.ndarray:
-    """Tells which parameters belong together: one operator's, one envelope's.
-
-    By their names, of which the first word counts, with the number that
-    follows it: "op1_eg_rate_1", "env1:attack", "osc_1_tune".
-
-    Returns:
-      `[parameters]`, a number for each used parameter's module.
-    """
-    words = [re.match(r"[a-z]*_?\d*", p.name.lower()) for p in space.used]
-    names = [word.group() if word else "" for word in words]
-    return np.unique(names, return_inverse=True)[1]
-
-
-@functools.partial(jax.jit, static_argnames=("space", "count"))
-def propose(
-    key: Key[Array, ""],
-    parents: Float[Array, "parents parameters"],
-    space: ParameterSpace,
-    count: int,
-    *,
-    crossover: Scalar = 0.35,
-    difference: Scalar = 0.4,
-    share: tuple[Scalar, Scalar] = (0.01, 0.2),
-    spread: tuple[Scalar, Scalar] = (0.005, 0.3),
-) -> Float[Array, "count parameters"]:
-    """Variations of presets, to be scored by the synthesizer's sound.
-
-    Each child takes after one parent, better parents more often, and differs
-    from it in one of three ways:
-
-    * crossover: another parent gives it one of its `modules`, or each of
-      them with probability 1/2;
-    * difference: a share of its numerical parameters moves along the
-      difference of two other parents, as in differential evolution (Storn
-      and Price 1997);
-    * mutation: a share of parameters changes, numerical ones by a normal
-      step, switches and categories to a random allowed value. Half of the
-      children made by crossover are mutated as well.
-
-    How large a share and a step are is drawn for every child, so that some
-    change in one detail and some in many.
-
-    Args:
-      key: JAX random key.
-      parents: hard presets, best first.
-      space: space of the parents.
-      count: number of children.
-      crossover: probability of the first way.
-      difference: probability of the second way; the third has the rest.
-      share: least and greatest probability that a parameter mutates; at
-        least one does. Log-uniform between the two.
-      spread: least and greatest standard deviation of numerical steps,
-        log-uniform between the two.
-
-    Returns:
-      Presets with every value on its grid; values beyond [0, 1] are
-      reflected into it.
-
-    Raises:
-      ValueError: when there is no parent.
-    """
-    if parents.shape[0] == 0:
-        raise ValueError("proposing variations needs at least one parent")
-    keys = iter(jax.random.split(key, 16))
-    size = (count, space.num_used)
-    numerical = np.isin(np.arange(space.num_used), space.numerical)
-
-    def between(bounds):
-        low, high = jnp.log(jnp.asarray(bounds))
-        drawn = jax.random.uniform(next(keys), (count, 1))
-        return jnp.exp(low + drawn * (high - low))
-
-    # Weights of parents fall like 1, 1/2, 1/3... with the rank.
-    ranks = -jnp.log(jnp.arange(1, parents.shape[0] + 1.0))
-    first = jax.random.categorical(next(keys), ranks, shape=(count,))
-    others = jax.random.randint(next(keys), (3, count), 0, parents.shape[0])
-    child, second, third, fourth = parents[jnp.stack([first, *others])]
-
-    way = jax.random.uniform(next(keys), (count, 1))
-    crossed = way < crossover
-    moved = ~crossed & (way < crossover + difference)
-
-    module = modules(space)
-    number = module.max() + 1
-    given = jax.random.bernoulli(next(keys), 0.5, (count, number))
-    one = jax.random.randint(next(keys), (count, 1), 0, number)
-    single = jax.random.bernoulli(next(keys), 0.5, (count, 1))
-    given = jnp.where(single, jnp.arange(number) == one, given)
-    child = jnp.where(crossed & given[:, module], second, child)
-
-    drawn = jax.random.uniform(next(keys), (count, 1))
-    change = jax.random.bernoulli(next(keys), jnp.maximum(drawn, 0.1), size)
-    factor = jax.random.uniform(next(keys), (count, 1), minval=0.2, maxval=1.0)
-    step = factor * (third - fourth) * (moved & change & numerical)
-
-    plain = jax.random.bernoulli(next(keys), 0.5, (count, 1))
-    change = jax.random.bernoulli(next(keys), between(share), size)
-    sure = jax.random.randint(next(keys), (count, 1), 0, space.num_used)
-    change |= jnp.arange(space.num_used) == sure
-    change &= ~moved & ~(crossed & plain)
-    normal = jax.random.normal(next(keys), size)
-    step += between(spread) * normal * (change & numerical)
-
-    # Parents may be just outside by rounding; only what moves is reflected.
-    away = jnp.abs(child + step)
-    child = jnp.where(step != 0, 1 - jnp.abs(1 - away % 2), child)
-    fresh = space.sample(next(keys), (count,))
-    return space.snap(jnp.where(change & ~numerical, fresh, child))
 
 
 def distinct(

@@ -49,6 +49,52 @@ def embedding_loss(
     return jnp.abs(predicted - target).mean()
 
 
+def contrastive_loss(
+    predicted: Float[Array, "batch embedding"],
+    target: Float[Array, "batch embedding"],
+    temperature: float,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """Cross-entropy of telling which sound of the batch is which preset's.
+
+    InfoNCE (van den Oord et al. 2018, "Representation learning with
+    contrastive predictive coding", equation 4) both ways, as in CLIP, of
+    distances rather than products: the embedding loss, which stays the
+    measure of a proxy, is a distance.
+
+    Args:
+      predicted: f(x).
+      target: g(s(x)).
+      temperature: root mean square differences per embedding are divided by
+        it.
+      axis_name: mapped axis whose devices share one batch.
+
+    Returns:
+      Mean over both ways, in nats: log(batch) for a constant prediction.
+    """
+    everything = (predicted, target)
+    first = 0
+    if axis_name is not None:
+        everything = jax.lax.all_gather(everything, axis_name, tiled=True)
+        first = jax.lax.axis_index(axis_name) * len(predicted)
+    rows = jnp.arange(len(predicted))
+
+    def one_way(asking, asked):
+        squares = (
+            jnp.square(asking).mean(1)[:, None]
+            + jnp.square(asked).mean(1)
+            - 2 * (asking @ asked.T) / asking.shape[1]
+        )
+        # A root has no gradient at 0.
+        away = jnp.sqrt(jnp.maximum(squares, 1e-6))
+        scores = jax.nn.log_softmax(-away / temperature)
+        return -scores[rows, first + rows].mean()
+
+    there = one_way(predicted, everything[1])
+    back = one_way(target, everything[0])
+    return (there + back) / 2
+
+
 def init_state(
     encoder: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -106,6 +152,8 @@ def train_step(
     axis_name: str | None = None,
     accumulate: int = 1,
     decay: float = 0.0,
+    contrastive: float = 0.0,
+    temperature: float = 0.05,
 ) -> Step:
     """Builds one optimizer step on the embedding loss.
 
@@ -118,6 +166,9 @@ def train_step(
         sees them one after the other, as PyTorch's does.
       decay: decay of the moving average of the parameters, when the state
         has one.
+      contrastive: weight of `contrastive_loss`, added to the embedding loss
+        and not to the metric of that name. A micro-batch is a batch to it.
+      temperature: see `contrastive_loss`.
 
     Returns:
       `(state, {"preset", "embedding"}) -> (state, metrics)`, where a batch
@@ -133,13 +184,18 @@ def train_step(
             variables, relaxed, train=True, mutable=["batch_stats"]
         )
         loss = embedding_loss(predicted, batch["embedding"])
-        return loss, updated.get("batch_stats", {})
+        total = loss
+        if contrastive:
+            total += contrastive * contrastive_loss(
+                predicted, batch["embedding"], temperature, axis_name
+            )
+        return total, (loss, updated.get("batch_stats", {}))
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
     def gradients(state, batch):
         if accumulate == 1:
-            (loss, stats), grads = grad_fn(
+            (_, (loss, stats)), grads = grad_fn(
                 state.params, state.batch_stats, batch
             )
             return loss, stats, grads
@@ -149,7 +205,7 @@ def train_step(
 
         def add(carry, part):
             total, stats, grads = carry
-            (loss, stats), new = grad_fn(state.params, stats, part)
+            (_, (loss, stats)), new = grad_fn(state.params, stats, part)
             return (
                 total + loss,
                 stats,

@@ -20,7 +20,8 @@ returns the same kind; with JAX arrays they can be traced.
 
 import dataclasses
 import functools
-from typing import Any, Literal
+import re
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -186,11 +187,81 @@ def categorical(
     )
 
 
+Pairs = tuple[tuple[int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Routing:
+    """How modules feed each other, as one categorical parameter tells.
+
+    Nodes are numbered as in `modules`; every field from `edges` on has one
+    entry for each category of the parameter.
+
+    Attributes:
+      parameter: name of the parameter that chooses.
+      modules: names of the nodes, among `ParameterSpace.module_names`.
+      edges: pairs (source, target) of which the first modulates the second;
+        no cycles.
+      loops: pairs (source, target) that feed back.
+      outputs: nodes that are heard themselves; the others modulate.
+      feedback: name of the numerical parameter that is 0 where loops do
+        nothing.
+    """
+
+    parameter: str
+    modules: tuple[str, ...]
+    edges: tuple[Pairs, ...]
+    loops: tuple[Pairs, ...]
+    outputs: tuple[tuple[int, ...], ...]
+    feedback: str
+
+    def _matrices(self, pairs: tuple[Pairs, ...]) -> np.ndarray:
+        size = len(self.modules)
+        table = np.zeros((len(pairs), size, size), np.float32)
+        for matrix, some in zip(table, pairs, strict=True):
+            for source, target in some:
+                matrix[source, target] = 1
+        return table
+
+    @functools.cached_property
+    def edge_table(self) -> np.ndarray:
+        """`[categories, source, target]`, 1 where one modulates the other."""
+        return self._matrices(self.edges)
+
+    @functools.cached_property
+    def loop_table(self) -> np.ndarray:
+        """`[categories, source, target]`, 1 where one feeds back."""
+        return self._matrices(self.loops)
+
+    @functools.cached_property
+    def output_table(self) -> np.ndarray:
+        """`[categories, nodes]`, 1 where a node is heard itself."""
+        table = np.zeros((len(self.outputs), len(self.modules)), np.float32)
+        for row, some in zip(table, self.outputs, strict=True):
+            row[list(some)] = 1
+        return table
+
+
+class Graph(NamedTuple):
+    """A preset's routing; expected, where its category is uncertain.
+
+    Attributes:
+      edges: the first node modulates the second, in [0, 1].
+      loops: the first node feeds back into the second, in [0, 1].
+      outputs: the node is heard itself, in [0, 1].
+    """
+
+    edges: Float[Any, "*batch nodes nodes"]
+    loops: Float[Any, "*batch nodes nodes"]
+    outputs: Float[Any, "*batch nodes"]
+
+
 def space(
     name: str,
     parameters: list[Parameter],
     *,
     missing: tuple[int, ...] = (),
+    routing: Routing | None = None,
 ) -> "ParameterSpace":
     """Numbers a table of parameters and freezes it.
 
@@ -198,6 +269,7 @@ def space(
       name: the synthesizer's name.
       parameters: the parameters in the plug-in's order.
       missing: plug-in indices the table leaves out.
+      routing: how modules feed each other, where presets tell.
 
     Returns:
       The space, each parameter with its plug-in index.
@@ -210,6 +282,7 @@ def space(
             dataclasses.replace(p, index=i)
             for i, p in zip(kept, parameters, strict=True)
         ),
+        routing,
     )
 
 
@@ -242,16 +315,19 @@ class ParameterSpace:
     Attributes:
       name: the synthesizer's name, e.g. "dexed".
       parameters: every automatable parameter, in the plug-in's order.
+      routing: how modules feed each other, None where presets do not tell.
     """
 
     name: str
     parameters: tuple[Parameter, ...]
+    routing: Routing | None = None
 
     def __post_init__(self) -> None:
         """Checks the table.
 
         Raises:
-          ValueError: when two parameters share a name.
+          ValueError: when two parameters share a name, or the routing does
+            not fit them.
         """
         names = [p.name for p in self.parameters]
         twice = sorted({n for n in names if names.count(n) > 1})
@@ -259,6 +335,26 @@ class ParameterSpace:
             raise ValueError(
                 f"space {self.name!r}: duplicate parameter names {twice}; "
                 "qualify them by module"
+            )
+        if self.routing is not None:
+            self._check_routing(self.routing)
+
+    def _check_routing(self, routing: Routing) -> None:
+        chooser = self.used[self.index(routing.parameter)]
+        self.index(routing.feedback)
+        count = len(chooser.values or ())
+        tables = (routing.edges, routing.loops, routing.outputs)
+        if any(len(table) != count for table in tables):
+            raise ValueError(
+                f"space {self.name!r}: the routing needs one entry for each "
+                f"of the {count} categories of {routing.parameter!r}"
+            )
+        alike = [{self.module_names[m] for m in some} for some in self.layouts]
+        if not any(set(routing.modules) <= names for names in alike):
+            raise ValueError(
+                f"space {self.name!r}: the routing's nodes "
+                f"{list(routing.modules)} must be modules of one layout; "
+                f"those that are alike: {[sorted(a) for a in alike]}"
             )
 
     def __hash__(self) -> int:
@@ -423,7 +519,7 @@ class ParameterSpace:
         return self._padded(rows, np.inf)
 
     @functools.cached_property
-    def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Lowest and highest value of every preset column."""
         low, high = np.zeros(self.num_used), np.ones(self.num_used)
         for i, p in enumerate(self.used):
@@ -436,7 +532,7 @@ class ParameterSpace:
         return low, high
 
     @functools.cached_property
-    def _defaults(self) -> np.ndarray:
+    def defaults(self) -> np.ndarray:
         """The preset nearest to the table's defaults."""
         return self.from_plugin(np.array([p.default for p in self.parameters]))
 
@@ -451,6 +547,112 @@ class ParameterSpace:
         except ValueError:
             kind = f"used parameter of {self.name}"
             raise ValueError(unknown(kind, name, self.names)) from None
+
+    # Modules ---------------------------------------------------------------
+
+    @functools.cached_property
+    def _module_of(self) -> tuple[tuple[str, ...], np.ndarray]:
+        words = [re.match(r"[a-z]*_?\d*", p.name.lower()) for p in self.used]
+        found = [word.group().rstrip("_") if word else "" for word in words]
+        names, module = np.unique(np.array(found, str), return_inverse=True)
+        return tuple(map(str, names)), module.astype(np.int32)
+
+    @property
+    def module_names(self) -> tuple[str, ...]:
+        """Names of the modules, sorted."""
+        return self._module_of[0]
+
+    @property
+    def modules(self) -> np.ndarray:
+        """`[parameters]`: the number of each used parameter's module.
+
+        Which parameters belong together, one operator's or one envelope's,
+        is told by their names, of which the first word counts with the number
+        that follows it: "op1_eg_rate_1", "env1:attack", "osc_1_tune".
+        """
+        return self._module_of[1]
+
+    @functools.cached_property
+    def module_columns(self) -> tuple[np.ndarray, ...]:
+        """Columns of a preset that each module consists of, in table order."""
+        numbers = range(len(self.module_names))
+        return tuple(_index((self.modules == m).tolist()) for m in numbers)
+
+    @functools.cached_property
+    def layouts(self) -> tuple[tuple[int, ...], ...]:
+        """Modules that are alike, together: same parameters, same values.
+
+        Ordered by their first module; most modules are alone.
+        """
+
+        def layout(module: int) -> tuple[Any, ...]:
+            prefix = len(self.module_names[module])
+            members = [self.used[c] for c in self.module_columns[module]]
+            return tuple(
+                (p.name[prefix:], p.kind, p.interval, p.values) for p in members
+            )
+
+        alike: dict[tuple[Any, ...], list[int]] = {}
+        for module in range(len(self.module_names)):
+            alike.setdefault(layout(module), []).append(module)
+        return tuple(map(tuple, alike.values()))
+
+    @functools.cached_property
+    def nodes(self) -> tuple[int, ...]:
+        """The modules that are nodes of the routing, none without one."""
+        names = () if self.routing is None else self.routing.modules
+        return tuple(self.module_names.index(name) for name in names)
+
+    @functools.cached_property
+    def node_columns(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which node a column belongs to, and its counterparts in the others.
+
+        Returns:
+          `[parameters]`, the node, -1 for none; `[nodes, parameters]`, the
+          column in a column's place in another node, itself for none.
+        """
+        node = np.full(self.num_used, -1, np.int32)
+        columns = [self.module_columns[module] for module in self.nodes]
+        own = np.arange(self.num_used, dtype=np.int32)
+        counterparts = np.tile(own, (len(columns), 1))
+        for number, mine in enumerate(columns):
+            node[mine] = number
+            for other, theirs in enumerate(columns):
+                counterparts[other, mine] = theirs
+        return node, counterparts
+
+    def graph(self, relaxed: Float[Any, "*batch width"]) -> Graph:
+        """The routing of relaxed presets, expected over its categories.
+
+        Args:
+          relaxed: relaxed presets.
+
+        Returns:
+          The graph, linear in the probabilities of the categories.
+
+        Raises:
+          ValueError: when the space has no routing, or the last axis is not
+            `width`.
+        """
+        self._check(relaxed, self.width, "a relaxed preset")
+        if self.routing is None:
+            raise ValueError(f"{self.name} has no routing")
+        xp = _namespace(relaxed)
+        column = self.index(self.routing.parameter)
+        slots = np.flatnonzero(self.slot_column == column)
+        weights = relaxed[..., slots + len(self.noncategorical)]
+
+        def expected(table):
+            flat = xp.asarray(table.reshape(len(table), -1), relaxed.dtype)
+            return (weights @ flat).reshape(
+                *weights.shape[:-1], *table[0].shape
+            )
+
+        return Graph(
+            expected(self.routing.edge_table),
+            expected(self.routing.loop_table),
+            expected(self.routing.output_table),
+        )
 
     def _check(self, x: Any, size: int, what: str) -> None:
         if x.ndim < 1 or x.shape[-1] != size:
@@ -502,8 +704,8 @@ class ParameterSpace:
         taken = at_default + at_end
         rest = xp.clip((part - taken) / (1 - taken), 0, 1 - 2**-20)
         presets = self._from_uniform(self._put(u, columns, rest))
-        low, high = (xp.asarray(b[columns], u.dtype) for b in self._bounds)
-        default = xp.asarray(self._defaults[columns], u.dtype)
+        low, high = (xp.asarray(b[columns], u.dtype) for b in self.bounds)
+        default = xp.asarray(self.defaults[columns], u.dtype)
         values = xp.where(part < taken, high, presets[..., columns])
         values = xp.where(part < at_default + at_end / 2, low, values)
         values = xp.where(part < at_default, default, values)
@@ -512,7 +714,7 @@ class ParameterSpace:
     def _from_uniform(self, u: Any) -> Any:
         self._check(u, self.num_used, "a block of uniforms")
         xp = _namespace(u)
-        low, high = (xp.asarray(b, u.dtype) for b in self._bounds)
+        low, high = (xp.asarray(b, u.dtype) for b in self.bounds)
         presets = low + u * (high - low)
         choice = (
             u[..., self._discrete, None]
@@ -566,7 +768,7 @@ class ParameterSpace:
         """
         self._check(preset, self.num_used, "a preset")
         xp = _namespace(preset)
-        low, high = (xp.asarray(b, preset.dtype) for b in self._bounds)
+        low, high = (xp.asarray(b, preset.dtype) for b in self.bounds)
         clipped = xp.clip(preset, low, high)
         choices = xp.asarray(self._choices, preset.dtype)
         nearest = xp.argmin(

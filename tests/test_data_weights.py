@@ -81,4 +81,3 @@ def test_models_outside_jax(config, tmp_path, monkeypatch):
     # Complete, it needs no PyTorch.
     asked.clear()
     assert build(config).spec == spec and not asked
-    assert building.audio_variables("dac") == {}

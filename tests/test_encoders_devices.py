@@ -24,13 +24,14 @@ SMALL = space.space(
 )
 SIZES = {
     "tfm": {"hidden": 8, "blocks": 2, "heads": 2, "factor": 2.0},
+    "modules_tfm": {"hidden": 8, "blocks": 2, "heads": 2, "factor": 2.0},
     "gru_oh": {"hidden": 8},
     "hn_pt": {"hidden": 8, "blocks": 2, "token": 4},
     "hn_ptgru": {"hidden": 8, "blocks": 2, "token": 6},
 }
 
 
-def setup(name, count, update, dtype):
+def setup(name, count, update, dtype, **options):
     encoder = encoders.build(
         name,
         SMALL,
@@ -40,7 +41,9 @@ def setup(name, count, update, dtype):
     )
     mesh = devices.mesh(count)
     step = devices.map_step(
-        objective.train_step(encoder, SMALL, update, axis_name=devices.AXIS),
+        objective.train_step(
+            encoder, SMALL, update, axis_name=devices.AXIS, **options
+        ),
         mesh,
     )
     state: Any = objective.init_state(
@@ -68,9 +71,11 @@ def batch(mesh, seed, dtype):
     )
 
 
-def one_step(name, count):
+def one_step(name, count, **options):
     # Plain descent at rate 1 leaves the gradient in the parameters.
-    step, mesh, state = setup(name, count, optax.sgd(1.0), jnp.float64)
+    step, mesh, state = setup(
+        name, count, optax.sgd(1.0), jnp.float64, **options
+    )
     before = jax.device_get(state.params)
     state, metrics = step(state, batch(mesh, 1, jnp.float64))
     grads = jax.tree.map(np.subtract, before, jax.device_get(state.params))
@@ -91,6 +96,14 @@ def test_loss_gradients_and_statistics_of_one_step(name: str) -> None:
             b, a, rtol=0, atol=1e-9, err_msg=jax.tree_util.keystr(path)
         )
     assert max(np.abs(g).max() for g in jax.tree.leaves(one[1])) > 1e-3
+
+
+def test_contrast_sees_the_batch_of_all_devices() -> None:
+    with jax.enable_x64(True):
+        one = one_step("mlp_oh", 1, contrastive=1.0)
+        four = one_step("mlp_oh", 4, contrastive=1.0)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(four), strict=True):
+        np.testing.assert_allclose(b, a, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", encoders.names())

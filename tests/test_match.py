@@ -21,7 +21,7 @@ from launch.match import search as searching
 from launch.runs import build, checkpoints, data, making
 from launch.runs import opened as opening
 from matching import distances, refine
-from proxy import spaces
+from proxy import priors, spaces
 from tests import commands
 
 SPACE = spaces.get("dexed")
@@ -219,7 +219,7 @@ def test_warming_up_compiles_all_that_a_search_needs(setup, target):
     options = dataclasses.replace(OPTIONS, evaluations=0, seconds=2.0)
     searching.warm_up(setup, length, options)
     compiled: list[Any] = [judging._quick(8, RATE), judging._goal]
-    compiled += [refine.propose, refine.descend, distances._measure]
+    compiled += [priors.propose, refine.descend, distances._measure]
     before = [f._cache_size() for f in compiled]
     options = dataclasses.replace(OPTIONS, nearest=32)
     searching.search(setup, target[:length], NOTE, HOLD, options)

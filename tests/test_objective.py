@@ -125,3 +125,27 @@ def test_training_learns():
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_contrast_of_constants_is_chance_and_of_the_truth_is_less():
+    target = jax.random.normal(jax.random.key(0), (16, 12))
+    constant = jnp.broadcast_to(target.mean(0), target.shape)
+    # Every preset as near to a sound as the others.
+    back = objective.contrastive_loss(target, constant, 0.1)
+    assert back > np.log(16) - 1e-4
+    exact = objective.contrastive_loss(target, target, 0.1)
+    assert 0 <= exact < 0.01
+    swapped = objective.contrastive_loss(target, target[::-1], 0.1)
+    assert swapped > 5
+    gradient = jax.grad(objective.contrastive_loss)(target, target, 0.1)
+    assert jnp.isfinite(gradient).all()
+
+
+def test_contrast_is_added_to_the_loss_and_not_to_its_metric():
+    plain, losses = _run("tfm", optax.sgd(1.0), 1)
+    other, same = _run("tfm", optax.sgd(1.0), 1, contrastive=0.5)
+    assert losses == pytest.approx(same, rel=1e-6)
+    moved = jax.tree.map(
+        lambda x, y: np.abs(x - y).max(), plain.params, other.params
+    )
+    assert max(jax.tree.leaves(moved)) > 1e-3

@@ -3,7 +3,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from matching import decode, refine
 from proxy import encoders, spaces
@@ -90,95 +89,6 @@ def test_nearest_entries_of_a_bank():
     np.testing.assert_array_equal(where, [0, 2, 3])
     np.testing.assert_allclose(away, [0, 0.5, 0.5])
     assert len(refine.nearest(jnp.zeros(2), bank, 40)[0]) == 4
-
-
-def propose(parents, count, **ways):
-    children = refine.propose(
-        jax.random.key(1), jnp.asarray(parents), SPACE, count, **ways
-    )
-    np.testing.assert_allclose(SPACE.snap(children), children, atol=1e-6)
-    return np.asarray(children)
-
-
-def test_mutations_change_a_share_and_better_parents_have_more_children():
-    parents = np.asarray(SPACE.sample(jax.random.key(0), (4,)))
-    children = propose(
-        parents, 400, crossover=0.0, difference=0.0, share=(0.05, 0.05)
-    )
-    differ = np.abs(children[:, None] - parents[None]) > 1e-6
-    changes = differ.sum(-1)
-    parent = changes.argmin(-1)
-    # About 5 % of 173 parameters, some of them drawn as they were.
-    assert 3 < changes.min(-1).mean() < 9
-    counts = np.bincount(parent, minlength=4)
-    assert counts[0] > counts[1] > counts[3] > 0
-    # Every parameter changes in some child.
-    own = differ[np.arange(400), parent]
-    assert own.any(0).all()
-
-
-def test_shares_and_steps_differ_from_child_to_child():
-    parent = np.asarray(SPACE.sample(jax.random.key(0), (1,)))
-    children = propose(parent, 400, crossover=0.0, difference=0.0)
-    away = np.abs(children - parent)
-    changed = (away > 1e-6).sum(1)
-    assert changed.min() <= 1 and changed.max() > 20
-    steps = away[:, SPACE.numerical].max(1)
-    assert (steps < 0.03).any() and (steps > 0.3).any()
-
-
-def test_crossover_gives_whole_modules():
-    parents = np.stack(
-        [SPACE.snap(jnp.full(SPACE.num_used, value)) for value in (0.0, 1.0)]
-    )
-    children = propose(parents, 200, crossover=1.0)
-    same = np.abs(children[:, None] - parents) < 1e-6
-    module = refine.modules(SPACE)
-    whole = np.stack(
-        [same[..., module == m].all(-1) for m in range(module.max() + 1)], -1
-    )
-    # Of each child, which modules are the first parent's, the second's.
-    unmixed = whole.any(1).all(-1)
-    # Half of them are mutated besides.
-    assert 80 < unmixed.sum() < 130
-    shares = whole[unmixed, 1].mean(-1)
-    # One module, or about half of them, from the other parent.
-    assert ((shares > 0) & (shares < 0.1)).any()
-    assert ((shares > 0.3) & (shares < 0.7)).any()
-
-
-def test_differences_move_numbers_along_the_population():
-    # Parents differ in one number only: so do their children.
-    preset = np.asarray(SPACE.sample(jax.random.key(0), (1,)))
-    parents = np.tile(preset, (6, 1))
-    column = SPACE.numerical[3]
-    parents[:, column] = np.linspace(0.1, 0.9, 6)
-    parents = np.asarray(SPACE.snap(jnp.asarray(parents)))
-    children = propose(parents, 200, crossover=0.0, difference=1.0)
-    others = np.delete(children, column, axis=1)
-    np.testing.assert_allclose(
-        others, np.delete(parents[:1], column, axis=1).repeat(200, 0), atol=1e-5
-    )
-    assert len(np.unique(children[:, column])) > 20
-    assert (children >= 0).all() and (children[:, column] <= 1).all()
-
-
-def test_proposing_needs_a_parent():
-    with pytest.raises(ValueError, match="at least one parent"):
-        refine.propose(
-            jax.random.key(0), jnp.zeros((0, SPACE.num_used)), SPACE, 4
-        )
-
-
-@pytest.mark.parametrize(("name", "count"), [("dexed", 11), ("talnm", 17)])
-def test_modules_follow_the_names(name, count):
-    space = spaces.get(name)
-    module = refine.modules(space)
-    assert module.max() + 1 == count
-    if name == "dexed":
-        by_name = {p.name: m for p, m in zip(space.used, module, strict=True)}
-        own = by_name["op3_eg_rate_1"]
-        assert own == by_name["op3_output_level"] != by_name["op4_f_fine"]
 
 
 def test_ranking_leaves_out_what_failed():

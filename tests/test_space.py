@@ -299,3 +299,51 @@ def test_errors_name_the_thing(space):
         sp.stepped("w", 0.0, 3, weights=(1.0, 2.0))
     with pytest.raises(ValueError, match=r"'i'.*ascending"):
         sp.numerical("i", 0.0, 0.7, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "alike"),
+    [("dexed", 11, 6), ("talnm", 17, 2), ("diva", 17, 2)],
+)
+def test_modules_follow_the_names(name, count, alike):
+    space = spaces.get(name)
+    assert len(space.module_names) == count
+    assert max(map(len, space.layouts)) == alike
+    columns = np.sort(np.concatenate(space.module_columns))
+    np.testing.assert_array_equal(columns, np.arange(space.num_used))
+    if name == "dexed":
+        by_name = dict(zip(space.names, space.modules.tolist(), strict=True))
+        own = by_name["op3_eg_rate_1"]
+        assert own == by_name["op3_output_level"] != by_name["op4_f_fine"]
+        assert space.module_names[own] == "op3"
+
+
+def test_graph_is_expected_over_categories():
+    space = spaces.get("dexed")
+    preset = np.zeros((2, space.num_used), np.float32)
+    preset[1, space.index("algorithm")] = 31
+    relaxed = space.to_relaxed(preset)
+    graph = space.graph(relaxed)
+    assert graph.edges[0, 1, 0] == graph.edges[0, 5, 4] == 1
+    assert graph.edges[0].sum() == 4 and graph.edges[1].sum() == 0
+    np.testing.assert_array_equal(graph.outputs[0], [1, 0, 1, 0, 0, 0])
+    np.testing.assert_array_equal(np.argwhere(graph.loops[0]), [[5, 5]])
+    between = space.graph(jnp.asarray(relaxed.mean(0)))
+    for mean, both in zip(between, graph, strict=True):
+        np.testing.assert_allclose(mean, both.mean(0))
+    with pytest.raises(ValueError, match="no routing"):
+        spaces.get("talnm").graph(np.zeros(103))
+
+
+def test_routing_must_fit_its_space():
+    dexed = spaces.get("dexed")
+    assert dexed.routing is not None
+    with pytest.raises(ValueError, match="must be modules of one layout"):
+        dataclasses.replace(
+            dexed,
+            routing=dataclasses.replace(dexed.routing, modules=("op1", "lfo")),
+        )
+    with pytest.raises(ValueError, match="each of the 32 categories"):
+        dataclasses.replace(
+            dexed, routing=dataclasses.replace(dexed.routing, edges=((),))
+        )

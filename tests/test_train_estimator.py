@@ -248,7 +248,7 @@ def test_a_proxy_is_no_matching_run(folder):
 
 
 def test_its_data_is_built_in_parts(tmp_path) -> None:
-    config = matching.match_config(tmp_path, "ploss_small", "run")
+    config = matching.match_config(tmp_path, "ploss", "run")
     config.shard_size = 8
     source = making.matching_source(config, num_tasks=2, task=0)
     left = len(shards.missing(source.directory, source.spec))

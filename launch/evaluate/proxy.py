@@ -244,7 +244,7 @@ def evaluate(
         config.presets = presets
         dataset = making.ensure(config)
     elif (folder / data.RECORD).exists():
-        known = data.recorded(folder, config.data).sources
+        known = data.recorded(folder, config.data)
         dataset = data.Dataset(known.get("synthetic"), known.get("handcrafted"))
     else:  # a published model, see `launch.convert`
         dataset = making.ensure(config)

@@ -7,7 +7,7 @@ the distance `a_mean` scores them:
 2. neighbours: the bank's presets with the nearest embeddings;
 3. gradient: descent from the best so far through the frozen proxy;
 4. evolution: rounds of two kinds. Genetic ones vary and cross the best
-   presets (`matching.refine.propose`); rounds of CMA-ES (the library `cma`)
+   presets (`proxy.priors.propose`); rounds of CMA-ES (the library `cma`)
    polish a few numerical parameters of the best. The kind that gained more
    goes on;
 5. ranking: the best are rendered again and ordered by `a_mean` itself.
@@ -28,6 +28,7 @@ from datasets import engines
 from launch.match.judge import Judge, Options
 from launch.runs.opened import Setup
 from matching import distances, refine
+from proxy import priors
 
 BASELINE = "nearest 40"
 
@@ -105,7 +106,7 @@ def _genetic(judge: Judge, parents: np.ndarray, key: jax.Array) -> np.ndarray:
             break
         padded = np.resize(parents, (options.parents, parents.shape[1]))
         children = np.asarray(
-            refine.propose(part, jnp.asarray(padded), space, 48)
+            priors.propose(part, jnp.asarray(padded), space, 48)
         )
         known = np.concatenate([scores, judge.score(children)])
         everyone = np.concatenate([parents, children])

@@ -193,25 +193,6 @@ def engine(config: Config) -> Callable[[], engines.Renderer]:
     )
 
 
-def audio_variables(name: str, weights: str = "") -> Any:
-    """Weights of an audio model.
-
-    Args:
-      name: name of the audio model.
-      weights: a file to read in place of the published one.
-
-    Returns:
-      The weights on the device; empty for a model without, and for one that
-      runs outside JAX and keeps them to itself.
-    """
-    model = audio.get(name)
-    if model.weights is None or model.host is not None:
-        return {}
-    from datasets.weights import published
-
-    return jax.device_put(published.load(model.weights, path=weights or None))
-
-
 def embedder(name: str, weights: str = "") -> embedding.Embed:
     """An audio model, compiled, its weights in place.
 
@@ -222,10 +203,15 @@ def embedder(name: str, weights: str = "") -> embedding.Embed:
     Returns:
       See `embedding.embedder`.
     """
-    model = audio.get(name)
+    model, path = audio.get(name), weights or None
     if model.host is not None:
         from datasets.weights import hosts
 
-        loaded = hosts.load(name, weights or None)
+        loaded = hosts.load(name, path)
         return lambda sounds: loaded.embed(np.asarray(sounds))
-    return embedding.embedder(model, audio_variables(name, weights))
+    variables = {}
+    if model.weights is not None:
+        from datasets.weights import published
+
+        variables = jax.device_put(published.load(model.weights, path=path))
+    return embedding.embedder(model, variables)

@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Int64
 
-from datasets import engines, files, loader, shards
+from datasets import files, loader, shards
 from datasets.spec import DataSpec
 from launch.runs import devices
 
@@ -115,27 +115,15 @@ def record_dataset(run: pathlib.Path, dataset: Dataset) -> None:
     record(run, synthetic=dataset.synthetic, handcrafted=dataset.handcrafted)
 
 
-@dataclasses.dataclass(frozen=True)
-class Recorded:
-    """What a run says of its data.
-
-    Attributes:
-      sources: data sets by the names that `record` was given.
-      engine: name and version of the software that rendered them.
-      settings: how presets were made to sound.
-    """
-
-    sources: dict[str, Source]
-    engine: str
-    settings: engines.RenderSettings
-
-
-def recorded(run: pathlib.Path, root: str) -> Recorded:
-    """Reads what `record` noted; builds and starts nothing.
+def recorded(run: pathlib.Path, root: str) -> dict[str, Source]:
+    """The data sets that `record` noted; builds and starts nothing.
 
     Args:
       run: the run directory.
       root: the data folder, `config.data`.
+
+    Returns:
+      Data sets by the names that they were given.
 
     Raises:
       FileNotFoundError: when the run has not got so far.
@@ -148,13 +136,9 @@ def recorded(run: pathlib.Path, root: str) -> Recorded:
             "missing): start its training again with the same command, or, "
             f"of a published model, python -m launch.evaluate --run {run}"
         )
-    content = json.loads(path.read_text())
+    sets = json.loads(path.read_text())["sets"]
     folder = pathlib.Path(root).expanduser()
-    return Recorded(
-        {n: open_source(folder / s) for n, s in content["sets"].items()},
-        content["engine"]["version"],
-        engines.RenderSettings.from_dict(content["settings"]),
-    )
+    return {name: open_source(folder / place) for name, place in sets.items()}
 
 
 # Loading ---------------------------------------------------------------------

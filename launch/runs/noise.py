@@ -26,36 +26,8 @@ COMPARISONS = {
     "process": "each in a fresh process",
     "fresh": "of two fresh processes each, one with the other",
 }
-_TRIES = 16
 # Samples that differ by less than this are the same sound.
 QUIET = 1e-6
-
-
-def _audible(
-    renderer: engines.Renderer, count: int
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Plug-in values of random presets that are heard, and their sounds."""
-    space = renderer.space
-    rows = range(count * _TRIES)
-    presets = drawing.draw(space, 0, "noise", rows)[:, 0]
-    values, sounds = [], []
-    for row in np.asarray(space.to_plugin(presets)):
-        if len(sounds) == count:
-            break
-        try:
-            sound = renderer.render(row)
-        except engines.RenderError:
-            continue
-        if engines.check_level(sound, renderer.settings) is None:
-            values.append(row)
-            sounds.append(sound)
-    if not sounds:
-        raise ValueError(
-            f"{renderer.version}: none of {count * _TRIES} random presets "
-            "gave a sound; check that the plug-in plays, and its parameter "
-            "space"
-        )
-    return np.stack(values), sounds
 
 
 def _differences(
@@ -91,10 +63,12 @@ def measure(renderer: engines.Renderer, *, count: int = 8) -> dict[str, Any]:
       made a difference.
 
     Raises:
-      ValueError: no preset gives a sound.
+      ShardError: (a `ValueError`) no preset gives a sound.
       RenderError: one that did no longer does.
     """
-    values, first = _audible(renderer, count)
+    rows = drawing.render_rows(renderer, 0, "noise", range(count))
+    values = np.asarray(renderer.space.to_plugin(rows.presets))
+    first = list(rows.audio)
     backwards = [renderer.render(row) for row in values[::-1]][::-1]
 
     def fresh(row: Float[np.ndarray, " parameters"]) -> np.ndarray:

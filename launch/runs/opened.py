@@ -32,12 +32,6 @@ from proxy.space import ParameterSpace
 _BLOCK = 64
 
 
-def proxy_variables(state: objective.TrainState) -> dict[str, Any]:
-    """Params, averaged where they were, and batch statistics of a proxy."""
-    params = state.params if state.average is None else state.average
-    return {"params": params, "batch_stats": state.batch_stats}
-
-
 @dataclasses.dataclass(frozen=True)
 class ProxyRun:
     """A finished or unfinished run of a proxy, opened for reading.
@@ -56,8 +50,10 @@ class ProxyRun:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The encoder's variables for `encoder.apply`."""
-        return proxy_variables(self.state)
+        """For `encoder.apply`; its parameters averaged, where they were."""
+        state = self.state
+        params = state.params if state.average is None else state.average
+        return {"params": params, "batch_stats": state.batch_stats}
 
 
 def open_proxy(run: str | os.PathLike[str], which: str = "best") -> ProxyRun:
@@ -118,8 +114,6 @@ class MatchingRun:
       maximum: greatest value of the training spectrograms, in dB.
       step: step of the checkpoint.
       proxy: run of the preset encoder that the perceptual loss went through.
-      settings: how presets were rendered; sounds are at its sample rate.
-      engine: name and version of what rendered them.
       handcrafted: the data set matched on, with the splits train, validation
         and test and the columns preset, embedding, audio and audio_scale.
         Without a bank of hand-crafted presets, synthetic ones stand in.
@@ -133,9 +127,12 @@ class MatchingRun:
     maximum: float
     step: int
     proxy: ProxyRun
-    settings: engines.RenderSettings
-    engine: str
     handcrafted: data.Source
+
+    @property
+    def settings(self) -> engines.RenderSettings:
+        """How presets were rendered; sounds are at its sample rate."""
+        return self.handcrafted.spec.settings
 
     def names(self, split: str) -> list[str]:
         """Names of the presets of a split, in row order."""
@@ -181,7 +178,7 @@ def load(run: str | os.PathLike[str]) -> MatchingRun:
         step = checkpoints.best_step(saved)
         tree = checkpoints.restore_raw(saved, step)
     state = tree["state"]
-    known = data.recorded(pathlib.Path(run), config.data)
+    source = data.recorded(pathlib.Path(run), config.data)["matching"]
     return MatchingRun(
         config=config,
         space=spaces.get(config.synth),
@@ -194,9 +191,7 @@ def load(run: str | os.PathLike[str]) -> MatchingRun:
         maximum=float(tree["maximum"]),
         step=step,
         proxy=load_proxy(config),
-        settings=known.settings,
-        engine=known.engine,
-        handcrafted=known.sources["matching"],
+        handcrafted=source,
     )
 
 
@@ -363,18 +358,16 @@ def setup(run: str, plugin: str | None = None) -> Setup:
     if config.kind == "estimator":
         matching_run = load(run)
         proxy, source = matching_run.proxy, matching_run.handcrafted
-        settings = matching_run.settings
         guess = functools.partial(_guess, matching_run)
     else:
         proxy, guess = open_proxy(run), None
         known = data.recorded(pathlib.Path(run), config.data)
-        crafted = known.sources.get("handcrafted")
-        source, settings = crafted or known.sources["synthetic"], known.settings
+        source = known.get("handcrafted") or known["synthetic"]
     return Setup(
         config=config,
         engine=functools.cache(build.engine(config)),
         space=spaces.get(config.synth),
-        settings=settings,
+        settings=source.spec.settings,
         embed=build.embedder(config.audio_model, config.weights),
         proxy=proxy.encoder,
         proxy_variables=jax.device_put(proxy.variables),

@@ -10,6 +10,9 @@ from jaxtyping import Float
 from datasets import engines, loader
 from matching import distances
 
+# Presets rendered in one call.
+_BLOCK = 128
+
 
 def render(
     renderer: engines.Renderer,
@@ -33,25 +36,23 @@ def render(
       many those are.
     """
     values = np.asarray(renderer.space.to_plugin(presets), np.float32)
+    given = None if notes is None else list(notes)
     clips = np.zeros((len(presets), renderer.settings.samples), np.float32)
     failed = 0
-    found = engines.render_many(
-        renderer,
-        values,
-        workers=engines.num_workers(workers),
-        notes=notes,
-    )
-    bar = tqdm.tqdm(
-        found, label, total=len(presets), disable=not label, leave=False
-    )
-    for clip, sound in zip(clips, bar, strict=True):
-        if (
-            isinstance(sound, engines.RenderError)
-            or not np.isfinite(sound).all()
-        ):
-            failed += 1
-        else:
-            clip[:] = sound
+    for start in tqdm.trange(
+        0, len(presets), _BLOCK, desc=label, disable=not label, leave=False
+    ):
+        part = slice(start, start + _BLOCK)
+        sounds, reasons = renderer.render_batch(
+            values[part],
+            given and given[part],
+            workers=engines.num_workers(workers),
+        )
+        fine = np.array([r is None for r in reasons]) & np.isfinite(sounds).all(
+            axis=1
+        )
+        clips[part][fine] = sounds[fine]
+        failed += int((~fine).sum())
     return clips, failed
 
 

@@ -186,7 +186,9 @@ def _score(
     """
     rate = renderer.settings.sample_rate
     extremes = float(tree["minimum"]), float(tree["maximum"])
-    variables = jax.device_get(opened.proxy_variables(tree["state"]))
+    state = tree["state"]
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = jax.device_get(variables)
     logits = opened.logits(network, variables, targets, *extremes, rate)
     predicted = opened.decode(logits, renderer.space)
     clips, failed = rendering.render(

@@ -8,7 +8,8 @@ Every encoder is a Linen module with the same face:
         variables, relaxed, train=True, mutable=["batch_stats"]
     )
 
-The names and default sizes are the paper's.
+The names and default sizes are the paper's, but for `modules` and
+`modules_tfm`, which are not in it.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from typing import Any
 import flax.linen as nn
 
 from proxy import unknown
-from proxy.encoders import gru, mlp, transformer
+from proxy.encoders import gru, mlp, modules, transformer
 from proxy.space import ParameterSpace
 
 _ENCODERS: dict[str, type[nn.Module]] = {
@@ -29,6 +30,8 @@ _ENCODERS: dict[str, type[nn.Module]] = {
     "hn_ptgru": gru.TokenGRUHighway,
     "gru_oh": gru.GRU,
     "tfm": transformer.Transformer,
+    "modules": modules.Modules,
+    "modules_tfm": modules.ModuleTransformer,
 }
 
 # What the tokens of a few presets leave behind stays in a CPU's cache.

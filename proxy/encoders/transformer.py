@@ -34,6 +34,7 @@ def attention(
     projected: Float[Array, "batch tokens projections"],
     heads: int,
     queries: int | None = None,
+    bias: Float[Array, "batch heads tokens tokens"] | None = None,
 ) -> Float[Array, "batch queries features"]:
     """Softmax attention, every token seen.
 
@@ -47,27 +48,32 @@ def attention(
         by side.
       heads: number of heads.
       queries: number of the first tokens that ask, None for all.
+      bias: added to the scores, `[..., asking, asked]`.
 
     Returns:
       For each query, the weighted means of the values, heads side by side.
     """
 
-    def some(projected):
+    def some(projected, bias):
         *batch, tokens, size = projected.shape
         split = projected.reshape(*batch, tokens, 3, heads, -1)
         q, k, v = (split[..., i, :, :] for i in range(3))
         q = q[..., :queries, :, :] * (q.shape[-1] ** -0.5)
         scores = jnp.einsum("...qhd,...khd->...hqk", q, k)
         wide = scores.astype(jnp.promote_types(q.dtype, jnp.float32))
+        if bias is not None:
+            wide += bias[..., :queries, :]
         weights = nn.softmax(wide).astype(q.dtype)
         y = jnp.einsum("...hqk,...khd->...qhd", weights, v)
         return y.reshape(*y.shape[:-2], size // 3)
 
-    def blocked(projected):
+    def blocked(*args):
         one = jax.checkpoint(some)
-        return jax.lax.map(one, projected, batch_size=8)
+        return jax.lax.map(lambda args: one(*args), args, batch_size=8)
 
-    return jax.lax.platform_dependent(projected, cpu=blocked, default=some)
+    return jax.lax.platform_dependent(
+        projected, bias, cpu=blocked, default=some
+    )
 
 
 class TransformerBlock(nn.Module):
@@ -88,9 +94,11 @@ class TransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch tokens features"]
+        self,
+        x: Float[Array, "batch tokens features"],
+        bias: Float[Array, "batch heads tokens tokens"] | None = None,
     ) -> Float[Array, "batch queries features"]:
-        """Applies the block."""
+        """Applies the block; the bias is added to attention's scores."""
         features = x.shape[-1]
 
         def dense(size: int, name: str) -> nn.Dense:
@@ -100,7 +108,7 @@ class TransformerBlock(nn.Module):
 
         y = layer_norm(x, "norm_1")
         y = dense(3 * features, "in_proj")(y)
-        y = attention(y, self.heads, self.queries)
+        y = attention(y, self.heads, self.queries, bias)
         x = x[:, : self.queries] + dense(features, "out_proj")(y)
         y = layer_norm(x, "norm_2")
         y = nn.relu(dense(self.inner, "linear_1")(y))

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from datasets.engines import RenderError
+from proxy import unknown
 
 _WORKER = pathlib.Path(__file__).with_name("worker.py")
 # Loading may read gigabytes of samples, or ask a licence server.
@@ -89,11 +90,8 @@ def contract(synth: str, **fields: Any) -> Contract:
       ValueError: a field is unknown, or out of range.
     """
     known = {field.name for field in dataclasses.fields(Contract)}
-    if unknown := sorted(set(fields) - known):
-        raise ValueError(
-            f"unknown host settings: {', '.join(unknown)}; known: "
-            f"{', '.join(sorted(known))}"
-        )
+    for name in sorted(set(fields) - known):
+        raise ValueError(unknown("host setting", name, sorted(known)))
     given = {k: v for k, v in fields.items() if v not in ("", None)}
     return dataclasses.replace(CONTRACTS.get(synth, Contract()), **given)
 

@@ -1,0 +1,1 @@
+"""Synthesizers as pure functions: presets in, sound out."""

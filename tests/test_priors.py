@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from datasets import handcrafted
+from datasets.presets import reading
 from proxy import priors, space, spaces
 from tests.shared import shared
 
@@ -265,7 +265,7 @@ def test_a_default_off_every_grid_is_kept():
 @pytest.fixture(scope="module")
 def voices():
     path = shared("presets/dx7_voices.bin")
-    return handcrafted.load(path, DEXED).presets
+    return reading.load(path, DEXED).presets
 
 
 def test_fitted_dexed_draws_no_voice(voices):

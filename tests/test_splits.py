@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from datasets import handcrafted
+from datasets.presets import bank
 from proxy import splits
 
 SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
@@ -31,8 +31,8 @@ def test_parts_follow_from_content():
 
 def test_it_divides_as_banks_always_were():
     rows = presets(300)
-    parts = splits.split(rows, handcrafted.SPLITS, seed=3)
-    for name, expected in handcrafted.split(rows, seed=3).items():
+    parts = splits.split(rows, bank.SPLITS, seed=3)
+    for name, expected in bank.split(rows, seed=3).items():
         np.testing.assert_array_equal(parts[name], expected)
 
 

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from datasets import engines, handcrafted
+from datasets import engines
 from datasets.engines.dexed import DexedRenderer
+from datasets.presets import reading
 from proxy import spaces, symmetries
 from proxy.spaces.dexed import ROUTING, free
 from tests.shared import shared
@@ -16,7 +17,7 @@ SPACE = spaces.get("dexed")
 
 
 def voices(count):
-    bank = handcrafted.load(shared("presets/dx7_voices.bin"), SPACE)
+    bank = reading.load(shared("presets/dx7_voices.bin"), SPACE)
     rows = np.random.default_rng(0).choice(len(bank), count, replace=False)
     return bank.presets[rows]
 

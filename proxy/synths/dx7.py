@@ -16,11 +16,11 @@ from proxy.synths.dx7_tables import BLOCK, OPERATORS
 
 # Blocks that are followed at once: memory grows with them, and what is spent
 # around the samples shrinks.
-_CHUNK = 256
+_CHUNK = 512
 # Voices whose feedback is played side by side: with one operator in the loop,
 # with more.
 _LANES = 256
-_LONG_LANES = 32
+_LONG_LANES = 16
 
 
 class Routing(NamedTuple):
@@ -124,9 +124,8 @@ def _loops(
                 memory[0].at[keep].set(after[0], mode="drop"),
                 memory[1].at[keep].set(after[1], mode="drop"),
             )
-            output = output.transpose(2, 0, 1)
             looped = jax.lax.dynamic_update_slice(
-                looped, output, (base + start, 0, 0)
+                looped, output.swapaxes(0, 1), (base + start, 0, 0)
             )
             return group + 1, memory, looped
 
@@ -168,14 +167,19 @@ def _play(
     start: Int[Array, ""],
 ) -> Float[Array, "batch samples"]:
     """Plays those voices of a batch that are heard, one after another."""
-    order, count = _first((parts.source > 0).any((1, 2)))
+    kinds = dx7_operators.kinds(parts.source)
+    order, count = _first((kinds > 0).any(1))
 
     def voice(carry: tuple[Array, Array]):
         n, sound = carry
         v = order[n]
         part = Part(*(x[v] for x in parts))
         heard = dx7_operators.play(
-            part, looped[slot[v]], route.modulators[v], route.carriers[:, v]
+            part,
+            kinds[v],
+            looped[slot[v]],
+            route.modulators[v],
+            route.carriers[:, v],
         )
         heard = heard.reshape(1, -1)
         return n + 1, jax.lax.dynamic_update_slice(sound, heard, (v, start))

@@ -5,11 +5,14 @@ count 2^13 each on the scale on which a cycle is 2^24. `dx7` says where the
 laws come from.
 """
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import pallas as pl
 from jaxtyping import Array, Bool, Float, Int
 
 from proxy.synths import dx7_tables as tables
@@ -169,9 +172,38 @@ class Loop(NamedTuple):
 Memory = tuple[Int[Array, " batch"], Int[Array, " batch"]]
 
 
+def _loop_sample(
+    told: Sequence[Sequence[Array]],
+    shift: Int[Array, " batch"],
+    length: Int[Array, " batch"],
+    memory: Memory,
+    n: Int[Array, ""],
+    play: Callable[[Array, Array], Array],
+) -> Memory:
+    """The memory of loops after sample `n` of a block."""
+    older, last = memory
+    modulation = ((older + last) << 13) >> shift
+    output = last
+    # Around the loop, operator by operator.
+    for k, (phase, increment, gain, ramp) in enumerate(zip(*told, strict=True)):
+        further = play(
+            phase + n * increment + modulation, gain + (n + 1) * ramp
+        )
+        output = further if k == 0 else jnp.where(length > k, further, output)
+        modulation = output << 13
+    return last, output
+
+
+def _choose(which: Bool[Array, " batch"], one: Memory, other: Memory) -> Memory:
+    return (
+        jnp.where(which, one[0], other[0]),
+        jnp.where(which, one[1], other[1]),
+    )
+
+
 def feedback(
     loop: Loop, memory: Memory
-) -> tuple[Memory, Int[Array, "blocks samples batch"]]:
+) -> tuple[Memory, Int[Array, "blocks batch samples"]]:
     """Plays feedback loops, sample after sample.
 
     Args:
@@ -183,8 +215,8 @@ def feedback(
       64 samples, which say nothing where a loop is not on.
     """
     long = loop.phase.shape[1] > 1
-    # Steps that are compiled as one: many for a single operator, whose step
-    # is one kernel; the others take long to compile.
+    # Samples that are compiled as one step: many for a single operator, each
+    # of which is one kernel; the others take long to compile.
     unroll = 4 if long else BLOCK
     play = long_wave if long else wave
 
@@ -193,34 +225,91 @@ def feedback(
         # at its end would use the last samples a second time, and XLA would
         # then compute all that leads to them a second time, too.
         memory = _choose(carry[2], *carry[:2])
-        phase, increment, gain, ramp, on = told
+        *told, on = told
 
         def sample(memory: Memory, n: Array):
-            phases = phase + n * increment
-            gains = gain + (n + 1) * ramp
-            older, last = memory
-            fed = ((older + last) << 13) >> loop.shift
-            output = play(phases[0] + fed, gains[0])
-            for k in range(1, len(phases)):
-                further = play(phases[k] + (output << 13), gains[k])
-                output = jnp.where(loop.length > k, further, output)
-            return (last, output), output
+            memory = _loop_sample(
+                told, loop.shift, loop.length, memory, n, play
+            )
+            return memory, memory[1]
 
         after, outputs = jax.lax.scan(
             sample, memory, jnp.arange(BLOCK), unroll=unroll
         )
-        return (after, memory, on), outputs.astype(jnp.int16)
+        return (after, memory, on), outputs.astype(jnp.int16).T
 
     first = (memory, memory, loop.on[0])
     (after, before, ran), outputs = jax.lax.scan(block, first, loop[:5])
     return _choose(ran, after, before), outputs
 
 
-def _choose(which: Bool[Array, " batch"], one: Memory, other: Memory) -> Memory:
-    return (
-        jnp.where(which, one[0], other[0]),
-        jnp.where(which, one[1], other[1]),
-    )
+# Loops that one program of the kernel plays: a warp group.
+_LANES = 128
+
+
+def feedback_kernel(
+    loop: Loop, memory: Memory, *, interpret: bool = False
+) -> tuple[Memory, Int[Array, "blocks batch samples"]]:
+    """The same as `feedback`, as one kernel for an accelerator (Pallas).
+
+    Args:
+      loop: what the loops' operators are told, one or three of them.
+      memory: the loops' last two outputs before the first block.
+      interpret: runs the kernel as ordinary operations, on any device.
+
+    Returns:
+      As `feedback`.
+    """
+    blocks, around, batch = loop.phase.shape
+    extra = -batch % _LANES
+    lanes = batch + extra
+
+    def widened(x: Array) -> Array:
+        return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, extra)])
+
+    def kernel(*refs: Any) -> None:
+        *told, on, shift, length, older, last, output, older_end, last_end = (
+            refs
+        )
+        shift, length = shift[...], length[...]
+
+        def block(b: Array, memory: Memory) -> Memory:
+            now = [[x[b, k] for k in range(around)] for x in told]
+
+            def sample(n: Array, memory: Memory) -> Memory:
+                memory = _loop_sample(now, shift, length, memory, n, wave)
+                output[b, n] = memory[1].astype(jnp.int16)
+                return memory
+
+            after = jax.lax.fori_loop(0, BLOCK, sample, memory)
+            return _choose(on[b] > 0, after, memory)
+
+        first = older[...], last[...]
+        older_end[...], last_end[...] = jax.lax.fori_loop(
+            0, blocks, block, first
+        )
+
+    def spec(*shape: int) -> pl.BlockSpec:
+        zeros = (0,) * len(shape)
+        return pl.BlockSpec((*shape, _LANES), lambda i: (*zeros, i))
+
+    *told, on, shift, length = (widened(x) for x in loop)
+    outputs, older, last = pl.pallas_call(
+        kernel,
+        grid=(lanes // _LANES,),
+        in_specs=[
+            *[spec(blocks, around)] * 4,
+            spec(blocks),
+            *[spec()] * 4,
+        ],
+        out_specs=[spec(blocks, BLOCK), spec(), spec()],
+        out_shape=[
+            jax.ShapeDtypeStruct((blocks, BLOCK, lanes), jnp.int16),
+            *[jax.ShapeDtypeStruct((lanes,), jnp.int32)] * 2,
+        ],
+        interpret=interpret,
+    )(*told, on.astype(jnp.int32), shift, length, *map(widened, memory))
+    return (older[:batch], last[:batch]), outputs[..., :batch].swapaxes(1, 2)
 
 
 class Part(NamedTuple):
@@ -231,8 +320,8 @@ class Part(NamedTuple):
       increment: of the phase, a sample.
       gain: before the first sample.
       ramp: of the gain, a sample.
-      source: 0 for an operator that is not to be heard, 1 for one that is
-        played, 2 for one whose output comes from its feedback loop.
+      source: SILENT for an operator that is not to be heard, PLAYED for one
+        that is, LOOPED for one whose output comes from its feedback loop.
     """
 
     phase: Int[Array, "operators blocks"]
@@ -242,8 +331,20 @@ class Part(NamedTuple):
     source: Int[Array, "operators blocks"]
 
 
+SILENT, PLAYED, LOOPED = range(3)
+
+
+def kinds(
+    source: Int[Array, "*batch operators blocks"],
+) -> Int[Array, "*batch operators"]:
+    """How operators are to be played for some blocks: a branch of `play`."""
+    played = (source == PLAYED).any(-1).astype(jnp.int32)
+    return jnp.where((source == LOOPED).any(-1), 2 + played, played)
+
+
 def play(
     part: Part,
+    kind: Int[Array, " operators"],
     looped: Int[Array, "blocks samples"],
     modulators: Bool[Array, "targets sources"],
     carriers: Bool[Array, " operators"],
@@ -252,7 +353,8 @@ def play(
 
     Args:
       part: what the operators are told.
-      looped: output of the voice's feedback loop.
+      kind: `kinds` of its sources.
+      looped: output of the voice's feedback loop, int16.
       modulators: which operators modulate which.
       carriers: which operators are heard.
 
@@ -260,38 +362,41 @@ def play(
       The sound, where an operator peaks at 2.
     """
     n = jnp.arange(BLOCK, dtype=jnp.int32)
+    masks = -modulators.astype(jnp.int16)
+
+    def silence(k: int, before: list[Array]) -> Array:
+        return jnp.zeros_like(looped)
+
+    def sounding(k: int, before: list[Array]) -> Array:
+        phase, increment, gain, ramp, source = (x[k][:, None] for x in part)
+        # No operator has more than three modulators: 16 bits hold their sum.
+        modulation = jnp.zeros((), jnp.int16)
+        for mask, output in zip(masks[k], before, strict=False):
+            modulation = modulation + (mask & output)
+        output = wave(
+            phase + n * increment + (modulation.astype(jnp.int32) << 13),
+            gain + (n + 1) * ramp,
+        )
+        return jnp.where(source == SILENT, 0, output).astype(jnp.int16)
+
+    def looping(k: int, before: list[Array]) -> Array:
+        return jnp.where(part.source[k][:, None] == LOOPED, looped, 0)
+
+    def both(k: int, before: list[Array]) -> Array:
+        loop = part.source[k][:, None] == LOOPED
+        return jnp.where(loop, looped, sounding(k, before))
+
+    # Most operators of most voices are silent for some of the time. A branch
+    # also keeps operators from being computed together, in one kernel, where
+    # each would wait for the one before.
     outputs: list[Array] = []
     for k in range(OPERATORS):
-        phase, increment, gain, ramp, source = (x[k][:, None] for x in part)
-        masks = -modulators[k].astype(jnp.int32)
-
-        def from_loop(source: Array = source) -> Array:
-            return jnp.where(source == 2, looped, 0).astype(jnp.int16)
-
-        def played(
-            phase: Array = phase,
-            increment: Array = increment,
-            gain: Array = gain,
-            ramp: Array = ramp,
-            source: Array = source,
-            masks: Array = masks,
-            others: tuple[Array, ...] = tuple(outputs),
-        ) -> Array:
-            for mask, other in zip(masks, others, strict=False):
-                phase = phase + ((mask & other.astype(jnp.int32)) << 13)
-            output = wave(phase + n * increment, gain + (n + 1) * ramp)
-            output = jnp.where(source == 2, looped.astype(jnp.int32), output)
-            return jnp.where(source > 0, output, 0).astype(jnp.int16)
-
-        def silence() -> Array:
-            return jnp.zeros_like(looped)
-
-        # Most operators of most voices are silent for some of the time.
-        kind = jnp.where((source == 2).any(), 1, 0)
-        kind = jnp.where((source == 1).any(), 2, kind)
-        outputs.append(jax.lax.switch(kind, (silence, from_loop, played)))
-    parts = [
-        -carriers[k].astype(jnp.int32) & outputs[k].astype(jnp.int32)
-        for k in range(OPERATORS)
-    ]
-    return sum(parts[1:], parts[0]).astype(jnp.float32) * np.float32(2**-12)
+        ways = [
+            functools.partial(way, k, list(outputs))
+            for way in (silence, sounding, looping, both)
+        ]
+        outputs.append(jax.lax.switch(kind[k], ways))
+    total = jnp.zeros((), jnp.int32)
+    for carrier, output in zip(carriers, outputs, strict=True):
+        total = total + (-carrier.astype(jnp.int32) & output.astype(jnp.int32))
+    return total.astype(jnp.float32) * np.float32(2**-12)

@@ -24,6 +24,12 @@ OPERATORS = 6
 # The engine moves its envelopes, its LFO and its pitch once a block.
 BLOCK = 64
 
+# The largest value of each byte of a voice: six operators, what belongs to all
+# of them, the name, the switches.
+_OPERATOR_BYTES = [*[99] * 11, 3, 3, 7, 3, 7, 99, 1, 31, 99, 14]
+_VOICE_BYTES = [*[99] * 8, 31, 7, 1, 99, 99, 99, 99, 1, 5, 7, 48]
+LARGEST = np.array([*_OPERATOR_BYTES * 6, *_VOICE_BYTES, *[127] * 10, 63])
+
 # How the operators of each algorithm modulate each other: "3>2>1" says that
 # the third modulates the second, and that one the first. An operator that
 # modulates none is a carrier: it is heard.

@@ -22,10 +22,8 @@ def uniforms(prior, count, seed=0):
 
 def test_uniform_prior_is_the_space_own_sampling():
     key = jax.random.key(3)
-    prior = priors.Uniform(SPACE, at_default=0.5, at_end=0.1)
     np.testing.assert_array_equal(
-        priors.sample(prior, key, (4,)),
-        SPACE.sample(key, (4,), at_default=0.5, at_end=0.1),
+        priors.sample(priors.Uniform(SPACE), key, (4,)), SPACE.sample(key, (4,))
     )
     u = uniforms(priors.Uniform(SPACE), 3)
     np.testing.assert_array_equal(

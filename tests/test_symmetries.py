@@ -9,7 +9,7 @@ import pytest
 from datasets import engines
 from datasets.engines.dexed import DexedRenderer
 from datasets.presets import reading
-from proxy import spaces, symmetries
+from proxy import priors, spaces, symmetries
 from proxy.spaces.dexed import ROUTING, free
 from tests.shared import shared
 
@@ -24,10 +24,8 @@ def voices(count):
 
 def drawn(count):
     """Presets with many silent operators, equal levels and loops."""
-    presets = SPACE.sample(
-        jax.random.key(0), (count,), at_default=0.4, at_end=0.4
-    )
-    presets = np.array(presets)
+    prior = priors.Uniform(SPACE, at_default=0.4, at_end=0.4)
+    presets = np.array(priors.sample(prior, jax.random.key(0), (count,)))
     presets[::3, SPACE.index("algorithm")] = 3
     presets[1::3, SPACE.index("algorithm")] = 5
     presets[::2, SPACE.index("op4_output_level")] = 1

@@ -1,7 +1,7 @@
 """Dexed, a Yamaha DX7, in batches."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ def routing(voices: UInt8[Array, "batch bytes"]) -> Routing:
     weaker = lookup(np.where(tables.WEAK_FEEDBACK, 2, 0), algorithm)
     return Routing(
         modulators=lookup(tables.MODULATORS, algorithm),
-        carriers=lookup(tables.CARRIERS, algorithm).T,
+        carriers=lookup(np.asarray(tables.CARRIERS), algorithm).T,
         fed=amount > 0,
         output=lookup(tables.FEEDBACK.astype(np.int32), algorithm),
         length=lookup(tables.LOOP.astype(np.int32), algorithm),
@@ -129,10 +129,11 @@ def _loops(
             )
             return group + 1, memory, looped
 
-        def more(carry: tuple, count: Array = count, lanes: int = lanes):
+        def more(carry: Any, count: Array = count, lanes: int = lanes):
             return carry[0] * lanes < count
 
-        _, memory, looped = jax.lax.while_loop(more, play, (0, memory, looped))
+        begun: Any = (0, memory, looped)
+        _, memory, looped = jax.lax.while_loop(more, play, begun)
         base += groups * lanes
     return memory, looped, slot, on
 
@@ -161,11 +162,11 @@ def _sources(
 def _play(
     parts: Part,
     route: Routing,
-    looped: Int[Array, "slots blocks samples"],
-    slot: Int[Array, " batch"],
-    sound: Float[Array, "batch samples"],
-    start: Int[Array, ""],
-) -> Float[Array, "batch samples"]:
+    looped: Array,
+    slot: Array,
+    sound: Array,
+    start: Array,
+) -> Array:
     """Plays those voices of a batch that are heard, one after another."""
     kinds = dx7_operators.kinds(parts.source)
     order, count = _first((kinds > 0).any(1))
@@ -184,9 +185,8 @@ def _play(
         heard = heard.reshape(1, -1)
         return n + 1, jax.lax.dynamic_update_slice(sound, heard, (v, start))
 
-    return jax.lax.while_loop(
-        lambda carry: carry[0] < count, voice, (0, sound)
-    )[1]
+    begun: Any = (0, sound)
+    return jax.lax.while_loop(lambda carry: carry[0] < count, voice, begun)[1]
 
 
 @functools.partial(jax.jit, static_argnames=("duration", "sample_rate"))

@@ -124,8 +124,8 @@ def lookup(table: np.ndarray, index: Array) -> Array:
 
 
 def multiply(
-    a: UInt[Array, "*shape"], b: UInt[Array, "*shape"]
-) -> tuple[UInt[Array, "*shape"], UInt[Array, "*shape"]]:
+    a: UInt[Array, "..."], b: UInt[Array, "..."]
+) -> tuple[UInt[Array, "..."], UInt[Array, "..."]]:
     """The 64-bit product of unsigned integers, as its upper and lower half."""
     a_low, a_high = a & 0xFFFF, a >> 16
     b_low, b_high = b & 0xFFFF, b >> 16
@@ -265,8 +265,8 @@ def start(note: Note) -> State:
 
 
 def _of_segment(
-    values: Int[Array, "4 *shape"], segment: Int[Array, "*shape"]
-) -> Int[Array, "*shape"]:
+    values: Int[Array, "4 *shape"], segment: Int[Array, "..."]
+) -> Int[Array, "..."]:
     """Takes the value of each envelope's segment; of the fourth at its end."""
     first = jnp.where(segment == 0, values[0], values[1])
     return jnp.where(
@@ -424,9 +424,7 @@ def pitch_modulation(
     return jnp.where(swing < 0, -size, size)
 
 
-def increments(
-    pitch: Int[Array, "*shape"], sample_rate: int
-) -> Int[Array, "*shape"]:
+def increments(pitch: Int[Array, "..."], sample_rate: int) -> Int[Array, "..."]:
     """Phase increments a sample (2^24 a cycle) of pitches (2^24 an octave)."""
     table = tables.rates(sample_rate).frequencies
     index = (pitch & 0xFFFFFF) >> 14
@@ -441,8 +439,8 @@ def increments(
 
 
 def attenuation(
-    level: Int[Array, "*shape"], modulation: UInt[Array, "*shape"]
-) -> Int[Array, "*shape"]:
+    level: Int[Array, "..."], modulation: UInt[Array, "..."]
+) -> Int[Array, "..."]:
     """What amplitude modulation takes from a level.
 
     Args:

@@ -85,7 +85,7 @@ def _bits(x: Array, dtype: type) -> Array:
     return jax.lax.bitcast_convert_type(x, dtype)
 
 
-def log_sine(phase: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
+def log_sine(phase: Int[Array, "..."]) -> Int[Array, "..."]:
     """-1024 log2 |sin|, rounded, of the phase in 4,096 steps a cycle.
 
     Args:
@@ -107,8 +107,8 @@ def log_sine(phase: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
 
 
 def _exponential(
-    attenuation: Int[Array, "*shape"], negative: Int[Array, "*shape"]
-) -> Int[Array, "*shape"]:
+    attenuation: Int[Array, "..."], negative: Int[Array, "..."]
+) -> Int[Array, "..."]:
     """8192 * 2^(-attenuation / 1024); its ones' complement where asked."""
     rest = (attenuation & 1023).astype(jnp.float32)
     size = _bits(_polynomial(_EXPONENTIAL, rest) + _ROUND, jnp.int32)
@@ -117,8 +117,8 @@ def _exponential(
 
 
 def wave(
-    phase: Int[Array, "*shape"], gain: Int[Array, "*shape"]
-) -> Int[Array, "*shape"]:
+    phase: Int[Array, "..."], gain: Int[Array, "..."]
+) -> Int[Array, "..."]:
     """An attenuated sine, as the engine's tables and shifts make it.
 
     Args:
@@ -133,8 +133,8 @@ def wave(
 
 
 def long_wave(
-    phase: Int[Array, "*shape"], gain: Int[Array, "*shape"]
-) -> Int[Array, "*shape"]:
+    phase: Int[Array, "..."], gain: Int[Array, "..."]
+) -> Int[Array, "..."]:
     """As `wave`, from a table of sines.
 
     For one wave that depends on another: XLA makes one kernel of both, whose
@@ -173,7 +173,7 @@ Memory = tuple[Int[Array, " batch"], Int[Array, " batch"]]
 
 
 def _loop_sample(
-    told: Sequence[Sequence[Array]],
+    told: Sequence[Any],
     shift: Int[Array, " batch"],
     length: Int[Array, " batch"],
     memory: Memory,
@@ -220,12 +220,12 @@ def feedback(
     unroll = 4 if long else BLOCK
     play = long_wave if long else wave
 
-    def block(carry: tuple[Memory, Memory, Array], told: tuple[Array, ...]):
+    def block(carry: tuple[Memory, Memory, Array], given: Any):
         # A block that is not on is undone at the start of the next: a choice
         # at its end would use the last samples a second time, and XLA would
         # then compute all that leads to them a second time, too.
         memory = _choose(carry[2], *carry[:2])
-        *told, on = told
+        *told, on = given
 
         def sample(memory: Memory, n: Array):
             memory = _loop_sample(

@@ -288,7 +288,9 @@ def test_quantised_audio_is_within_half_a_step(audio):
     values, scale = shards.quantise(audio)
     back = shards.dequantise(values, np.array(scale, np.float32))
     assert values.dtype == np.int16
-    assert np.abs(back - audio).max() <= 0.5001 * scale
+    # And what float32 itself rounds at this size.
+    rounding = 2 * np.finfo(np.float32).eps * np.abs(audio).max()
+    assert np.abs(back - audio).max() <= 0.5 * scale + rounding
     # Full scale is 32767 unless the sound exceeds it.
     assert scale == pytest.approx(max(1, np.abs(audio).max()) / 32767)
 

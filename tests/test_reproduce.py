@@ -11,7 +11,7 @@ import pytest
 from scipy.io import wavfile
 
 from configs import dexed, quickstart
-from datasets import shards
+from datasets import files
 from launch.runs import checkpoints, plots
 from tests import commands
 from tests.matching import RENDER
@@ -149,7 +149,7 @@ def test_killed_anywhere_the_results_are_the_same(finished, tmp_path):
             (checkpoints, "save"),
             (checkpoints, "prepare"),
             (plots, "_save"),
-            (shards, "write_atomically"),
+            (files, "write_atomically"),
             (wavfile, "write"),
             (pathlib.Path, "write_text"),
         ):

@@ -108,10 +108,10 @@ def test_a_member_is_what_it_would_be_alone(alone, count):
         assert len(leaf.sharding.device_set) == count
         assert leaf.addressable_shards[0].data.shape[0] == 4 // count
         for member, (wanted_state, wanted) in alone.items():
-            np.testing.assert_allclose(losses[member], wanted, rtol=1e-9)
+            np.testing.assert_allclose(losses[member], wanted, rtol=1e-7)
             jax.tree.map(
                 lambda x, y: np.testing.assert_allclose(
-                    x, y, rtol=1e-9, atol=1e-11
+                    x, y, rtol=1e-7, atol=1e-9
                 ),
                 jax.device_get(population.select(states, member)),
                 jax.device_get(wanted_state),

@@ -132,13 +132,13 @@ def wave(
     return _exponential(attenuation, (phase << 8) >> 31)
 
 
-def long_wave(
+def looked_up_wave(
     phase: Int[Array, "*shape"], gain: Int[Array, "*shape"]
 ) -> Int[Array, "*shape"]:
     """As `wave`, from a table of sines.
 
-    For one wave that depends on another: XLA makes one kernel of both, whose
-    loop LLVM does not vectorise. Looking up ends a kernel.
+    Looking up ends a kernel, which XLA otherwise makes as large as it can: of
+    two waves, one of which depends on the other, it makes one that is slow.
     """
     sine = lookup(tables.LOG_SINE, (phase >> 12) & 4095)
     return _exponential((sine & 0x7FFF) + gain, sine >> 31)
@@ -218,7 +218,7 @@ def feedback(
     # Samples that are compiled as one step: many for a single operator, each
     # of which is one kernel; the others take long to compile.
     unroll = 4 if long else BLOCK
-    play = long_wave if long else wave
+    play = looked_up_wave if long else wave
 
     def block(carry: tuple[Memory, Memory, Array], told: tuple[Array, ...]):
         # A block that is not on is undone at the start of the next: a choice
@@ -367,17 +367,26 @@ def play(
     def silence(k: int, before: list[Array]) -> Array:
         return jnp.zeros_like(looped)
 
-    def sounding(k: int, before: list[Array]) -> Array:
-        phase, increment, gain, ramp, source = (x[k][:, None] for x in part)
+    def phases(k: int, before: list[Array]) -> Array:
         # No operator has more than three modulators: 16 bits hold their sum.
         modulation = jnp.zeros((), jnp.int16)
         for mask, output in zip(masks[k], before, strict=False):
             modulation = modulation + (mask & output)
-        output = wave(
-            phase + n * increment + (modulation.astype(jnp.int32) << 13),
-            gain + (n + 1) * ramp,
+        phase, increment = part.phase[k][:, None], part.increment[k][:, None]
+        return phase + n * increment + (modulation.astype(jnp.int32) << 13)
+
+    def sounding(k: int, before: list[Array]) -> Array:
+        # Always taken. What a branch returns is in memory, from where looking
+        # up is fast; from a vector's lanes it is not.
+        phase = jax.lax.cond(
+            kind[k] > 0,
+            functools.partial(phases, k, before),
+            lambda: jnp.zeros(looped.shape, jnp.int32),
         )
-        return jnp.where(source == SILENT, 0, output).astype(jnp.int16)
+        gain = part.gain[k][:, None] + (n + 1) * part.ramp[k][:, None]
+        output = looked_up_wave(phase, gain)
+        silent = part.source[k][:, None] == SILENT
+        return jnp.where(silent, 0, output).astype(jnp.int16)
 
     def looping(k: int, before: list[Array]) -> Array:
         return jnp.where(part.source[k][:, None] == LOOPED, looped, 0)

@@ -156,7 +156,8 @@ class Loop(NamedTuple):
       ramp: of the gain, a sample.
       on: blocks in which the loop runs; in others its memory stays.
       shift: how far down the loop's last two outputs are shifted together.
-      length: operators in the loop.
+      length: operators in the loop: one, or, where three are told something,
+        two or three.
     """
 
     phase: Int[Array, "blocks loop batch"]
@@ -173,7 +174,7 @@ Memory = tuple[Int[Array, " batch"], Int[Array, " batch"]]
 
 
 def _loop_sample(
-    told: Sequence[Sequence[Array]],
+    told: Sequence[Sequence[Array] | Array],
     shift: Int[Array, " batch"],
     length: Int[Array, " batch"],
     memory: Memory,
@@ -184,12 +185,12 @@ def _loop_sample(
     older, last = memory
     modulation = ((older + last) << 13) >> shift
     output = last
-    # Around the loop, operator by operator.
+    # Around the loop, operator by operator; a long one has two or three.
     for k, (phase, increment, gain, ramp) in enumerate(zip(*told, strict=True)):
         further = play(
             phase + n * increment + modulation, gain + (n + 1) * ramp
         )
-        output = further if k == 0 else jnp.where(length > k, further, output)
+        output = further if k < 2 else jnp.where(length > k, further, output)
         modulation = output << 13
     return last, output
 
@@ -225,12 +226,10 @@ def feedback(
         # at its end would use the last samples a second time, and XLA would
         # then compute all that leads to them a second time, too.
         memory = _choose(carry[2], *carry[:2])
-        *told, on = told
+        *now, on = told
 
         def sample(memory: Memory, n: Array):
-            memory = _loop_sample(
-                told, loop.shift, loop.length, memory, n, play
-            )
+            memory = _loop_sample(now, loop.shift, loop.length, memory, n, play)
             return memory, memory[1]
 
         after, outputs = jax.lax.scan(
@@ -345,7 +344,8 @@ def kinds(
 def play(
     part: Part,
     kind: Int[Array, " operators"],
-    looped: Int[Array, "blocks samples"],
+    loops: Int[Array, "blocks slots samples"],
+    slot: Int[Array, ""],
     modulators: Bool[Array, "targets sources"],
     carriers: Bool[Array, " operators"],
 ) -> Float[Array, "blocks samples"]:
@@ -354,18 +354,20 @@ def play(
     Args:
       part: what the operators are told.
       kind: `kinds` of its sources.
-      looped: output of the voice's feedback loop, int16.
+      loops: outputs of feedback loops, int16.
+      slot: which of them is the voice's.
       modulators: which operators modulate which.
       carriers: which operators are heard.
 
     Returns:
       The sound, where an operator peaks at 2.
     """
+    shape = len(loops), BLOCK
     n = jnp.arange(BLOCK, dtype=jnp.int32)
     masks = -modulators.astype(jnp.int16)
 
     def silence(k: int, before: list[Array]) -> Array:
-        return jnp.zeros_like(looped)
+        return jnp.zeros(shape, jnp.int16)
 
     def phases(k: int, before: list[Array]) -> Array:
         # No operator has more than three modulators: 16 bits hold their sum.
@@ -381,19 +383,22 @@ def play(
         phase = jax.lax.cond(
             kind[k] > 0,
             functools.partial(phases, k, before),
-            lambda: jnp.zeros(looped.shape, jnp.int32),
+            lambda: jnp.zeros(shape, jnp.int32),
         )
         gain = part.gain[k][:, None] + (n + 1) * part.ramp[k][:, None]
         output = looked_up_wave(phase, gain)
         silent = part.source[k][:, None] == SILENT
         return jnp.where(silent, 0, output).astype(jnp.int16)
 
+    def looped(k: int, other: Array | int) -> Array:
+        loop = part.source[k][:, None] == LOOPED
+        return jnp.where(loop, loops[:, slot], other)
+
     def looping(k: int, before: list[Array]) -> Array:
-        return jnp.where(part.source[k][:, None] == LOOPED, looped, 0)
+        return looped(k, 0)
 
     def both(k: int, before: list[Array]) -> Array:
-        loop = part.source[k][:, None] == LOOPED
-        return jnp.where(loop, looped, sounding(k, before))
+        return looped(k, sounding(k, before))
 
     # Most operators of most voices are silent for some of the time. A branch
     # also keeps operators from being computed together, in one kernel, where

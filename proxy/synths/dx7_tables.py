@@ -90,7 +90,7 @@ def _modulators() -> Bool[np.ndarray, "algorithms targets sources"]:
 
 # MODULATORS[algorithm, target, source]; CARRIERS[algorithm, operator].
 MODULATORS = _modulators()
-CARRIERS = ~MODULATORS.any(axis=1)
+CARRIERS = np.logical_not(MODULATORS.any(axis=1))
 
 # Levels 0 to 99 in steps of .75 dB; those below 20 fall off faster.
 LEVELS = np.concatenate(
@@ -229,7 +229,11 @@ def _loudness() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     # With this all 16,711,681 exponents are those of double precision.
     fraction[[1302, 2601, 3159]] += (-4096, -4096, 4096)
     excess = np.rint(np.expm1(steps) * 2.0**41)
-    return tuple(x.astype(np.uint32) for x in (whole, fraction, excess))
+    return (
+        whole.astype(np.uint32),
+        fraction.astype(np.uint32),
+        excess.astype(np.uint32),
+    )
 
 
 LOUDNESS = _loudness()

@@ -123,14 +123,14 @@ def _group(
     route: Routing,
     on: Bool[Array, "blocks batch"],
     around: Int[Array, "loop batch"],
-    order: Int[Array, " slots"],
-    kept: Int[Array, " slots"],
+    order: Int[Array, " padded"],
+    kept: Int[Array, " padded"],
     width: int,
     base: int,
     feedback: Callable[[Loop, Memory], tuple[Memory, Array]],
     group: Int[Array, ""],
     memory: Memory,
-    looped: Int[Array, "blocks slots samples"],
+    looped: Int[Array, "blocks slots 64"],
 ) -> tuple[Array, Memory, Array]:
     """Plays one group of feedback loops.
 
@@ -181,7 +181,7 @@ def _loops(
     control: Control,
     route: Routing,
     memory: Memory,
-    looped: Int[Array, "blocks slots samples"],
+    looped: Int[Array, "blocks slots 64"],
     *,
     lanes: tuple[int, int],
     feedback: Callable[[Loop, Memory], tuple[Memory, Array]],
@@ -252,7 +252,7 @@ def _sources(
 def _play_heard(
     parts: Part,
     route: Routing,
-    looped: Int[Array, "blocks slots samples"],
+    looped: Int[Array, "blocks slots 64"],
     slot: Int[Array, " batch"],
     sound: Float[Array, "batch samples"],
     start: Int[Array, ""],
@@ -298,7 +298,7 @@ def _play_heard(
 def _play_all(
     parts: Part,
     route: Routing,
-    looped: Int[Array, "blocks slots samples"],
+    looped: Int[Array, "blocks slots 64"],
     slot: Int[Array, " batch"],
     sound: Float[Array, "batch samples"],
     start: Int[Array, ""],
@@ -327,11 +327,11 @@ def _chunks(samples: int, batch: int) -> tuple[int, int]:
 def check(
     voices: Shaped[np.ndarray, "..."],
     *,
-    note: Num[np.ndarray, "*batch"] | int,
-    velocity: Num[np.ndarray, "*batch"] | int,
-    hold: Float[np.ndarray, "*batch"] | float,
-    duration: float,
-    sample_rate: int,
+    note: Num[np.ndarray, "..."] | float | int,
+    velocity: Num[np.ndarray, "..."] | float | int,
+    hold: Num[np.ndarray, "..."] | float | int,
+    duration: float | int,
+    sample_rate: float | int,
 ) -> None:
     """Refuses what `render` would make nonsense of. Call it outside `jit`.
 

@@ -124,8 +124,8 @@ def lookup(table: np.ndarray, index: Array) -> Array:
 
 
 def multiply(
-    a: UInt[Array, "*shape"], b: UInt[Array, "*shape"]
-) -> tuple[UInt[Array, "*shape"], UInt[Array, "*shape"]]:
+    a: UInt[Array, "..."], b: UInt[Array, "..."]
+) -> tuple[UInt[Array, "..."], UInt[Array, "..."]]:
     """The 64-bit product of unsigned integers, as its upper and lower half."""
     a_low, a_high = a & 0xFFFF, a >> 16
     b_low, b_high = b & 0xFFFF, b >> 16
@@ -138,9 +138,11 @@ def multiply(
 def held_samples(
     hold: Float[Array, "*batch"], sample_rate: int
 ) -> Int[Array, "*batch"]:
-    """Rounds seconds (float32, up to 2^31 samples) to whole samples, exactly.
+    """Rounds seconds (float32, up to 2^31 samples) to whole samples.
 
-    A product in float32 would be off by samples. The seconds are cut in three
+    Exactly, but for a hold below 1/4096 second that lies next to half a
+    sample. A product in float32 would be off by samples. The seconds are cut in
+    three
     parts instead, whose products with the sample rate are whole numbers.
     """
     whole = jnp.floor(hold)

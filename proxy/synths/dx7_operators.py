@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool, Float, Int
 
 from proxy.synths import dx7_tables as tables
@@ -216,9 +217,8 @@ def feedback(
       64 samples, which say nothing where a loop is not on.
     """
     long = loop.phase.shape[1] > 1
-    # Samples that are compiled as one step: many for a single operator, each
-    # of which is one kernel; the others take long to compile.
-    unroll = 4 if long else BLOCK
+    # Samples that are compiled as one step: more make it longer to compile.
+    unroll = 4 if long else 16
     play = looked_up_wave if long else wave
 
     def block(carry: tuple[Memory, Memory, Array], told: tuple[Array, ...]):
@@ -242,8 +242,8 @@ def feedback(
     return _choose(ran, after, before), outputs
 
 
-# Loops that one program of the kernel plays: a warp group.
-_LANES = 128
+# Loops that one program of the kernel plays: a warp.
+_LANES = 32
 
 
 def feedback_kernel(
@@ -307,6 +307,8 @@ def feedback_kernel(
             *[jax.ShapeDtypeStruct((lanes,), jnp.int32)] * 2,
         ],
         interpret=interpret,
+        # Triton's arrays stay in the card's memory; Mosaic's would not fit.
+        compiler_params=triton.CompilerParams(num_warps=1),
     )(*told, on.astype(jnp.int32), shift, length, *map(widened, memory))
     return (older[:batch], last[:batch]), outputs[..., :batch].swapaxes(1, 2)
 

@@ -270,29 +270,30 @@ def _play_heard(
     Returns:
       The sound with this chunk.
     """
-    kinds = dx7_operators.kinds(parts.source)
-    order, count = _first((kinds > 0).any(1))
+    order, count = _first((parts.source > 0).any((1, 2)))
 
-    def voice(carry: tuple[Array, Array]):
-        n, sound = carry
+    def voice(carry: tuple[Array, Array, Array]):
+        n, sound, room = carry
         v = order[n]
-        part = Part(*(x[v] for x in parts))
-        heard = dx7_operators.play(
-            part,
-            kinds[v],
+        heard, room = dx7_operators.play_sounding(
+            Part(*(x[v] for x in parts)),
             looped,
             slot[v],
             route.modulators[v],
             route.carriers[:, v],
+            room,
         )
-        heard = heard.reshape(1, -1)
-        return n + 1, jax.lax.dynamic_update_slice(sound, heard, (v, start))
+        sound = jax.lax.dynamic_update_slice(
+            sound, heard.reshape(1, -1), (v, start)
+        )
+        return n + 1, sound, room
 
-    def more(carry: tuple[Array, Array]):
+    def more(carry: tuple[Array, Array, Array]):
         return carry[0] < count
 
     none = jnp.zeros((), jnp.int32)
-    return jax.lax.while_loop(more, voice, (none, sound))[1]
+    room = jnp.zeros((OPERATORS, len(looped), BLOCK), jnp.int16)
+    return jax.lax.while_loop(more, voice, (none, sound, room))[1]
 
 
 def _play_all(
@@ -304,11 +305,9 @@ def _play_all(
     start: Int[Array, ""],
 ) -> Float[Array, "batch samples"]:
     """Plays all voices of a batch side by side; see `_play_heard`."""
-    heard = jax.vmap(dx7_operators.play, (0, 0, None, 0, 0, 1))(
+    heard = jax.vmap(dx7_operators.play, (0, 0, 0, 1))(
         parts,
-        dx7_operators.kinds(parts.source),
-        looped,
-        slot,
+        looped[:, slot].swapaxes(0, 1),
         route.modulators,
         route.carriers,
     )

@@ -5,7 +5,6 @@ count 2^13 each on the scale on which a cycle is 2^24. `dx7` says where the
 laws come from.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -335,19 +334,48 @@ class Part(NamedTuple):
 SILENT, PLAYED, LOOPED = range(3)
 
 
-def kinds(
-    source: Int[Array, "*batch operators blocks"],
-) -> Int[Array, "*batch operators"]:
-    """How operators are to be played for some blocks: a branch of `play`."""
-    played = (source == PLAYED).any(-1).astype(jnp.int32)
-    return jnp.where((source == LOOPED).any(-1), 2 + played, played)
+def _phases(
+    part: Part, k: int, masks: Int[Array, " sources"], outputs: Sequence[Array]
+) -> Int[Array, "blocks samples"]:
+    """Phases of an operator, given the outputs of those before it."""
+    # No operator has more than three modulators: 16 bits hold their sum.
+    modulation = jnp.zeros((), jnp.int16)
+    for j in range(k):
+        modulation = modulation + (masks[j] & outputs[j])
+    n = jnp.arange(BLOCK, dtype=jnp.int32)
+    phase, increment = part.phase[k][:, None], part.increment[k][:, None]
+    return phase + n * increment + (modulation.astype(jnp.int32) << 13)
+
+
+def _output(
+    part: Part,
+    k: int,
+    phase: Int[Array, "blocks samples"],
+    looped: Int[Array, "blocks samples"],
+    play: Callable[[Array, Array], Array],
+) -> Int[Array, "blocks samples"]:
+    """Output of an operator, given its phases and its feedback loop's."""
+    n = jnp.arange(1, BLOCK + 1, dtype=jnp.int32)
+    gain = part.gain[k][:, None] + n * part.ramp[k][:, None]
+    output = play(phase, gain).astype(jnp.int16)
+    source = part.source[k][:, None]
+    output = jnp.where(source == LOOPED, looped, output)
+    return jnp.where(source == SILENT, 0, output)
+
+
+def _heard(
+    outputs: Sequence[Array], carriers: Bool[Array, " operators"]
+) -> Float[Array, "blocks samples"]:
+    total = jnp.zeros((), jnp.int32)
+    for k in range(OPERATORS):
+        mask = -carriers[k].astype(jnp.int32)
+        total = total + (mask & outputs[k].astype(jnp.int32))
+    return total.astype(jnp.float32) * np.float32(2**-12)
 
 
 def play(
     part: Part,
-    kind: Int[Array, " operators"],
-    loops: Int[Array, "blocks slots samples"],
-    slot: Int[Array, ""],
+    looped: Int[Array, "blocks samples"],
     modulators: Bool[Array, "targets sources"],
     carriers: Bool[Array, " operators"],
 ) -> Float[Array, "blocks samples"]:
@@ -355,64 +383,82 @@ def play(
 
     Args:
       part: what the operators are told.
-      kind: `kinds` of its sources.
-      loops: outputs of feedback loops, int16.
-      slot: which of them is the voice's.
+      looped: output of the voice's feedback loop, int16.
       modulators: which operators modulate which.
       carriers: which operators are heard.
 
     Returns:
       The sound, where an operator peaks at 2.
     """
-    shape = len(loops), BLOCK
-    n = jnp.arange(BLOCK, dtype=jnp.int32)
     masks = -modulators.astype(jnp.int16)
-
-    def silence(k: int, before: list[Array]) -> Array:
-        return jnp.zeros(shape, jnp.int16)
-
-    def phases(k: int, before: list[Array]) -> Array:
-        # No operator has more than three modulators: 16 bits hold their sum.
-        modulation = jnp.zeros((), jnp.int16)
-        for mask, output in zip(masks[k], before, strict=False):
-            modulation = modulation + (mask & output)
-        phase, increment = part.phase[k][:, None], part.increment[k][:, None]
-        return phase + n * increment + (modulation.astype(jnp.int32) << 13)
-
-    def sounding(k: int, before: list[Array]) -> Array:
-        # Always taken. What a branch returns is in memory, from where looking
-        # up is fast; from a vector's lanes it is not.
-        phase = jax.lax.cond(
-            kind[k] > 0,
-            functools.partial(phases, k, before),
-            lambda: jnp.zeros(shape, jnp.int32),
-        )
-        gain = part.gain[k][:, None] + (n + 1) * part.ramp[k][:, None]
-        output = looked_up_wave(phase, gain)
-        silent = part.source[k][:, None] == SILENT
-        return jnp.where(silent, 0, output).astype(jnp.int16)
-
-    def looped(k: int, other: Array | int) -> Array:
-        loop = part.source[k][:, None] == LOOPED
-        return jnp.where(loop, loops[:, slot], other)
-
-    def looping(k: int, before: list[Array]) -> Array:
-        return looped(k, 0)
-
-    def both(k: int, before: list[Array]) -> Array:
-        return looped(k, sounding(k, before))
-
-    # Most operators of most voices are silent for some of the time. A branch
-    # also keeps operators from being computed together, in one kernel, where
-    # each would wait for the one before.
     outputs: list[Array] = []
     for k in range(OPERATORS):
-        ways = [
-            functools.partial(way, k, list(outputs))
-            for way in (silence, sounding, looping, both)
-        ]
-        outputs.append(jax.lax.switch(kind[k], ways))
-    total = jnp.zeros((), jnp.int32)
-    for carrier, output in zip(carriers, outputs, strict=True):
-        total = total + (-carrier.astype(jnp.int32) & output.astype(jnp.int32))
-    return total.astype(jnp.float32) * np.float32(2**-12)
+        phase = _phases(part, k, masks[k], outputs)
+        outputs.append(_output(part, k, phase, looped, wave))
+    return _heard(outputs, carriers)
+
+
+def play_sounding(
+    part: Part,
+    loops: Int[Array, "blocks slots samples"],
+    slot: Int[Array, ""],
+    modulators: Bool[Array, "targets sources"],
+    carriers: Bool[Array, " operators"],
+    room: Int[Array, "operators blocks samples"],
+) -> tuple[Float[Array, "blocks samples"], Int[Array, "..."]]:
+    """As `play`, without the operators that are silent: for a CPU.
+
+    Every operator is a loop that runs once or not at all. That keeps XLA from
+    making one kernel of them, in which each would wait for the one before;
+    and what a loop writes into is written in place, by one thread: to share
+    it between several costs more than they save.
+
+    Args:
+      part: what the operators are told.
+      loops: outputs of feedback loops, int16.
+      slot: which of them is the voice's.
+      modulators: which operators modulate which.
+      carriers: which operators are heard.
+      room: for the operators' outputs, int16; what is in it does not matter.
+
+    Returns:
+      The sound, and the room.
+    """
+    looping = (part.source == LOOPED).any(1)
+    sounding = (part.source == PLAYED).any(1)
+    any_of = looping | sounding
+    masks = -(modulators & any_of).astype(jnp.int16)
+
+    def written(room: Array, k: int, count: Array, output: Array) -> Array:
+        # An index that XLA does not know, or it would not write in place.
+        k = k + jnp.minimum(count, 0)
+        return jax.lax.dynamic_update_slice(room, output[None], (k, 0, 0))
+
+    for k in range(OPERATORS):
+        played = sounding[k].astype(jnp.int32)
+        copied = (looping[k] & ~sounding[k]).astype(jnp.int32)
+
+        def copy(carry: tuple[Array, Array], k: int = k):
+            count, room = carry
+            looped = part.source[k][:, None] == LOOPED
+            output = jnp.where(looped, loops[:, slot], 0)
+            return count + 1, written(room, k, count, output)
+
+        def operator(carry: tuple[Array, Array], k: int = k):
+            count, room = carry
+            # Always taken. What a branch returns is in memory, from where
+            # looking up is fast; from a vector's lanes it is not.
+            phase = jax.lax.cond(
+                count == 0,
+                lambda: _phases(part, k, masks[k], room),
+                lambda: jnp.zeros(room.shape[1:], jnp.int32),
+            )
+            output = _output(part, k, phase, loops[:, slot], looked_up_wave)
+            return count + 1, written(room, k, count, output)
+
+        for count, body in ((copied, copy), (played, operator)):
+            none = jnp.zeros((), jnp.int32)
+            _, room = jax.lax.while_loop(
+                lambda carry, count=count: carry[0] < count, body, (none, room)
+            )
+    return _heard(room, carriers & any_of), room

@@ -396,11 +396,16 @@ def lfo_wave(
     slope = lookup(np.diff(tables.SINE), index)
     sine = (1 << 23) + ((near + ((slope * between) >> 14)) >> 1)
     held = ((random ^ 0x80) + 1) << 16
-    waves = [triangle, 0xFFFFFF - ramp, ramp, square, sine, held]
-    return jnp.select(
-        [wave == form for form in range(6)],
-        [form.astype(jnp.int32) for form in waves],
-    )
+    result = sine.astype(jnp.uint32)
+    for form, values in (
+        (0, triangle),
+        (1, 0xFFFFFF - ramp),
+        (2, ramp),
+        (3, square),
+        (5, held),
+    ):
+        result = jnp.where(wave == form, values, result)
+    return result.astype(jnp.int32)
 
 
 def pitch_modulation(
@@ -554,12 +559,20 @@ def control(
     Returns:
       The state after the blocks, and what each operator is told in each.
     """
-    state, (bend, modulation, level) = _blocks(note, state, count)
-    pitch = jnp.where(note.fixed, note.pitch, note.pitch + bend[:, None])
-    less = attenuation(level, modulation)
-    level = jnp.where(note.sensitivity > 0, level - less, level)
+    # Three loops over the blocks, though the second has no memory: what a loop
+    # returns is computed once, where XLA would compute it again for each use;
+    # and by one thread, as several cost more than they save on arrays of this
+    # size.
+    state, told = _blocks(note, state, count)
 
-    def step(carry: tuple[Array, Array], told: tuple[Array, Array]):
+    def applied(_: None, told: tuple[Array, Array, Array]):
+        bend, modulation, level = told
+        pitch = jnp.where(note.fixed, note.pitch, note.pitch + bend)
+        less = attenuation(level, modulation)
+        level = jnp.where(note.sensitivity > 0, level - less, level)
+        return None, (16384 - (level >> 14), increments(pitch, sample_rate))
+
+    def summed(carry: tuple[Array, Array], told: tuple[Array, Array]):
         gain, phase = carry
         last, increment = told
         active = (gain <= SILENT) | (last <= SILENT)
@@ -567,8 +580,8 @@ def control(
         block = Control(phase, increment, gain, ramp, last, active)
         return (last, phase + (increment << 6)), block
 
-    # A loop for sums that would be as fast without it: XLA would compute what
-    # they come from once more for each of them.
-    told = 16384 - (level >> 14), increments(pitch, sample_rate)
-    (gain, phase), blocks = jax.lax.scan(step, (state.gain, state.phase), told)
+    _, told = jax.lax.scan(applied, None, told)
+    (gain, phase), blocks = jax.lax.scan(
+        summed, (state.gain, state.phase), told
+    )
     return state._replace(gain=gain, phase=phase), blocks

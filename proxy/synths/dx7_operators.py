@@ -335,12 +335,15 @@ SILENT, PLAYED, LOOPED = range(3)
 
 
 def _phases(
-    part: Part, k: int, masks: Int[Array, " sources"], outputs: Sequence[Array]
+    part: Part,
+    k: int | Array,
+    masks: Int[Array, " sources"],
+    outputs: Sequence[Array] | Array,
 ) -> Int[Array, "blocks samples"]:
     """Phases of an operator, given the outputs of those before it."""
     # No operator has more than three modulators: 16 bits hold their sum.
     modulation = jnp.zeros((), jnp.int16)
-    for j in range(k):
+    for j in range(len(outputs)):
         modulation = modulation + (masks[j] & outputs[j])
     n = jnp.arange(BLOCK, dtype=jnp.int32)
     phase, increment = part.phase[k][:, None], part.increment[k][:, None]
@@ -349,7 +352,7 @@ def _phases(
 
 def _output(
     part: Part,
-    k: int,
+    k: int | Array,
     phase: Int[Array, "blocks samples"],
     looped: Int[Array, "blocks samples"],
     play: Callable[[Array, Array], Array],
@@ -429,32 +432,38 @@ def play_sounding(
     any_of = looping | sounding
     masks = -(modulators & any_of).astype(jnp.int16)
 
-    def written(room: Array, k: int, count: Array, output: Array) -> Array:
-        # An index that XLA does not know, or it would not write in place.
-        k = k + jnp.minimum(count, 0)
-        return jax.lax.dynamic_update_slice(room, output[None], (k, 0, 0))
-
     for k in range(OPERATORS):
         played = sounding[k].astype(jnp.int32)
         copied = (looping[k] & ~sounding[k]).astype(jnp.int32)
 
+        # Where a body would not depend on its counter, XLA would run it
+        # always; and what it knows the place of, it would not write in place.
         def copy(carry: tuple[Array, Array], k: int = k):
             count, room = carry
-            looped = part.source[k][:, None] == LOOPED
-            output = jnp.where(looped, loops[:, slot], 0)
-            return count + 1, written(room, k, count, output)
+            here = k + jnp.minimum(count, 0)
+            looped = part.source[here][:, None] == LOOPED
+            output = jnp.where(looped, loops[:, slot + here - k], 0)
+            place = here, jnp.zeros_like(here), jnp.zeros_like(here)
+            return count + 1, jax.lax.dynamic_update_slice(
+                room, output[None], place
+            )
 
         def operator(carry: tuple[Array, Array], k: int = k):
             count, room = carry
+            here = k + jnp.minimum(count, 0)
             # Always taken. What a branch returns is in memory, from where
             # looking up is fast; from a vector's lanes it is not.
             phase = jax.lax.cond(
                 count == 0,
-                lambda: _phases(part, k, masks[k], room),
+                lambda: _phases(part, here, masks[k], room[:k]),
                 lambda: jnp.zeros(room.shape[1:], jnp.int32),
             )
-            output = _output(part, k, phase, loops[:, slot], looked_up_wave)
-            return count + 1, written(room, k, count, output)
+            looped = loops[:, slot + here - k]
+            output = _output(part, here, phase, looped, looked_up_wave)
+            place = here, jnp.zeros_like(here), jnp.zeros_like(here)
+            return count + 1, jax.lax.dynamic_update_slice(
+                room, output[None], place
+            )
 
         for count, body in ((copied, copy), (played, operator)):
             none = jnp.zeros((), jnp.int32)

@@ -139,10 +139,8 @@ def test_voices_side_by_side_are_those_one_after_another(cases):
         )
         route = dx7.routing(voices)
         on = jnp.zeros((blocks, len(voices)), bool)
-        parts = dx7_operators.Part(
-            *(x.transpose(2, 1, 0) for x in control[:4]),
-            dx7._sources(control, route, on).transpose(2, 1, 0),
-        )
+        told = (*control[:4], dx7._sources(control, route, on))
+        parts = dx7_operators.Part(*(x.transpose(2, 1, 0) for x in told))
         loops = jnp.zeros((blocks, 1, 64), jnp.int16)
         slot = jnp.zeros(len(voices), jnp.int32)
         silence = jnp.zeros((len(voices), blocks * 64))
@@ -352,7 +350,7 @@ def test_the_output_stage_is_that_of_the_renderer(cases):
     settings = engines.RenderSettings(
         sample_rate=44_100, duration=0.4, hold=0.2, note_on=0.0
     )
-    renderer = engines.get("dexed", settings)
+    renderer = dexed.DexedRenderer(settings)
     voices = cases[44_100].voices
     sound = dx7.render(
         voices,

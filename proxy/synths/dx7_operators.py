@@ -367,8 +367,10 @@ def _output(
 
 
 def _heard(
-    outputs: Sequence[Array], carriers: Bool[Array, " operators"]
+    outputs: Sequence[Array] | Int[Array, "operators blocks samples"],
+    carriers: Bool[Array, " operators"],
 ) -> Float[Array, "blocks samples"]:
+    """What is heard of the operators' outputs."""
     total = jnp.zeros((), jnp.int32)
     for k in range(OPERATORS):
         mask = -carriers[k].astype(jnp.int32)

@@ -7,30 +7,33 @@
 
 The DX7 is six sine oscillators ("operators"), each with an envelope, that
 modulate each other's phase (J. Chowning, "The Synthesis of Complex Audio
-Spectra by Means of Frequency Modulation", JAES 21(7), 1973; Yamaha, US patent
-4,018,121). Which modulates which is told by one of 32 algorithms; one operator
-may modulate itself, or in two algorithms the one that modulates it. An LFO and
-an envelope bend the pitch of all of them, and the LFO their levels.
+Spectra by Means of Frequency Modulation", JAES 21(7), 1973; US patent
+4,018,121, which Yamaha licensed). Which modulates which is told by one of 32
+algorithms; one operator may modulate itself, or in two algorithms the one that
+modulates it. An LFO and an envelope bend the pitch of all of them, and the LFO
+their levels.
 
 What is computed here is Dexed's engine "Mark I", its default, sample for
 sample as dexed-py 0.3.0 plays it: the control of msfa (R. Levien, "Music
-synthesizer for Android", https://github.com/google/music-synthesizer-for-
-android, and its wiki, for the laws of envelopes, LFO and scaling) in blocks of
-64 samples, and the arithmetic of the chips (OPS, YM21280), which do not
-multiply: they add the logarithm of a sine to that of a level, and look up the
-exponential (M. Gillard and O. Niemitalo for the OPL's two tables; K. Shirriff,
-"Reverse-engineering the Yamaha DX7 synthesizer's sound chip from die photos",
-2021). All of it is integers of 32 bits that wrap; where the engine takes 64,
-they are made of two.
+synthesizer for Android",
+https://github.com/google/music-synthesizer-for-android, and its wiki, for the
+laws of envelopes, LFO and scaling) in blocks of 64 samples, and the arithmetic
+of the chips (OPS, YM21280), which do not multiply: they add the logarithm of a
+sine to that of a level, and look up the exponential (M. Gambrell and O.
+Niemitalo, "OPLx decapsulated", 2008, for the same two tables in a later chip;
+K. Shirriff, "Reverse-engineering the Yamaha DX7 synthesizer's sound chip from
+die photos", 2021). All of it is integers of 32 bits that wrap; where the
+engine takes 64, they are made of two.
 
 What is parallel and what is not: the LFO, the envelopes and the pitch are a
 scan over blocks (`dx7_control`), phases are sums; an operator without feedback
 depends on its modulators' same sample only. Feedback alone is sequential: one
 operator, or a chain of two or three, goes through the samples one by one,
 while voices go side by side (`dx7_operators.feedback`, on NVIDIA cards
-`feedback_kernel`). On a CPU the other operators are played voice by voice, and
-those that are silent, or heard by none, not at all; elsewhere the whole batch
-is one array. A voice's samples do not depend on the others in its batch.
+`feedback_kernel`, which no card has run yet). On a CPU the other operators are
+played voice by voice, and those that are silent, or heard by none, not at all;
+elsewhere the whole batch is one array. A voice's samples do not depend on the
+others in its batch.
 
 Time is cut into chunks of some hundred blocks: what is needed beside the sound
 itself is bounded by `_ROWS`.

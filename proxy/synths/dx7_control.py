@@ -138,9 +138,11 @@ def multiply(
 def held_samples(
     hold: Float[Array, "*batch"], sample_rate: int
 ) -> Int[Array, "*batch"]:
-    """Rounds seconds (float32, up to 2^31 samples) to whole samples, exactly.
+    """Rounds seconds (float32, up to 2^31 samples) to whole samples.
 
-    A product in float32 would be off by samples. The seconds are cut in three
+    Exactly, but for a hold below 1/4096 second that lies next to half a
+    sample. A product in float32 would be off by samples. The seconds are cut in
+    three
     parts instead, whose products with the sample rate are whole numbers.
     """
     whole = jnp.floor(hold)
@@ -265,8 +267,8 @@ def start(note: Note) -> State:
 
 
 def _of_segment(
-    values: Int[Array, "4 *shape"], segment: Int[Array, "..."]
-) -> Int[Array, "..."]:
+    values: Int[Array, "4 *shape"], segment: Int[Array, "*shape"]
+) -> Int[Array, "*shape"]:
     """Takes the value of each envelope's segment; of the fourth at its end."""
     first = jnp.where(segment == 0, values[0], values[1])
     return jnp.where(
@@ -394,11 +396,16 @@ def lfo_wave(
     slope = lookup(np.diff(tables.SINE), index)
     sine = (1 << 23) + ((near + ((slope * between) >> 14)) >> 1)
     held = ((random ^ 0x80) + 1) << 16
-    waves = [triangle, 0xFFFFFF - ramp, ramp, square, sine, held]
-    return jnp.select(
-        [wave == form for form in range(6)],
-        [form.astype(jnp.int32) for form in waves],
-    )
+    result = sine.astype(jnp.uint32)
+    for form, values in (
+        (0, triangle),
+        (1, 0xFFFFFF - ramp),
+        (2, ramp),
+        (3, square),
+        (5, held),
+    ):
+        result = jnp.where(wave == form, values, result)
+    return result.astype(jnp.int32)
 
 
 def pitch_modulation(
@@ -424,7 +431,9 @@ def pitch_modulation(
     return jnp.where(swing < 0, -size, size)
 
 
-def increments(pitch: Int[Array, "..."], sample_rate: int) -> Int[Array, "..."]:
+def increments(
+    pitch: Int[Array, "*shape"], sample_rate: int
+) -> Int[Array, "*shape"]:
     """Phase increments a sample (2^24 a cycle) of pitches (2^24 an octave)."""
     table = tables.rates(sample_rate).frequencies
     index = (pitch & 0xFFFFFF) >> 14
@@ -439,8 +448,8 @@ def increments(pitch: Int[Array, "..."], sample_rate: int) -> Int[Array, "..."]:
 
 
 def attenuation(
-    level: Int[Array, "..."], modulation: UInt[Array, "..."]
-) -> Int[Array, "..."]:
+    level: Int[Array, "*shape"], modulation: UInt[Array, "*shape"]
+) -> Int[Array, "*shape"]:
     """What amplitude modulation takes from a level.
 
     Args:
@@ -550,12 +559,20 @@ def control(
     Returns:
       The state after the blocks, and what each operator is told in each.
     """
-    state, (bend, modulation, level) = _blocks(note, state, count)
-    pitch = jnp.where(note.fixed, note.pitch, note.pitch + bend[:, None])
-    less = attenuation(level, modulation)
-    level = jnp.where(note.sensitivity > 0, level - less, level)
+    # Three loops over the blocks, though the second has no memory: what a loop
+    # returns is computed once, where XLA would compute it again for each use;
+    # and by one thread, as several cost more than they save on arrays of this
+    # size.
+    state, told = _blocks(note, state, count)
 
-    def step(carry: tuple[Array, Array], told: tuple[Array, Array]):
+    def applied(_: None, told: tuple[Array, Array, Array]):
+        bend, modulation, level = told
+        pitch = jnp.where(note.fixed, note.pitch, note.pitch + bend)
+        less = attenuation(level, modulation)
+        level = jnp.where(note.sensitivity > 0, level - less, level)
+        return None, (16384 - (level >> 14), increments(pitch, sample_rate))
+
+    def summed(carry: tuple[Array, Array], told: tuple[Array, Array]):
         gain, phase = carry
         last, increment = told
         active = (gain <= SILENT) | (last <= SILENT)
@@ -563,8 +580,8 @@ def control(
         block = Control(phase, increment, gain, ramp, last, active)
         return (last, phase + (increment << 6)), block
 
-    # A loop for sums that would be as fast without it: XLA would compute what
-    # they come from once more for each of them.
-    told = 16384 - (level >> 14), increments(pitch, sample_rate)
-    (gain, phase), blocks = jax.lax.scan(step, (state.gain, state.phase), told)
+    _, told = jax.lax.scan(applied, None, told)
+    (gain, phase), blocks = jax.lax.scan(
+        summed, (state.gain, state.phase), told
+    )
     return state._replace(gain=gain, phase=phase), blocks

@@ -5,7 +5,6 @@ count 2^13 each on the scale on which a cycle is 2^24. `dx7` says where the
 laws come from.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool, Float, Int
 
 from proxy.synths import dx7_tables as tables
@@ -85,7 +85,7 @@ def _bits(x: Array, dtype: type) -> Array:
     return jax.lax.bitcast_convert_type(x, dtype)
 
 
-def log_sine(phase: Int[Array, "..."]) -> Int[Array, "..."]:
+def log_sine(phase: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
     """-1024 log2 |sin|, rounded, of the phase in 4,096 steps a cycle.
 
     Args:
@@ -107,8 +107,8 @@ def log_sine(phase: Int[Array, "..."]) -> Int[Array, "..."]:
 
 
 def _exponential(
-    attenuation: Int[Array, "..."], negative: Int[Array, "..."]
-) -> Int[Array, "..."]:
+    attenuation: Int[Array, "*shape"], negative: Int[Array, "*shape"]
+) -> Int[Array, "*shape"]:
     """8192 * 2^(-attenuation / 1024); its ones' complement where asked."""
     rest = (attenuation & 1023).astype(jnp.float32)
     size = _bits(_polynomial(_EXPONENTIAL, rest) + _ROUND, jnp.int32)
@@ -117,8 +117,8 @@ def _exponential(
 
 
 def wave(
-    phase: Int[Array, "..."], gain: Int[Array, "..."]
-) -> Int[Array, "..."]:
+    phase: Int[Array, "*shape"], gain: Int[Array, "*shape"]
+) -> Int[Array, "*shape"]:
     """An attenuated sine, as the engine's tables and shifts make it.
 
     Args:
@@ -132,13 +132,13 @@ def wave(
     return _exponential(attenuation, (phase << 8) >> 31)
 
 
-def long_wave(
-    phase: Int[Array, "..."], gain: Int[Array, "..."]
-) -> Int[Array, "..."]:
+def looked_up_wave(
+    phase: Int[Array, "*shape"], gain: Int[Array, "*shape"]
+) -> Int[Array, "*shape"]:
     """As `wave`, from a table of sines.
 
-    For one wave that depends on another: XLA makes one kernel of both, whose
-    loop LLVM does not vectorise. Looking up ends a kernel.
+    Looking up ends a kernel, which XLA otherwise makes as large as it can: of
+    two waves, one of which depends on the other, it makes one that is slow.
     """
     sine = lookup(tables.LOG_SINE, (phase >> 12) & 4095)
     return _exponential((sine & 0x7FFF) + gain, sine >> 31)
@@ -156,7 +156,8 @@ class Loop(NamedTuple):
       ramp: of the gain, a sample.
       on: blocks in which the loop runs; in others its memory stays.
       shift: how far down the loop's last two outputs are shifted together.
-      length: operators in the loop.
+      length: operators in the loop: one, or, where three are told something,
+        two or three.
     """
 
     phase: Int[Array, "blocks loop batch"]
@@ -173,7 +174,7 @@ Memory = tuple[Int[Array, " batch"], Int[Array, " batch"]]
 
 
 def _loop_sample(
-    told: Sequence[Any],
+    told: Sequence[Sequence[Array] | Array],
     shift: Int[Array, " batch"],
     length: Int[Array, " batch"],
     memory: Memory,
@@ -184,12 +185,12 @@ def _loop_sample(
     older, last = memory
     modulation = ((older + last) << 13) >> shift
     output = last
-    # Around the loop, operator by operator.
+    # Around the loop, operator by operator; a long one has two or three.
     for k, (phase, increment, gain, ramp) in enumerate(zip(*told, strict=True)):
         further = play(
             phase + n * increment + modulation, gain + (n + 1) * ramp
         )
-        output = further if k == 0 else jnp.where(length > k, further, output)
+        output = further if k < 2 else jnp.where(length > k, further, output)
         modulation = output << 13
     return last, output
 
@@ -215,22 +216,19 @@ def feedback(
       64 samples, which say nothing where a loop is not on.
     """
     long = loop.phase.shape[1] > 1
-    # Samples that are compiled as one step: many for a single operator, each
-    # of which is one kernel; the others take long to compile.
-    unroll = 4 if long else BLOCK
-    play = long_wave if long else wave
+    # Samples that are compiled as one step: more make it longer to compile.
+    unroll = 4 if long else 16
+    play = looked_up_wave if long else wave
 
-    def block(carry: tuple[Memory, Memory, Array], given: Any):
+    def block(carry: tuple[Memory, Memory, Array], told: tuple[Array, ...]):
         # A block that is not on is undone at the start of the next: a choice
         # at its end would use the last samples a second time, and XLA would
         # then compute all that leads to them a second time, too.
         memory = _choose(carry[2], *carry[:2])
-        *told, on = given
+        *now, on = told
 
         def sample(memory: Memory, n: Array):
-            memory = _loop_sample(
-                told, loop.shift, loop.length, memory, n, play
-            )
+            memory = _loop_sample(now, loop.shift, loop.length, memory, n, play)
             return memory, memory[1]
 
         after, outputs = jax.lax.scan(
@@ -243,8 +241,8 @@ def feedback(
     return _choose(ran, after, before), outputs
 
 
-# Loops that one program of the kernel plays: a warp group.
-_LANES = 128
+# Loops that one program of the kernel plays: a warp.
+_LANES = 32
 
 
 def feedback_kernel(
@@ -308,6 +306,8 @@ def feedback_kernel(
             *[jax.ShapeDtypeStruct((lanes,), jnp.int32)] * 2,
         ],
         interpret=interpret,
+        # Triton's arrays stay in the card's memory; Mosaic's would not fit.
+        compiler_params=triton.CompilerParams(num_warps=1),
     )(*told, on.astype(jnp.int32), shift, length, *map(widened, memory))
     return (older[:batch], last[:batch]), outputs[..., :batch].swapaxes(1, 2)
 
@@ -334,17 +334,52 @@ class Part(NamedTuple):
 SILENT, PLAYED, LOOPED = range(3)
 
 
-def kinds(
-    source: Int[Array, "*batch operators blocks"],
-) -> Int[Array, "*batch operators"]:
-    """How operators are to be played for some blocks: a branch of `play`."""
-    played = (source == PLAYED).any(-1).astype(jnp.int32)
-    return jnp.where((source == LOOPED).any(-1), 2 + played, played)
+def _phases(
+    part: Part,
+    k: int | Array,
+    masks: Int[Array, " sources"],
+    outputs: Sequence[Array] | Array,
+) -> Int[Array, "blocks samples"]:
+    """Phases of an operator, given the outputs of those before it."""
+    # No operator has more than three modulators: 16 bits hold their sum.
+    modulation = jnp.zeros((), jnp.int16)
+    for j in range(len(outputs)):
+        modulation = modulation + (masks[j] & outputs[j])
+    n = jnp.arange(BLOCK, dtype=jnp.int32)
+    phase, increment = part.phase[k][:, None], part.increment[k][:, None]
+    return phase + n * increment + (modulation.astype(jnp.int32) << 13)
+
+
+def _output(
+    part: Part,
+    k: int | Array,
+    phase: Int[Array, "blocks samples"],
+    looped: Int[Array, "blocks samples"],
+    play: Callable[[Array, Array], Array],
+) -> Int[Array, "blocks samples"]:
+    """Output of an operator, given its phases and its feedback loop's."""
+    n = jnp.arange(1, BLOCK + 1, dtype=jnp.int32)
+    gain = part.gain[k][:, None] + n * part.ramp[k][:, None]
+    output = play(phase, gain).astype(jnp.int16)
+    source = part.source[k][:, None]
+    output = jnp.where(source == LOOPED, looped, output)
+    return jnp.where(source == SILENT, 0, output)
+
+
+def _heard(
+    outputs: Sequence[Array] | Int[Array, "operators blocks samples"],
+    carriers: Bool[Array, " operators"],
+) -> Float[Array, "blocks samples"]:
+    """What is heard of the operators' outputs."""
+    total = jnp.zeros((), jnp.int32)
+    for k in range(OPERATORS):
+        mask = -carriers[k].astype(jnp.int32)
+        total = total + (mask & outputs[k].astype(jnp.int32))
+    return total.astype(jnp.float32) * np.float32(2**-12)
 
 
 def play(
     part: Part,
-    kind: Int[Array, " operators"],
     looped: Int[Array, "blocks samples"],
     modulators: Bool[Array, "targets sources"],
     carriers: Bool[Array, " operators"],
@@ -353,7 +388,6 @@ def play(
 
     Args:
       part: what the operators are told.
-      kind: `kinds` of its sources.
       looped: output of the voice's feedback loop, int16.
       modulators: which operators modulate which.
       carriers: which operators are heard.
@@ -361,42 +395,81 @@ def play(
     Returns:
       The sound, where an operator peaks at 2.
     """
-    n = jnp.arange(BLOCK, dtype=jnp.int32)
     masks = -modulators.astype(jnp.int16)
-
-    def silence(k: int, before: list[Array]) -> Array:
-        return jnp.zeros_like(looped)
-
-    def sounding(k: int, before: list[Array]) -> Array:
-        phase, increment, gain, ramp, source = (x[k][:, None] for x in part)
-        # No operator has more than three modulators: 16 bits hold their sum.
-        modulation = jnp.zeros((), jnp.int16)
-        for mask, output in zip(masks[k], before, strict=False):
-            modulation = modulation + (mask & output)
-        output = wave(
-            phase + n * increment + (modulation.astype(jnp.int32) << 13),
-            gain + (n + 1) * ramp,
-        )
-        return jnp.where(source == SILENT, 0, output).astype(jnp.int16)
-
-    def looping(k: int, before: list[Array]) -> Array:
-        return jnp.where(part.source[k][:, None] == LOOPED, looped, 0)
-
-    def both(k: int, before: list[Array]) -> Array:
-        loop = part.source[k][:, None] == LOOPED
-        return jnp.where(loop, looped, sounding(k, before))
-
-    # Most operators of most voices are silent for some of the time. A branch
-    # also keeps operators from being computed together, in one kernel, where
-    # each would wait for the one before.
     outputs: list[Array] = []
     for k in range(OPERATORS):
-        ways = [
-            functools.partial(way, k, list(outputs))
-            for way in (silence, sounding, looping, both)
-        ]
-        outputs.append(jax.lax.switch(kind[k], ways))
-    total = jnp.zeros((), jnp.int32)
-    for carrier, output in zip(carriers, outputs, strict=True):
-        total = total + (-carrier.astype(jnp.int32) & output.astype(jnp.int32))
-    return total.astype(jnp.float32) * np.float32(2**-12)
+        phase = _phases(part, k, masks[k], outputs)
+        outputs.append(_output(part, k, phase, looped, wave))
+    return _heard(outputs, carriers)
+
+
+def play_sounding(
+    part: Part,
+    loops: Int[Array, "blocks slots samples"],
+    slot: Int[Array, ""],
+    modulators: Bool[Array, "targets sources"],
+    carriers: Bool[Array, " operators"],
+    room: Int[Array, "operators blocks samples"],
+) -> tuple[Float[Array, "blocks samples"], Int[Array, "..."]]:
+    """As `play`, without the operators that are silent: for a CPU.
+
+    Every operator is a loop that runs once or not at all. That keeps XLA from
+    making one kernel of them, in which each would wait for the one before;
+    and what a loop writes into is written in place, by one thread: to share
+    it between several costs more than they save.
+
+    Args:
+      part: what the operators are told.
+      loops: outputs of feedback loops, int16.
+      slot: which of them is the voice's.
+      modulators: which operators modulate which.
+      carriers: which operators are heard.
+      room: for the operators' outputs, int16; what is in it does not matter.
+
+    Returns:
+      The sound, and the room.
+    """
+    looping = (part.source == LOOPED).any(1)
+    sounding = (part.source == PLAYED).any(1)
+    any_of = looping | sounding
+    masks = -(modulators & any_of).astype(jnp.int16)
+
+    for k in range(OPERATORS):
+        played = sounding[k].astype(jnp.int32)
+        copied = (looping[k] & ~sounding[k]).astype(jnp.int32)
+
+        # Where a body would not depend on its counter, XLA would run it
+        # always; and what it knows the place of, it would not write in place.
+        def copy(carry: tuple[Array, Array], k: int = k):
+            count, room = carry
+            here = k + jnp.minimum(count, 0)
+            looped = part.source[here][:, None] == LOOPED
+            output = jnp.where(looped, loops[:, slot + here - k], 0)
+            place = here, jnp.zeros_like(here), jnp.zeros_like(here)
+            return count + 1, jax.lax.dynamic_update_slice(
+                room, output[None], place
+            )
+
+        def operator(carry: tuple[Array, Array], k: int = k):
+            count, room = carry
+            here = k + jnp.minimum(count, 0)
+            # Always taken. What a branch returns is in memory, from where
+            # looking up is fast; from a vector's lanes it is not.
+            phase = jax.lax.cond(
+                count == 0,
+                lambda: _phases(part, here, masks[k], room[:k]),
+                lambda: jnp.zeros(room.shape[1:], jnp.int32),
+            )
+            looped = loops[:, slot + here - k]
+            output = _output(part, here, phase, looped, looked_up_wave)
+            place = here, jnp.zeros_like(here), jnp.zeros_like(here)
+            return count + 1, jax.lax.dynamic_update_slice(
+                room, output[None], place
+            )
+
+        for count, body in ((copied, copy), (played, operator)):
+            none = jnp.zeros((), jnp.int32)
+            _, room = jax.lax.while_loop(
+                lambda carry, count=count: carry[0] < count, body, (none, room)
+            )
+    return _heard(room, carriers & any_of), room

@@ -90,7 +90,7 @@ def _modulators() -> Bool[np.ndarray, "algorithms targets sources"]:
 
 # MODULATORS[algorithm, target, source]; CARRIERS[algorithm, operator].
 MODULATORS = _modulators()
-CARRIERS = ~MODULATORS.any(axis=1)
+CARRIERS = np.logical_not(MODULATORS.any(axis=1))
 
 # Levels 0 to 99 in steps of .75 dB; those below 20 fall off faster.
 LEVELS = np.concatenate(

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 # Samples that the DC blocker filters by one product of matrices.
-_BLOCK = 32
+_BLOCK = 64
 
 
 def dc_block(

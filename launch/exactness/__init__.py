@@ -1,0 +1,1 @@
+"""The JAX engine of the DX7 beside dexed-py."""

@@ -130,6 +130,9 @@ def proxy_config(
             "fade_out": 0.1,
         }
     )
+    # What renders Dexed without a plug-in: "jax" in batches, "dexed-py" one by
+    # one, "auto" the faster one.
+    config.engine = "auto"
     # The synthesizer's VST3 plug-in; "": what the environment variable
     # SYNTH_VST3 names, e.g. DIVA_VST3. Dexed needs none.
     config.plugin = ""

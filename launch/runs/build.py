@@ -178,7 +178,7 @@ def engine(config: Config) -> Callable[[], engines.Renderer]:
     """What starts the engine of a config; it can be sent to other processes.
 
     Args:
-      config: with synth, plugin, host, render and audio_model.
+      config: with synth, engine, plugin, host, render and audio_model.
 
     Returns:
       A function that starts an engine at every call, and raises what
@@ -190,6 +190,7 @@ def engine(config: Config) -> Callable[[], engines.Renderer]:
         settings(config),
         plugin=config.plugin,
         host=dict(config.host),
+        engine=config.engine,
     )
 
 

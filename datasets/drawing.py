@@ -71,7 +71,7 @@ def draw(
     return np.asarray(presets, np.float32)
 
 
-_NONE: Any = dataclasses.field(default_factory=lambda: np.zeros(0, bool))
+_NOTHING: Any = np.zeros(0, bool)
 
 
 @dataclasses.dataclass(eq=False)
@@ -99,13 +99,21 @@ class Row:
     row: int = 0
     owner: Any = None
     name: str = ""
-    drawn: Float[np.ndarray, "attempts parameters"] = _NONE
-    values: Float[np.ndarray, "attempts plugin"] = _NONE
-    silent: Bool[np.ndarray, " attempts"] = _NONE
+    drawn: Float[np.ndarray, "attempts parameters"] = dataclasses.field(
+        default_factory=lambda: _NOTHING
+    )
+    values: Float[np.ndarray, "attempts plugin"] = dataclasses.field(
+        default_factory=lambda: _NOTHING
+    )
+    silent: Bool[np.ndarray, " attempts"] = dataclasses.field(
+        default_factory=lambda: _NOTHING
+    )
     tried: int = -1
     first: int = -_ATTEMPTS
     last: str = "silent"
-    audio: Float[np.ndarray, " samples"] = _NONE
+    audio: Float[np.ndarray, " samples"] = dataclasses.field(
+        default_factory=lambda: _NOTHING
+    )
     redrawn: collections.Counter[str] = dataclasses.field(
         default_factory=collections.Counter
     )

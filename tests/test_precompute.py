@@ -431,8 +431,8 @@ def get_config():
     config = common.proxy_config("dexed", "hn_oh")
     config.audio_model = "mel128"
     config.data = {data!r}
-    config.num_train, config.validation, config.num_test = 400, (4, 5), 30
-    config.shard_size, config.embed_batch, config.workers = 20, 8, 2
+    config.num_train, config.validation, config.num_test = 800, (4, 5), 30
+    config.shard_size, config.embed_batch, config.workers = 40, 8, 2
     config.render = {{
         "hold": 0.2, "duration": 0.3, "fade_out": 0.05, "min_rms": 0.02
     }}
@@ -502,7 +502,8 @@ def test_killed_at_random_moments_ends_with_the_same_bytes(tmp_path):
     for _ in range(3):
         # At any moment while a shard or the next one is in the making: most
         # of a process's life goes into imports and compilation.
-        goal = finished(killed / "synthetic") + moments.randint(0, 3)
+        # Batches finish several shards at a time.
+        goal = finished(killed / "synthetic") + moments.randint(0, 1)
         with start(killed) as process:
             while process.poll() is None:
                 if list((killed / "synthetic").glob(".*.tmp-*")) and (
@@ -510,7 +511,7 @@ def test_killed_at_random_moments_ends_with_the_same_bytes(tmp_path):
                 ):
                     break
                 time.sleep(0.002)
-            time.sleep(moments.uniform(0, 0.2))
+            time.sleep(moments.uniform(0, 0.05))
             process.send_signal(signal.SIGKILL)
         print(finished(killed / "synthetic"), "shards finished when killed")
     assert not (killed / "synthetic" / "dataset_info.json").exists()

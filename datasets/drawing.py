@@ -1,20 +1,22 @@
 """Rows of a data set: presets, drawn or given, and their sounds.
 
 A synthetic preset comes from a counter-based stream: NumPy's Philox keyed by
-(seed, split), its counter set to (row, attempt). A preset that fails the level
-gate is drawn again with the next attempt.
+(seed, split), its counter set to (row, attempt). A prior makes presets of its
+numbers. A preset that fails the level gate is drawn again with the next
+attempt.
 """
 
 import collections
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 
 from datasets import engines, files
+from proxy.priors import Prior, Uniform
 from proxy.space import ParameterSpace
 
 MAX_ATTEMPTS = 1024
@@ -34,26 +36,23 @@ def draw(
     split: str,
     rows: Sequence[int],
     attempts: Sequence[int] = (0,),
-    sampling: Mapping[str, float] | None = None,
+    prior: Prior | None = None,
 ) -> Float[np.ndarray, "rows attempts parameters"]:
     """Draws synthetic presets, each a pure function of its coordinates.
 
     Args:
-      space: whose sampling distribution to use.
+      space: of the presets.
       seed: seed of the data set.
       split: name of the split; splits are independent of each other.
       rows: numbers of the rows in the split.
       attempts: numbers of the draws at each row.
-      sampling: arguments of `ParameterSpace.from_uniform`; None for the
-        paper's.
+      prior: their distribution; None for the paper's, `Uniform(space)`.
 
     Returns:
       float32 presets.
-
-    Raises:
-      ValueError: for a `sampling` that cannot be.
     """
-    uniform = np.empty((len(rows), len(attempts), space.num_used), np.float32)
+    prior = Uniform(space) if prior is None else prior
+    uniform = np.empty((len(rows), len(attempts), prior.uniforms), np.float32)
     key = np.array([seed, _stream(split)], np.uint64)
     for i, row in enumerate(rows):
         for j, attempt in enumerate(attempts):
@@ -63,8 +62,7 @@ def draw(
             np.random.Generator(bits).random(
                 dtype=np.float32, out=uniform[i, j]
             )
-    presets = space.from_uniform(uniform, **(sampling or {}))
-    return np.asarray(presets, np.float32)
+    return np.asarray(prior.from_uniform(uniform), np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +88,7 @@ def render_rows(
     seed: int,
     split: str,
     rows: Sequence[int],
-    sampling: Mapping[str, float] | None = None,
+    prior: Prior | None = None,
 ) -> Rows:
     """Draws, as `draw` does, and renders synthetic rows.
 
@@ -112,7 +110,7 @@ def render_rows(
         # Several attempts at a time: most are known to be silent unheard.
         attempts = range(first, first + _ATTEMPTS)
         drawn = draw(
-            space, seed, split, [rows[i] for i in left], attempts, sampling
+            space, seed, split, [rows[i] for i in left], attempts, prior
         )
         values = space.to_plugin(drawn.reshape(-1, space.num_used))
         silent = renderer.surely_silent(values).reshape(drawn.shape[:2])

@@ -29,7 +29,7 @@ def get_config(encoder="modules"):
     config.audio_model = "transport640"
     config.data = "data/voices"
     config.num_train = 131_072
-    config.validation = (256, 512)
+    config.validation = (128, 64)
     config.num_test = 4_096
     config.shard_size = 2_048
     config.prior.update({"uniform": 0.0, "fitted": 0.3, "variations": 0.7})

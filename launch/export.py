@@ -7,7 +7,6 @@ opens the file wherever a run is expected: its data are then a few thousand
 presets of the fitted prior, made at first use, and the bank of `--presets`.
 """
 
-import copy
 import json
 import pathlib
 
@@ -18,7 +17,7 @@ from absl import flags
 from flax import traverse_util
 
 from datasets import files
-from launch import Config, cli
+from launch import cli
 from launch.runs import opened
 from proxy import audio, pretrained, spaces
 
@@ -27,20 +26,6 @@ _OUTPUT = flags.DEFINE_string("output", None, "File to write.", required=True)
 _CHECKPOINT = flags.DEFINE_enum(
     "checkpoint", "best", ["best", "last"], "Which checkpoint."
 )
-
-
-def _for_users(config: Config) -> Config:
-    """The config of the run that a user opens: little data, no paths."""
-    config = copy.deepcopy(config)
-    config.name = f"pretrained_{config.synth}"
-    config.data = f"data/pretrained_{config.synth}_{config.audio_model}"
-    for field in ("run", "checkpoints", "init", "presets", "weights", "plugin"):
-        config[field] = ""
-    config.prior = {"uniform": 0.0, "fitted": 1.0, "variations": 0.0}
-    config.fitted, config.source = "", "synthetic"
-    config.num_train, config.validation, config.num_test = 4_096, (32, 64), 2048
-    config.average = 0.0  # it is in the weights
-    return config
 
 
 def export(run: str, which: str) -> tuple[bytes, float]:
@@ -75,7 +60,7 @@ def export(run: str, which: str) -> tuple[bytes, float]:
         "dimension": str(audio.get(config.audio_model).dimension),
         "audio_model": config.audio_model,
         "sizes": json.dumps(sizes),
-        "config": _for_users(config).to_json(),
+        "render": json.dumps(dict(config.render)),
     }
     u = np.random.default_rng(0).random((256, prior.uniforms), np.float32)
     relaxed = space.to_relaxed(jnp.asarray(prior.from_uniform(u)))

@@ -1,6 +1,5 @@
 """What comes with the project: its files, and runs exported and opened."""
 
-import json
 import os
 import pathlib
 import shutil
@@ -116,8 +115,7 @@ def test_it_is_a_run_wherever_one_is_expected(exported, tmp_path, capsys):
         and (place / "config.json").exists()
     )
     assert checkpoints.place("pretrained:tiny") == place
-    text = json.dumps(json.loads(proxy.config.to_json()))
-    assert str(tmp_path) not in text
+    assert proxy.config.render == opened.open_proxy(exported).config.render
     relaxed = SPACE.to_relaxed(SPACE.sample(jax.random.key(0), (5,)))
     wanted = opened.open_proxy(exported)
     ours, theirs = (
@@ -150,7 +148,7 @@ def test_it_makes_the_data_that_it_is_used_with(exported):
 # The wheel -------------------------------------------------------------------
 
 
-def test_a_wheel_has_the_files_and_needs_no_more_packages(tmp_path):
+def test_a_wheel_has_the_files(tmp_path):
     project = tmp_path / "project"
     for name in ("proxy", "matching"):
         shutil.copytree(ROOT / name, project / name)

@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
+from configs import common
 from datasets import files
 from datasets.spec import differences
 from launch import Config
@@ -277,11 +278,20 @@ def place(run: str | os.PathLike[str]) -> pathlib.Path:
     if kind != "pretrained":
         return pathlib.Path(run)
     variables, about = pretrained.read(name)
-    config = ml_collections.ConfigDict(json.loads(about["config"]))
     folder = pathlib.Path(f"runs/pretrained_{name}_{about['sha256'][:8]}")
-    config.run = str(folder)
-    if not (folder / _FOLDER / "0").exists():
-        publish(config, variables)
+    if (folder / _FOLDER / "0").exists():
+        return folder
+    config = common.proxy_config(about["space"], about["encoder"])
+    config.name, config.run = f"pretrained_{name}", str(folder)
+    config.audio_model = about["audio_model"]
+    config.sizes.update(json.loads(about["sizes"]))
+    config.render.update(json.loads(about["render"]))
+    # What it is scored on, and what a search starts from without a bank.
+    config.data = f"data/pretrained_{name}"
+    config.prior.update({"uniform": 0.0, "fitted": 1.0})
+    config.num_train, config.validation, config.num_test = 4_096, (32, 64), 2048
+    config.shard_size = 1_024
+    publish(config, variables)
     return folder
 
 

@@ -145,8 +145,8 @@ def read(name: str) -> tuple[dict[str, Any], dict[str, str]]:
 
     Returns:
       The variables, float32, and the strings "encoder", "space", "dimension",
-      "audio_model", "sizes" (JSON), "config" (JSON, for `launch`) and
-      "sha256".
+      "audio_model", "sizes", "render" (both JSON: of the encoder; how the
+      presets were made to sound) and "sha256".
 
     Raises:
       ValueError: for an unknown name; lists the known ones.

@@ -1,8 +1,9 @@
 """Rows of a data set: presets, drawn or given, and their sounds.
 
 A synthetic preset comes from a counter-based stream: NumPy's Philox keyed by
-(seed, split), its counter set to (row, attempt). A preset that fails the level
-gate is drawn again with the next attempt.
+(seed, split), its counter set to (row, attempt). A prior makes presets of its
+numbers. A preset that fails the level gate is drawn again with the next
+attempt.
 """
 
 import collections
@@ -12,17 +13,18 @@ import functools
 import hashlib
 import itertools
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from datasets import engines, files
+from proxy.priors import Prior, Uniform
 from proxy.space import ParameterSpace
 
 MAX_ATTEMPTS = 1024
-# Attempts at a row that are drawn at a time.
+# Attempts at a row of uniform presets that are drawn at a time.
 _ATTEMPTS = 16
 
 
@@ -38,26 +40,23 @@ def draw(
     split: str,
     rows: Sequence[int],
     attempts: Sequence[int] = (0,),
-    sampling: Mapping[str, float] | None = None,
+    prior: Prior | None = None,
 ) -> Float[np.ndarray, "rows attempts parameters"]:
     """Draws synthetic presets, each a pure function of its coordinates.
 
     Args:
-      space: whose sampling distribution to use.
+      space: of the presets.
       seed: seed of the data set.
       split: name of the split; splits are independent of each other.
       rows: numbers of the rows in the split.
       attempts: numbers of the draws at each row.
-      sampling: arguments of `ParameterSpace.from_uniform`; None for the
-        paper's.
+      prior: their distribution; None for the paper's, `Uniform(space)`.
 
     Returns:
       float32 presets.
-
-    Raises:
-      ValueError: for a `sampling` that cannot be.
     """
-    uniform = np.empty((len(rows), len(attempts), space.num_used), np.float32)
+    prior = Uniform(space) if prior is None else prior
+    uniform = np.empty((len(rows), len(attempts), prior.uniforms), np.float32)
     key = np.array([seed, _stream(split)], np.uint64)
     for i, row in enumerate(rows):
         for j, attempt in enumerate(attempts):
@@ -67,8 +66,7 @@ def draw(
             np.random.Generator(bits).random(
                 dtype=np.float32, out=uniform[i, j]
             )
-    presets = space.from_uniform(uniform, **(sampling or {}))
-    return np.asarray(presets, np.float32)
+    return np.asarray(prior.from_uniform(uniform), np.float32)
 
 
 _NOTHING: Any = np.zeros(0, bool)
@@ -109,7 +107,7 @@ class Row:
         default_factory=lambda: _NOTHING
     )
     tried: int = -1
-    first: int = -_ATTEMPTS
+    first: int = 0
     last: str = "silent"
     audio: Float[np.ndarray, " samples"] = dataclasses.field(
         default_factory=lambda: _NOTHING
@@ -161,7 +159,7 @@ def given(
 def _next(
     renderer: engines.Renderer,
     seed: int,
-    sampling: Mapping[str, float] | None,
+    prior: Prior | None,
     rows: Sequence[Row],
 ) -> None:
     """Finds each row's next preset that may be heard, drawing where needed.
@@ -171,6 +169,7 @@ def _next(
         too often.
     """
     space = renderer.space
+    prior = Uniform(space) if prior is None else prior
     while rows := [row for row in rows if not row.skip()]:
         for row in rows:
             if row.name:
@@ -178,7 +177,7 @@ def _next(
                     f"hand-crafted preset {row.name!r}: {row.last}; filter "
                     "the bank with the render settings of this data set first"
                 )
-            row.first += _ATTEMPTS
+            row.first += len(row.silent)
             if row.first >= MAX_ATTEMPTS:
                 raise files.ShardError(
                     f"space {space.name!r}: row {row.row} of split "
@@ -187,13 +186,14 @@ def _next(
                     "space's sampling intervals, and the render settings "
                     "min_rms and max_rms"
                 )
-        # Several attempts at a time: most are known to be silent unheard.
+        # Most uniform presets are known to be silent unheard.
+        count = _ATTEMPTS if isinstance(prior, Uniform) else 1
         place = operator.attrgetter("split", "first")
         for (split, first), group in itertools.groupby(rows, place):
             same = list(group)
-            attempts = range(first, first + _ATTEMPTS)
+            attempts = range(first, first + count)
             numbers = [row.row for row in same]
-            drawn = draw(space, seed, split, numbers, attempts, sampling)
+            drawn = draw(space, seed, split, numbers, attempts, prior)
             values = np.asarray(
                 space.to_plugin(drawn.reshape(-1, space.num_used)), np.float32
             )
@@ -210,7 +210,7 @@ def heard(
     *,
     window: int,
     seed: int = 0,
-    sampling: Mapping[str, float] | None = None,
+    prior: Prior | None = None,
     workers: int = 1,
 ) -> Iterator[Row]:
     """Renders rows until each has a preset that passes the level gate.
@@ -220,7 +220,7 @@ def heard(
       wanted: the rows; asked for one by one, as there is room.
       window: rows under way at once, which bounds the memory.
       seed: see `draw`.
-      sampling: see `draw`.
+      prior: see `draw`.
       workers: threads that render, each a batch at a time.
 
     Yields:
@@ -240,7 +240,7 @@ def heard(
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         while True:
             new = list(itertools.islice(wanted, window - len(under_way)))
-            _next(renderer, seed, sampling, new)
+            _next(renderer, seed, prior, new)
             under_way.extend(new)
             ready.extend(new)
             # Full batches, or what there is when nothing else goes on.
@@ -275,7 +275,7 @@ def heard(
                     rooms.append(row.audio)
                     row.fail(reason)
                     again.append(row)
-            _next(renderer, seed, sampling, again)
+            _next(renderer, seed, prior, again)
             # First those that others wait behind.
             ready.extendleft(reversed(again))
             while under_way and under_way[0] in done:
@@ -324,7 +324,7 @@ def render_rows(
     seed: int,
     split: str,
     rows: Sequence[int],
-    sampling: Mapping[str, float] | None = None,
+    prior: Prior | None = None,
 ) -> Rows:
     """Draws, as `draw` does, and renders synthetic rows.
 
@@ -335,7 +335,7 @@ def render_rows(
       ShardError: when a row fails the gate `MAX_ATTEMPTS` times.
     """
     wanted = [Row(split, row) for row in rows]
-    return _collect(renderer, wanted, seed=seed, sampling=sampling)
+    return _collect(renderer, wanted, seed=seed, prior=prior)
 
 
 def render_given(

@@ -22,8 +22,8 @@ def sync(path: str | os.PathLike[str]) -> None:
         os.close(handle)
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a small text file such that it is there whole or not at all.
+def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
+    """Writes a small file such that it is there whole or not at all.
 
     Raises:
       ShardError: when it cannot be written; names the file and the reason.
@@ -34,8 +34,9 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
             dir=path.parent, prefix=f".{path.name}.tmp-"
         )
         try:
-            with os.fdopen(handle, "w") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                text = isinstance(content, str)
+                file.write(content.encode() if text else content)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)

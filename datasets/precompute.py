@@ -39,6 +39,7 @@ from jaxtyping import Float
 
 from datasets import drawing, engines, files, shards
 from datasets.spec import DataSpec, differences, space_digest
+from proxy import priors
 
 # Beside the shards: which presets the engine failed to render, and why.
 SET_ASIDE = "set_aside.json"
@@ -207,6 +208,7 @@ def _rendered(
     spec: DataSpec,
     work: Iterable[_Shard],
     submit: Callable[..., concurrent.futures.Future[drawing.Rows]],
+    prior: priors.Prior,
     presets: Mapping[str, np.ndarray],
     names: Mapping[str, Sequence[str]],
     ahead: int,
@@ -215,13 +217,7 @@ def _rendered(
 
     def start(shard: _Shard, rows: range) -> tuple[_Shard, Any]:
         if spec.source == "synthetic":
-            args = (
-                drawing.render_rows,
-                spec.seed,
-                shard.split,
-                rows,
-                spec.sampling,
-            )
+            args = (drawing.render_rows, spec.seed, shard.split, rows, prior)
         else:
             these = slice(rows.start, rows.stop)
             args = (
@@ -249,6 +245,7 @@ def _rendered_in_batches(
     spec: DataSpec,
     work: Iterable[_Shard],
     renderer: engines.Renderer,
+    prior: priors.Prior,
     presets: Mapping[str, np.ndarray],
     names: Mapping[str, Sequence[str]],
     workers: int,
@@ -267,7 +264,7 @@ def _rendered_in_batches(
         (start(shard, row) for shard in work for row in shard.rows),
         window=_BATCHES * renderer.batch,
         seed=spec.seed,
-        sampling=spec.sampling,
+        prior=prior,
         workers=workers,
     ):
         lent = row.preset[None], row.audio[None]
@@ -373,8 +370,7 @@ def set_aside(directory: pathlib.Path, spec: DataSpec) -> list[dict[str, Any]]:
 
     Returns:
       "split", "shard", "row", "attempt" and "reason" of each, in this order:
-      the preset is `draw(space, spec.seed, split, [row], [attempt],
-      spec.sampling)`.
+      the preset is `draw(space, spec.seed, split, [row], [attempt], prior)`.
     """
     absent = set(shards.missing(directory, spec))
     found = []
@@ -449,6 +445,7 @@ def build(
     make_renderer: Callable[[], engines.Renderer],
     make_embed: Callable[[], Embed],
     *,
+    prior: priors.Prior | None = None,
     presets: dict[str, Float[np.ndarray, "rows parameters"]] | None = None,
     names: dict[str, Sequence[str]] | None = None,
     workers: int = 0,
@@ -472,6 +469,7 @@ def build(
         to embeddings `[embed_batch, embedding]`. It may return before it is
         done, as a jitted function does: its result is fetched only when it is
         needed.
+      prior: what synthetic presets are drawn from, when it is not uniform.
       presets: presets of a hand-crafted data set, by split.
       names: names of a hand-crafted data set's presets, by split.
       workers: number of workers, 0 for one per core, or as many as the engine's
@@ -504,7 +502,9 @@ def build(
     report = Report()
     if todo:
         renderer, embed = make_renderer(), make_embed()
-        _check(spec, renderer, presets, names)
+        _check(spec, renderer, prior, presets, names)
+        if prior is None:
+            prior = priors.Uniform(renderer.space, spec.at_default, spec.at_end)
         if workers <= 0:
             workers = engines.num_workers() * renderer.workers_per_core
         if processes is None:
@@ -522,7 +522,7 @@ def build(
 
             def run(pairs: list[tuple[str, int]], held: list | None) -> None:
                 work = _claimed(spec, directory, pairs, held, stack)
-                given = presets, names
+                given = prior, presets, names
                 if renderer.batch:
                     rendered = _rendered_in_batches(
                         spec, work, renderer, *given, workers
@@ -587,6 +587,7 @@ def _describe(bar: tqdm.tqdm, spec: DataSpec, there: int, wanted: int) -> None:
 def _check(
     spec: DataSpec,
     renderer: engines.Renderer,
+    prior: priors.Prior | None,
     presets: Mapping[str, np.ndarray],
     names: Mapping[str, Sequence[str]],
 ) -> None:
@@ -601,11 +602,13 @@ def _check(
         "synth": renderer.name,
         "synth_version": renderer.version,
         "parameters": renderer.space.num_used,
+        "prior": priors.digest(prior) if prior is not None else "",
     }
-    stated = {key: spec.to_dict()[key] for key in made}
+    stated = {key: getattr(spec, key) for key in made}
+    stated["settings"] = spec.settings.to_dict()
     if lines := differences(stated, made):
         raise ValueError(
-            f"data set {spec.name}: the renderer does not fit its spec "
+            f"data set {spec.name}: renderer and prior do not fit its spec "
             f"({'; '.join(lines)})"
         )
     if spec.source == "synthetic":

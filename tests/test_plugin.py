@@ -115,6 +115,8 @@ def proxy_run(checkout, tmp_path_factory):
         *fixture_options(folder),
         f"--config.run={folder}/run",
         "--config.audio_model=mel128",
+        "--config.prior.uniform=1",
+        "--config.prior.fitted=0",
         "--config.num_train=384",
         "--config.validation=(1,64)",
         "--config.num_test=64",

@@ -18,7 +18,7 @@ from datasets import drawing, engines, files, loader, precompute, shards
 from datasets.engines import dexed_batch
 from datasets.spec import DataSpec, presets_digest, space_digest
 from launch import cli
-from proxy import audio, spaces
+from proxy import audio, priors, spaces
 
 SPACE = spaces.get("dexed")
 # Short clips, real engine: a render takes well under a millisecond.
@@ -125,14 +125,33 @@ def test_a_data_set_is_sampled_as_its_spec_says(embed, tmp_path):
     build(spec, tmp_path, embed)
     presets = shards.read(tmp_path, spec, "train", 1)["preset"]
     rows = list(spec.shard_rows("train", 1))
-    drawn = drawing.draw(
-        SPACE, 3, "train", rows, range(200), {"at_default": 0.5, "at_end": 0.1}
-    )
+    prior = priors.Uniform(SPACE, at_default=0.5, at_end=0.1)
+    drawn = drawing.draw(SPACE, 3, "train", rows, range(200), prior)
     for preset, attempts in zip(presets, drawn, strict=True):
         assert (attempts == preset).all(-1).any()
     # Others were made otherwise, and are not taken for these.
     with pytest.raises(files.ShardError, match=r"at_default: wanted nothing"):
         shards.open_directory(tmp_path, make_spec())
+
+
+def test_a_data_set_is_drawn_from_its_prior(bank, embed, tmp_path):
+    """Its bytes are those of threads and of processes; another is refused."""
+    prior = priors.Mixture(
+        (priors.Variations(SPACE, bank), priors.Uniform(SPACE)), (0.9, 0.1)
+    )
+    spec = make_spec(prior=priors.digest(prior), splits=(("train", 24),))
+    build(spec, tmp_path / "a", embed, prior=prior)
+    presets = shards.read(tmp_path / "a", spec, "train", 0)["preset"]
+    attempts = drawing.draw(SPACE, 3, "train", range(20), range(200), prior)
+    for preset, row in zip(presets, attempts, strict=True):
+        assert (row == preset).all(-1).any()
+        alone = drawing.draw(SPACE, 3, "train", [5], [2], prior)
+    np.testing.assert_array_equal(alone[0, 0], attempts[5, 2])
+    build(spec, tmp_path / "b", embed, prior=prior, processes=True)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    with pytest.raises(ValueError, match=r"prior: wanted \w{32}, found \)"):
+        build(spec, tmp_path / "c", embed)
+    assert "prior" not in make_spec().to_dict()
 
 
 @pytest.mark.parametrize(

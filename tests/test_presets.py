@@ -1,5 +1,6 @@
 """The command that fetches, inspects and exports banks."""
 
+import functools
 import hashlib
 import os
 import pathlib
@@ -13,7 +14,7 @@ import pytest
 from datasets.engines import dexed
 from datasets.presets import reading, sysex, writing
 from launch import cli
-from proxy import spaces
+from proxy import priors, spaces, splits
 from tests import commands
 from tests.shared import shared
 
@@ -116,16 +117,33 @@ def test_export_writes_what_was_asked_for(tmp_path):
     )
 
 
+def test_fit_learns_from_the_training_part_alone(tmp_path, capsys, monkeypatch):
+    quick = functools.partial(priors.fit, levels=4, rounds=1)
+    monkeypatch.setattr(priors, "fit", quick)
+    file, out = tmp_path / "bank.syx", tmp_path / "a" / "prior.npz"
+    file.write_bytes(_bank())
+    commands.run("launch.presets", "fit", str(file), f"--output={out}")
+    told = capsys.readouterr().out
+    presets = reading.load(file, SPACE).presets
+    train = presets[splits.split(presets)["train"]]
+    prior = priors.from_bytes(out.read_bytes(), SPACE)
+    wanted = priors.digest(priors.fit(train, SPACE))
+    assert priors.digest(prior) == wanted and wanted in told
+    assert f"{len(train)} training presets" in told
+    assert "independent" in told
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "give fetch, inspect or export, not nothing"),
+        ((), "give fetch, inspect, export, fit, not nothing"),
         (("list",), "not 'list'"),
         (("inspect",), "give at least one file or folder"),
         (("inspect", "/no/such/bank.syx"), "no bank at /no/such/bank.syx"),
         (("export", "BANK"), "--output=FILE.syx or FILE.json"),
         (("export", "BANK", "--names=X", "--output=x.syx"), "named 'X'"),
         (("export", "BANK", "--output=x.fxp"), "written as .syx or .json"),
+        (("fit", "BANK"), "fit needs --output=FILE.npz"),
     ],
 )
 def test_mistakes_are_told_in_one_line(tmp_path, arguments, message):

@@ -66,6 +66,17 @@ def gradient_transformation(config: Config, **changed: Any) -> Any:
     )
 
 
+def step_options(config: Config) -> dict[str, Any]:
+    """Options of `objective.train_step` that a config sets."""
+    return {
+        "accumulate": config.accumulate,
+        "decay": config.average,
+        "contrastive": config.contrastive.weight,
+        "temperature": config.contrastive.temperature,
+        "equivalent": config.equivalent,
+    }
+
+
 def initial_state(
     config: Config, embeddings: Float[np.ndarray, "samples embedding"]
 ) -> objective.TrainState:

@@ -136,7 +136,7 @@ def recorded(run: pathlib.Path, root: str) -> dict[str, Source]:
             "missing): start its training again with the same command, or, "
             f"of a published model, python -m launch.evaluate --run {run}"
         )
-    sets = json.loads(path.read_text())["sets"]
+    sets = files.read_json(path)["sets"]
     folder = pathlib.Path(root).expanduser()
     return {name: open_source(folder / place) for name, place in sets.items()}
 

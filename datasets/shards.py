@@ -423,7 +423,7 @@ def read(
 
 
 def read_spec(directory: pathlib.Path) -> dict[str, Any]:
-    """The spec that a data set was made from.
+    """The plain values of the spec that a data set was made from.
 
     Raises:
       ShardError: when the folder holds no data set.
@@ -436,6 +436,20 @@ def read_spec(directory: pathlib.Path) -> dict[str, Any]:
             f"{directory}: holds no data set of ours (no readable "
             "metadata.json); run `python -m launch.precompute`"
         ) from error
+
+
+def load_spec(directory: pathlib.Path) -> DataSpec:
+    """The spec that a data set was made from.
+
+    Raises:
+      ShardError: when the folder holds no data set, or one of another version
+        of this project.
+    """
+    found = read_spec(directory)
+    try:
+        return DataSpec.from_dict(found)
+    except files.ShardError as error:
+        raise files.ShardError(f"{directory}: {error}") from error
 
 
 def check_directory(directory: pathlib.Path, spec: DataSpec) -> None:

@@ -35,7 +35,6 @@ import tabulate
 from absl import flags
 
 from datasets import files, loader, mirror, precompute, shards
-from datasets.spec import DataSpec
 from launch import Config, cli
 from launch.runs import build, making
 
@@ -77,7 +76,7 @@ def verify(root: pathlib.Path) -> list[tuple[str, str, int, int, int]]:
     """
     rows = []
     for directory in sorted(p.parent for p in root.glob("*/metadata.json")):
-        spec = DataSpec.from_dict(shards.read_spec(directory))
+        spec = shards.load_spec(directory)
         for split, count in spec.splits:
             number = shards.verify(directory, spec, split, again=True)
             columns = loader.verify_columns(directory, spec, split)

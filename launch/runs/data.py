@@ -87,7 +87,7 @@ def open_source(directory: pathlib.Path) -> Source:
     Raises:
       ShardError: when the folder holds none.
     """
-    spec = DataSpec.from_dict(shards.read_spec(directory))
+    spec = shards.load_spec(directory)
     return Source(directory, spec)
 
 

@@ -223,7 +223,7 @@ def _whole(directory: pathlib.Path) -> bool:
     """Whether a folder holds a data set with every shard."""
     if not (directory / "metadata.json").exists():
         return False
-    spec = DataSpec.from_dict(shards.read_spec(directory))
+    spec = shards.load_spec(directory)
     return not shards.missing(directory, spec)
 
 

@@ -231,7 +231,7 @@ def _prepare(config: Config, members: Sequence[Config]) -> list[pathlib.Path]:
     for member in members:
         checkpoints.prepare(member)
     names = [run.name for run in wanted]
-    (root / _FILE).write_text(json.dumps(names) + "\n")
+    files.write_atomically(root / _FILE, json.dumps(names) + "\n")
     return wanted
 
 
@@ -332,7 +332,7 @@ def train(
         return {**tree, "best": best}, None, words
 
     with (
-        contextlib.ExitStack() as files,
+        contextlib.ExitStack() as stack,
         loop.resume(root, tree, total) as (saved, tree, done),
         loader.on_devices(
             _batches([m.seed for m in members], columns, config.batch, done),
@@ -340,7 +340,7 @@ def train(
         ) as batches,
     ):
         log = _Log(
-            [files.enter_context(metrics.Writer(run, done)) for run in folders],
+            [stack.enter_context(metrics.Writer(run, done)) for run in folders],
             folders,
         )
         tree = loop.train(
@@ -359,9 +359,9 @@ def train(
             checkpoint_minutes=config.checkpoint_minutes,
             examples=config.batch * len(members),
         )
-    tree = jax.device_get(tree)
-    for i, run in enumerate(folders):
-        _export(run, tree, i)
+        tree = jax.device_get(tree)
+        for i, run in enumerate(folders):
+            _export(run, tree, i)
     best = tree["best"]
     mrr = np.where(np.isfinite(best.score), best.score, np.nan)
     return [

@@ -70,9 +70,11 @@ def prepare(config: Config) -> pathlib.Path:
     beside = place and place / _CONFIG
     if beside and beside.exists():
         _check_same(wanted, files.read_json(beside), place, "checkpoints")
-    # A run of an earlier version has written no config there.
+    # A run of an earlier version has written no config there; where hosts
+    # share no folder, the first one alone has what it wrote.
     elif (
         place
+        and jax.process_index() == 0
         and known.get("checkpoints") != config.checkpoints
         and _steps(place)
     ):

@@ -48,7 +48,8 @@ def ranges(flag: str, text: str) -> list[int]:
     """Parses numbers and ranges such as "3,5-9".
 
     Raises:
-      ValueError: naming the flag, when it is not such a list.
+      ValueError: naming the flag, when it is not such a list, or one of
+        more than a million.
     """
     numbers: list[int] = []
     for part in text.split(","):
@@ -58,7 +59,10 @@ def ranges(flag: str, text: str) -> list[int]:
                 f"--{flag}={text}: {part.strip()!r} is neither a number nor "
                 "a range such as 5-9"
             )
-        numbers.extend(range(int(first), int(last or first) + 1))
+        part = range(int(first), int(last or first) + 1)
+        if len(part) > 1_000_000:
+            raise ValueError(f"--{flag}={text}: more than a million numbers")
+        numbers.extend(part)
     return numbers
 
 
@@ -93,7 +97,7 @@ def _parse(argv: list[str]) -> list[str]:
         message = f"--config: {error}"
     except (AttributeError, KeyError, TypeError) as error:
         message = f"--config: no such field, or not of its type: {error}"
-    except ValueError as error:
+    except (SyntaxError, ValueError) as error:
         message = f"--config: {error}"
     sys.exit(f"error: {message}\nsee python -m {_module()} --help")
 

@@ -438,7 +438,7 @@ def test_choosing_shards():
         precompute.share(spec, numbers=[4])
     with pytest.raises(ValueError, match="task is 2"):
         precompute.share(spec, task=2, num_tasks=2)
-    for text in ("", "a", "1-", "-1", "1;2"):
+    for text in ("", "a", "1-", "-1", "1;2", "0-99999999999"):
         with pytest.raises(ValueError, match="--shards"):
             cli.ranges("shards", text)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.io import wavfile
 
+from datasets import files
 from datasets.presets import reading, writing
 from launch.evaluate import comparison
 from launch.evaluate import notes as table_notes
@@ -73,7 +74,7 @@ def sections(
       ValueError: when runs of one synthesizer have other targets.
     """
     evaluated = [
-        (run, config, json.loads(file.read_text()))
+        (run, config, files.read_json(file))
         for run, config in runs.items()
         if (file := run / "matching" / "evaluation.json").exists()
     ]
@@ -203,7 +204,7 @@ def _players(
             continue
         method = content["sets"][where]["methods"][ESTIMATOR]
         folder = f"{place}/{whole.lower().replace(' ', '_').replace(',', '')}"
-        presets = json.loads((run / "matching" / method["presets"]).read_text())
+        presets = files.read_json(run / "matching" / method["presets"], list)
         rows[label] = [
             _cell(run, method["audio"], i, names, folder, out, tick)
             for i in chosen

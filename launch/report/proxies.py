@@ -1,7 +1,6 @@
 """The page's sections on proxies and on audio models."""
 
 import importlib.util
-import json
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from datasets import files
 from launch.evaluate import proxy
 from launch.runs import noise, plots
 
@@ -34,7 +34,7 @@ def sections(
         file = run / "evaluation.json"
         if not file.exists():
             continue
-        content = json.loads(file.read_text())
+        content = files.read_json(file)
         folder = f"{len(entries):02}_{config['name']}"
         pictures = _pictures(run, folder, out)
         pictures += _maps(run, folder, out, tick)

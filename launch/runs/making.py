@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from configs import ranges
 from datasets import engines, files, precompute, shards
 from datasets.presets import bank as handcrafted
 from datasets.presets import reading
@@ -104,8 +105,10 @@ def maker(
       The maker.
 
     Raises:
-      ValueError: for an unknown synthesizer, audio model or render setting.
+      ValueError: for an unknown synthesizer, audio model or render setting,
+        or a field that is out of range.
     """
+    ranges.check(config)
     own = functools.cache(build.engine(config))
     try:
         yield Maker(
@@ -131,11 +134,15 @@ def maker(
 
 
 def check(config: Config) -> None:
-    """Checks, loading nothing, that there is data or a plug-in to make it.
+    """Checks a config, and that there is data or a plug-in to make it.
+
+    Nothing is loaded or started.
 
     Raises:
       MissingPluginError: (a `ValueError`) neither is there.
+      ValueError: naming every field that is out of range.
     """
+    ranges.check(config)
     root = pathlib.Path(config.data).expanduser()
     for path in root.glob("*/metadata.json"):
         if shards.read_spec(path.parent).get("synth") == config.synth:
@@ -301,7 +308,7 @@ def _whole(directory: pathlib.Path) -> bool:
     """Whether a folder holds a data set with every shard."""
     if not (directory / "metadata.json").exists():
         return False
-    spec = DataSpec.from_dict(shards.read_spec(directory))
+    spec = shards.load_spec(directory)
     return not shards.missing(directory, spec)
 
 

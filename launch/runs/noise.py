@@ -107,13 +107,7 @@ def read(directory: pathlib.Path) -> dict[str, Any] | None:
     path = directory / FILE
     if not path.exists():
         return None
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is damaged: delete it, it is measured again with the "
-            "next shard"
-        ) from error
+    return files.read_json(path)
 
 
 def of_run(run: str | pathlib.Path, before: str = "\n") -> str:
@@ -123,7 +117,7 @@ def of_run(run: str | pathlib.Path, before: str = "\n") -> str:
       run: directory of a run, of a proxy or of an estimator.
       before: text that goes before it where there is something to print.
     """
-    config = json.loads((pathlib.Path(run) / "config.json").read_text())
+    config = files.read_json(pathlib.Path(run) / "config.json")
     if not config.get("data"):
         return ""
     root = pathlib.Path(config["data"]).expanduser()

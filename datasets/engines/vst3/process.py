@@ -2,30 +2,19 @@
 
 import contextlib
 import dataclasses
-import mmap
-import multiprocessing.connection
-import os
 import pathlib
-import socket
-import subprocess
-import sys
-import tempfile
 import threading
-import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-import numpy as np
-from jaxtyping import Float
-
+from datasets import child
+from datasets.child import DeadError
 from datasets.engines import RenderError
 from proxy import unknown
 
 _WORKER = pathlib.Path(__file__).with_name("worker.py")
 # Loading may read gigabytes of samples, or ask a licence server.
 LOAD_SECONDS = 120.0
-# Longest sound of a worker, in samples: minutes at any usual rate.
-CAPACITY = 2**24
 
 
 class PluginError(RuntimeError):
@@ -96,19 +85,7 @@ def contract(synth: str, **fields: Any) -> Contract:
     return dataclasses.replace(CONTRACTS.get(synth, Contract()), **given)
 
 
-class DeadError(Exception):
-    """A worker is gone; the message is "crash" or "hang"."""
-
-
-def _end(process: subprocess.Popen[bytes], *files: Any) -> None:
-    with contextlib.suppress(OSError):
-        process.kill()
-    process.wait()
-    for file in files:
-        file.close()
-
-
-class Worker:
+class Worker(child.Child):
     """A plug-in in a fresh process (started, never forked from this one).
 
     Args:
@@ -120,29 +97,7 @@ class Worker:
     """
 
     def __init__(self, path: str, contract: Contract) -> None:
-        ours, theirs = socket.socketpair()
-        # What plug-ins print would spoil our own output.
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115, see `close`
-        # Sounds come through memory: a pipe would cost a tenth of a render.
-        memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
-        with theirs, tempfile.TemporaryFile(dir=memory) as sound:
-            # Only what is written to takes memory.
-            sound.truncate(CAPACITY * np.dtype(np.float32).itemsize)
-            self._sound = mmap.mmap(sound.fileno(), 0)
-            handles = [theirs.fileno(), sound.fileno()]
-            command = [sys.executable, "-P", str(_WORKER), *map(str, handles)]
-            self._process = subprocess.Popen(
-                command,
-                pass_fds=handles,
-                stdin=subprocess.DEVNULL,
-                stdout=self._said,
-                stderr=subprocess.STDOUT,
-            )
-        self._pipe = multiprocessing.connection.Connection(ours.detach())
-        # Ends the worker; only by whoever uses it. Others may `kill` it.
-        self.close = weakref.finalize(
-            self, _end, self._process, self._pipe, self._said, self._sound
-        )
+        super().__init__(_WORKER)
         self.renders = 0
         self._first: int | None = None
         self.growth = 0
@@ -155,52 +110,23 @@ class Worker:
                 timeout=LOAD_SECONDS,
             )
         except (DeadError, RenderError) as error:
-            words = self._last_words()
+            words = self.last_words()
             self.close()
             raise PluginError(
                 f"{path} cannot be loaded as a VST3 plug-in: {error}{words}"
             ) from None
 
-    def kill(self) -> None:
-        """Ends the process; whoever waits for its reply sees it crash."""
-        _end(self._process)
-
-    def _last_words(self) -> str:
-        self._said.seek(0, os.SEEK_END)
-        self._said.seek(max(self._said.tell() - 2000, 0))
-        lines = self._said.read().decode(errors="replace").split("\n")
-        lines = [line.strip() for line in lines if line.strip()]
-        return f" (it said: {lines[-1][:200]})" if lines else ""
-
     def ask(self, method: str, *arguments: Any, timeout: float) -> Any:
-        """Calls a method of the worker's `Host`.
-
-        Args:
-          method: name of the method.
-          *arguments: arguments of the method.
-          timeout: seconds after which the worker has hung.
-
-        Returns:
-          What it returned.
+        """As `Child.ask`, of the `Host` of worker.py.
 
         Raises:
           DeadError: it crashed or hung; the worker is of no use any more.
           RenderError: it raised; the worker is as it was.
         """
         try:
-            self._pipe.send((method, timeout, arguments))
-            if not self._pipe.poll(timeout):
-                raise DeadError("hang")
-            fine, reply = self._pipe.recv()
-        except (EOFError, OSError):
-            raise DeadError("crash") from None
-        if not fine:
-            raise RenderError(reply)
-        return reply
-
-    def sound(self, samples: int) -> Float[np.ndarray, " samples"]:
-        """A copy of the sound that was rendered last."""
-        return np.frombuffer(self._sound, np.float32, samples).copy()
+            return super().ask(method, *arguments, timeout=timeout)
+        except child.ReplyError as error:
+            raise RenderError(": ".join(error.args)) from None
 
     def remember(self, memory: int) -> None:
         """Notes the memory in use after a render, in bytes."""

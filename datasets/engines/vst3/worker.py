@@ -1,29 +1,19 @@
 """One plug-in in a process of its own, which the engine starts.
 
-It is run as a script and imports as little as it can, so that a fresh process
-costs a tenth of a second. Requests come in and replies go out over one pipe,
-sounds through a file that both sides have in memory; the script's arguments
-are the descriptors of the two. It ends when the pipe does, and the kernel ends
-it when a plug-in hangs and nobody is left to notice.
+See `datasets.child`, which runs it.
 """
 
 import ctypes
 import importlib.metadata
-import mmap
-import multiprocessing.connection
 import os
 import re
 import resource
-import signal
-import sys
 from typing import Any
 
 import numpy as np
 
 # Plug-ins render blocks of this many samples.
 _BLOCK = 8192
-# Seconds that a hanging call may take, above what its caller waits.
-_GRACE = 30.0
 
 _libc = ctypes.CDLL(None)
 
@@ -166,34 +156,3 @@ class Host:
         name = "raw_state" if kind == "state" else "preset_data"
         getattr(self._class, name).fset(self.plugin, data)
         return [p.raw_value for p in self.plugin._parameters]
-
-
-def main() -> None:
-    """Answers requests until the pipe ends."""
-    # Ctrl-C goes to the whole group; the parent decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    pipe = multiprocessing.connection.Connection(int(sys.argv[1]))
-    shared = mmap.mmap(int(sys.argv[2]), 0)
-    host = Host(np.frombuffer(shared, np.float32))
-    while True:
-        try:
-            method, limit, arguments = pipe.recv()
-        except EOFError:
-            return
-        signal.setitimer(signal.ITIMER_REAL, limit + _GRACE)
-        try:
-            reply = True, getattr(host, method)(*arguments)
-        except Exception as error:
-            reply = False, f"{type(error).__name__}: {error}"
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        try:
-            pipe.send(reply)
-        except BrokenPipeError:
-            return
-
-
-if __name__ == "__main__":
-    main()
-    # Not by way of the interpreter's end: plug-ins crash when they are
-    # unloaded, and there is nothing left to save.
-    os._exit(0)

@@ -114,6 +114,62 @@ def test_version_is_recorded(renderer):
     assert isinstance(renderer, engines.Renderer)
 
 
+def test_names_without_separators_are_bound():
+    renderer = vst3.PluginRenderer(
+        str(plugin("old_talnm")), spaces.get("talnm"), SHORT, QUICK
+    )
+    first, second = draw(renderer.space, 2)
+    assert not np.array_equal(renderer.render(first), renderer.render(second))
+    renderer.close()
+
+
+def test_texts_of_current_values_make_the_same_table(space):
+    """Of a plug-in that shows no others; what it ignores cannot be told."""
+    scope = {}
+    info = vst3.examine(str(plugin("worn")))
+    exec(vst3_scaffold.source("fixture", info, ["Hazard", "Fault"]), scope)
+    for ours, theirs in zip(
+        scope["SPACE"].parameters, space.parameters, strict=True
+    ):
+        if ours.name in DEAD or not theirs.used:
+            assert not ours.used
+        else:
+            assert dataclasses.replace(ours, index=theirs.index) == theirs
+
+
+# Used parameters of the fixture that "worn" ignores.
+DEAD = ["lfo_rate", "lfo_depth", "noise", "echo"]
+
+
+def test_parameters_that_change_nothing_are_found(space, renderer):
+    assert renderer.dead() == []
+    worn = vst3.PluginRenderer(str(plugin("worn")), space, SHORT, QUICK)
+    assert worn.dead() == DEAD
+    floor = noise.measure(worn, count=2)
+    assert floor["dead"] == DEAD
+    assert "Change nothing: lfo_rate, lfo_depth, noise" in noise.table(floor)
+    with pytest.raises(ValueError, match=r"4 of the 17 .*lfo_rate.*host\.dead"):
+        noise.check(floor, space.num_used, None)
+    noise.check(floor, space.num_used, 0.24)
+    worn.close()
+
+
+def test_the_sound_tells_where_the_state_does_not(space, renderer, monkeypatch):
+    """Of a plug-in whose state cannot be had, or changes by itself."""
+    ask = process.Worker.ask
+
+    def blind(self, method, *arguments, timeout):
+        if method == "moved":
+            raise engines.RenderError("no state")
+        return ask(self, method, *arguments, timeout=timeout)
+
+    monkeypatch.setattr(process.Worker, "ask", blind)
+    assert renderer.dead() == []
+    worn = vst3.PluginRenderer(str(plugin("worn")), space, SHORT, QUICK)
+    assert worn.dead() == DEAD
+    worn.close()
+
+
 # Sound ----------------------------------------------------------------------
 
 

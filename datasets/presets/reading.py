@@ -10,9 +10,8 @@ import dataclasses
 import io
 import os
 import pathlib
-import re
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,10 @@ from jaxtyping import Float, UInt8
 
 from datasets import limits
 from datasets.engines import dexed
+from datasets.engines.vst3 import binding as vst3_binding
 from datasets.presets import sysex
 from datasets.presets.bank import Bank, Report
-from proxy import unknown
+from proxy import spaces, unknown
 from proxy.space import ParameterSpace
 
 # What a folder or an archive is searched for. A file named on its own may
@@ -34,6 +34,8 @@ _SUFFIXES = (".syx", ".bin", ".dx7", ".vmem", ".json", ".zip", *_STATES)
 _MOST_GARBAGE = 0.5
 # Half a step of the finest grid a DX7 parameter has.
 _AT_DEFAULT = 0.005
+# Parameters that a plug-in may have.
+_MOST_COLUMNS = 4096
 
 # A state's bytes and kind (its suffix without the dot) to plug-in values.
 ReadState = Callable[[bytes, str], Float[np.ndarray, " parameters"]]
@@ -264,6 +266,7 @@ def parse_json(
             if name not in column:
                 kind = f"parameter of {space.name}"
                 message = unknown(kind, name, column)
+                message += _elsewhere([*given][:_MOST_COLUMNS], space)
                 raise ValueError(f"preset {names[-1]!r}: {message}")
             values[i, column[name]] = _raw(value, names[-1], name)
     return values, names
@@ -279,37 +282,47 @@ def _parse_table(
 ) -> tuple[np.ndarray, list[str]]:
     """Presets as lists of values in the order of `parameter_names`.
 
-    Those are a plug-in's own names, of all its parameters: they are compared
-    without case and punctuation, and may hold more than the space has.
+    Those are a plug-in's own names, of all its parameters: they are matched as
+    a plug-in's are, and may hold more than the space has.
     """
-
-    def plain(name: str) -> str:
-        return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-
     listed, presets = document["parameter_names"], document.get("presets")
     if not isinstance(listed, list):
         raise ValueError('expected "parameter_names": [names]')
     if not isinstance(presets, dict) or not presets:
         raise ValueError('expected "presets": {name: [values]}')
     meter.spend(voices=len(presets))
-    plugin = {plain(str(name)): i for i, name in enumerate(listed)}
-    missing = [p.name for p in space.parameters if plain(p.name) not in plugin]
+    given = [_shown(name) for name in listed[:_MOST_COLUMNS]]
+    binding = vst3_binding.bind(space, given)
+    used = {p.name for p in space.used}
+    missing = [name for name in binding.missing if name in used]
     if missing:
         raise ValueError(
             f"parameters of {space.name} without a column: "
             f"{', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}"
+            f"{_elsewhere(given, space)}"
         )
-    columns = [plugin[plain(p.name)] for p in space.parameters]
-    rows = []
-    for name, row in presets.items():
+    defaults = [p.default for p in space.parameters]
+    values = np.tile(np.array(defaults, np.float32), (len(presets), 1))
+    for out, (name, row) in zip(values, presets.items(), strict=True):
         if not isinstance(row, list) or len(row) != len(listed):
             count = len(row) if isinstance(row, list) else "no"
             raise ValueError(
                 f"preset {_shown(name)!r} has {count} values for "
                 f"{len(listed)} parameters"
             )
-        rows.append([_raw(row[c], name, f"column {c}") for c in columns])
-    return np.array(rows, np.float32), [_shown(name) for name in presets]
+        for parameter, column in binding.positions.items():
+            out[parameter] = _raw(row[column], name, f"column {column}")
+    return values, [_shown(name) for name in presets]
+
+
+def _elsewhere(names: Sequence[str], space: ParameterSpace) -> str:
+    """What to say when names are of another synthesizer's parameters."""
+    for synth in spaces.names():
+        other = spaces.get(synth)
+        found = len(vst3_binding.bind(other, names).positions)
+        if other != space and found >= 0.9 * min(len(names), other.num_used):
+            return f"; they look like {synth}'s: --synth={synth}"
+    return ""
 
 
 def _raw(value: Any, preset: str, parameter: str) -> float:

@@ -41,6 +41,7 @@ class Maker:
       settings: how presets are made to sound.
       engine: starts the engine; the same one at every call.
       hosted: whether the engine is a plug-in.
+      most_dead: see `noise.check`.
       seed: seed of the synthetic presets.
       sampling: how synthetic presets are drawn.
       shard_size: rows of a shard.
@@ -55,6 +56,7 @@ class Maker:
     settings: engines.RenderSettings
     engine: Callable[[], engines.Renderer]
     hosted: bool
+    most_dead: float | None
     seed: int
     sampling: dict[str, Any]
     shard_size: int
@@ -94,6 +96,7 @@ def maker(
             settings=build.settings(config),
             engine=engine or own,
             hosted=not engines.embedded(config.synth, config.plugin),
+            most_dead=config.host.get("dead"),
             seed=config.data_seed,
             sampling={k: float(v) for k, v in config.sampling.items()},
             shard_size=config.shard_size,
@@ -316,6 +319,7 @@ def _build(
             floor = noise.keep(
                 directory, lambda: noise.measure(making.engine())
             )
+            noise.check(floor, making.space.num_used, making.most_dead)
             say(noise.describe(floor), flush=True)
     report = precompute.build(
         source.spec,

@@ -6,6 +6,8 @@
 // instance of its own, with rand() seeded. With -DGLOBAL_STATE its slow
 // oscillator belongs to the process, and only a fresh process helps.
 //
+// With -DDEAD_FROM=N it ignores its parameters from the N-th on.
+//
 // With a parameter table of its own every parameter moves the levels of
 // sixteen partials.
 
@@ -99,6 +101,9 @@ class Instrument : public Plugin {
     }
 
     void setParameterValue(uint32_t index, float value) override {
+#ifdef DEAD_FROM
+        if (index >= DEAD_FROM) return;
+#endif
         raw_[index] = value / most(index);
     }
 

@@ -5,6 +5,7 @@ See `datasets.child`, which runs it.
 
 import ctypes
 import importlib.metadata
+import itertools
 import os
 import re
 import resource
@@ -132,12 +133,59 @@ class Host:
 
     def texts(self, places: list[int]) -> list[list[str]]:
         """Value texts of parameters, at 1,001 raw values from 0 to 1."""
-        parameters = self.plugin._parameters
         grid = [float(x) for x in np.linspace(0, 1, 1001)]
-        return [
-            [parameters[p].get_text_for_raw_value(x) for x in grid]
+        parameters = self.plugin._parameters
+        found = {
+            p: [parameters[p].get_text_for_raw_value(x) for x in grid]
             for p in places
-        ]
+        }
+        # Old plug-ins show their current value's, whatever they are asked
+        # about. That takes longer, so a few values are tried first.
+        same = [p for p in places if len(set(found[p])) == 1]
+        tried = self._current_texts(same, grid[::500])
+        moving = [p for p in same if len(set(tried[p])) > 1]
+        found.update(self._current_texts(moving, grid))
+        return [found[p] for p in places]
+
+    def _current_texts(
+        self, places: list[int], grid: list[float]
+    ) -> dict[int, list[str]]:
+        """Value texts of parameters that are moved, all of them at once."""
+        parameters = self.plugin._parameters
+        before = {p: parameters[p].raw_value for p in places}
+        found: dict[int, list[str]] = {p: [] for p in places}
+        for x in grid if places else ():
+            self._set(dict.fromkeys(places, x))
+            # The part that shows texts is told when the other has to play.
+            self._process([], 0.001, 44_100)
+            for p in places:
+                found[p].append(parameters[p].get_text_for_raw_value(x))
+        self._set(before)
+        return found
+
+    def moved(
+        self, values: dict[int, float], moves: list[tuple[int, float]]
+    ) -> list[bool]:
+        """Whether each of some moves, one after the other, is in the state.
+
+        All False where the state changes by itself, or there is none.
+        """
+        self._reset()
+        self._set(values)
+
+        def state() -> bytes:
+            # The part that makes the sound is told when it next has to.
+            self._process([], 0.02, 44_100)
+            return bytes(self.plugin.preset_data)
+
+        state()
+        states = [state(), state()]
+        if states[0] != states[1]:
+            return [False] * len(moves)
+        for place, value in moves:
+            self._set({place: value})
+            states.append(state())
+        return [a != b for a, b in itertools.pairwise(states[1:])]
 
     def state(self) -> bytes:
         """The plug-in's initial state, in the layout of .vstpreset files."""

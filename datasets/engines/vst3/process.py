@@ -30,7 +30,8 @@ class Contract:
     Attributes:
       isolation: "reset" makes the plug-in anew before each render, in one
         process; "process" starts a fresh process for each, for plug-ins whose
-        state outlives that.
+        state outlives that; "none" lets each render depend on those before,
+        to be compared with studies that did so.
       srand: call the C library's srand(0) before each render, for plug-ins
         that draw on rand(). It harms no other.
       warm_up: seconds, at most, for which the host plays a plug-in made anew
@@ -40,7 +41,7 @@ class Contract:
       timeout: seconds after which a render has hung.
     """
 
-    isolation: Literal["reset", "process"] = "reset"
+    isolation: Literal["reset", "process", "none"] = "reset"
     srand: bool = True
     warm_up: float = 0.0
     timeout: float = 60.0
@@ -51,9 +52,10 @@ class Contract:
         Raises:
           ValueError: naming the field and what it may be.
         """
-        if self.isolation not in ("reset", "process"):
+        known = ("reset", "process", "none")
+        if self.isolation not in known:
             raise ValueError(
-                f"host.isolation={self.isolation!r} (known: reset, process)"
+                f"host.isolation={self.isolation!r} (known: {', '.join(known)})"
             )
         if not self.warm_up >= 0:
             raise ValueError(f"host.warm_up={self.warm_up}, need >= 0 seconds")

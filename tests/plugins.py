@@ -94,7 +94,7 @@ VARIANTS = {
     "worn": (
         "Proxy Fixture",
         "'P','x','F','5'",
-        ["-DCURRENT_TEXTS", "-DDEAD_FROM=14"],
+        ["-DCURRENT_TEXTS", "-DDEAD_FROM=14", "-DEVENT_GRID=64"],
     ),
 }
 
@@ -105,7 +105,8 @@ def plugin(variant="fixture"):
     Args:
       variant: "fixture"; "diva", "talnm" or "old_talnm" for an instrument with
         exactly the parameters of that plug-in; "worn" for one that shows only
-        its current value's text and ignores its last parameters.
+        its current value's text, ignores its last parameters, and lets
+        events fall on multiples of 64 samples.
 
     Returns:
       The .vst3 folder. Where it cannot be built the test is skipped, or,

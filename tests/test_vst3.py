@@ -213,6 +213,28 @@ def test_settings_reach_the_plugin(path, space, values):
     assert np.abs(render(hold=0.1)[late]).max() < np.abs(loud[late]).max()
 
 
+def test_a_note_starts_where_it_should(space):
+    """Of a plug-in that lets events fall on multiples of 64 samples."""
+    settings = dataclasses.replace(SHORT, sample_rate=44_100)
+    base = np.array([p.default for p in space.parameters])
+    sharp = at(space, base, waveform=1, noise=0, **{"amp_attack": 0})
+
+    def onset(grid):
+        driven = dataclasses.replace(QUICK, grid=grid)
+        renderer = vst3.PluginRenderer(
+            str(plugin("worn")), space, settings, driven
+        )
+        audio = renderer.render(sharp)
+        renderer.close()
+        assert len(audio) == settings.samples
+        return int(np.flatnonzero(audio)[0])
+
+    assert 448 <= onset(1) < 451
+    assert onset(64) == onset(1) - 7
+    with pytest.raises(ValueError, match=r"host\.grid=0"):
+        process.Contract(grid=0)
+
+
 # Repeatability --------------------------------------------------------------
 
 

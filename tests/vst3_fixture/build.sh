@@ -3,10 +3,11 @@
 #
 #     tests/vst3_fixture/build.sh FOLDER [NAME [g++ options ...]]
 #
-# makes FOLDER/NAME.vst3 and prints its path. Options: -DGLOBAL_STATE and
-# -DDEAD_FROM=N (see instrument.cpp), -DPARAMETER_TABLE='"FILE"' for a parameter
-# list of its own (see table.h), and -DCURRENT_TEXTS for a plug-in that shows
-# the text of its current value, whichever value it is asked about.
+# makes FOLDER/NAME.vst3 and prints its path. Options: -DGLOBAL_STATE,
+# -DDEAD_FROM=N and -DEVENT_GRID=N (see instrument.cpp),
+# -DPARAMETER_TABLE='"FILE"' for a parameter list of its own (see table.h), and
+# -DCURRENT_TEXTS for a plug-in that shows the text of its current value,
+# whichever value it is asked about.
 # It needs g++ and the DISTRHO Plugin Framework; DPF names its folder when it
 # does not lie where Debian puts it.
 set -euo pipefail

@@ -165,7 +165,10 @@ class PluginRenderer(Renderer):
     ) -> np.ndarray:
         """One render; raises `RenderError`, its message one of the faults."""
         settings, contract = self.settings, self.pool.contract
-        times = (settings.note_on, settings.note_on + settings.hold)
+        rate = settings.sample_rate
+        shift = -round(settings.note_on * rate) % contract.grid
+        start = settings.note_on + shift / rate
+        samples = settings.samples + shift
         try:
             with self.pool.lend(fresh) as worker:
                 length, memory = worker.ask(
@@ -173,16 +176,16 @@ class PluginRenderer(Renderer):
                     values,
                     note,
                     settings.velocity,
-                    times,
-                    settings.samples,
-                    settings.sample_rate,
+                    (start, start + settings.hold),
+                    samples,
+                    rate,
                     contract.isolation == "reset",
                     timeout=contract.timeout,
                 )
                 worker.remember(memory)
-                if length != settings.samples:
+                if length != samples:
                     raise RenderError("wrong length")
-                audio = worker.sound(length)
+                audio = worker.sound(length)[shift:]
                 # One pass tells nearly always; two more when in doubt.
                 energy = np.dot(audio, audio)
                 if not np.isfinite(energy) and not np.isfinite(audio).all():

@@ -30,7 +30,7 @@ class Budget:
     bytes: int = 2**28
     depth: int = 3
     voices: int = 2**18
-    seconds: float = 60.0
+    seconds: float = 30.0
 
     def times(self, factor: float) -> "Budget":
         """A budget so many times as large.

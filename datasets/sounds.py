@@ -4,8 +4,9 @@
         sound = sounds.read(item.path, 32_000)
         note = item.note or sounds.pitch(sound.audio, sound.sample_rate)
 
-Files are read by pedalboard (GPL-3.0), in a process of its own: see
-`datasets.decoder`.
+Files are read by pedalboard (GPL-3.0), in a process of its own (see
+`datasets.decoder`): damaged MP3 and AIFF files crash it, and some WAV files
+keep it busy for ever.
 """
 
 import dataclasses

@@ -159,7 +159,7 @@ def test_errors_stay_short(tmp_path):
 
 def test_a_factor_raises_all_limits():
     wider = limits.Budget().times(2)
-    assert wider == limits.Budget(2**29, 6, 2**19, 120.0)
+    assert wider == limits.Budget(2**29, 6, 2**19, 60.0)
     for factor in (0, -1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="--budget"):
             limits.Budget().times(factor)

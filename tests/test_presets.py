@@ -152,6 +152,10 @@ def test_presets_of_another_synthesizer_name_it(tmp_path):
     with pytest.raises(ValueError, match="lfo_speed") as error:
         commands.run("launch.presets", "inspect", file)
     assert "--synth" not in str(error.value)
+    file.write_text('{"parameter_names": [], "presets": {"x": []}}')
+    with pytest.raises(ValueError, match="without a column") as error:
+        commands.run("launch.presets", "inspect", file)
+    assert "--synth" not in str(error.value)
 
 
 def test_a_real_bank_goes_out_and_comes_back(tmp_path):

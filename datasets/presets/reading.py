@@ -317,10 +317,12 @@ def _parse_table(
 
 def _elsewhere(names: Sequence[str], space: ParameterSpace) -> str:
     """What to say when names are of another synthesizer's parameters."""
+    given = {vst3_binding.joined(name) for name in names}
     for synth in spaces.names():
         other = spaces.get(synth)
-        found = len(vst3_binding.bind(other, names).positions)
-        if other != space and found >= 0.9 * min(len(names), other.num_used):
+        known = {vst3_binding.joined(p.name) for p in other.parameters}
+        enough = 0.9 * min(len(given), other.num_used)
+        if given and other != space and len(given & known) >= enough:
             return f"; they look like {synth}'s: --synth={synth}"
     return ""
 

@@ -216,18 +216,24 @@ def _decode(
             elif kind != "ValueError":
                 words = f"is damaged: {kind} {words}"
             raise ValueError(f"{path} {words}") from None
-        except child.DeadError as error:
-            words = _child.last_words() if _child else ""
+        except BaseException as error:
+            # Ctrl-C, too: its reply would be taken for the next one's.
+            words = ""
             if _child is not None:
+                words = _child.last_words()
                 _child.close()
             _child = None
-            why = "keeps its decoder busy for more than"
-            raise ValueError(
-                f"{path} {why} {budget.seconds:g} s; raise what is allowed "
-                "with --budget=4, or export it again"
-                if str(error) == "hang"
-                else f"{path} is damaged: its decoder crashes{words}"
-            ) from None
+            if not isinstance(error, child.DeadError):
+                raise
+            if str(error) == "hang":
+                words = (
+                    f"keeps its decoder busy for more than {budget.seconds:g} "
+                    "s; raise what is allowed with --budget=4, or export it "
+                    "again"
+                )
+            else:
+                words = f"is damaged: its decoder crashes{words}"
+            raise ValueError(f"{path} {words}") from None
 
 
 def _clipped(audio: Float[np.ndarray, " samples"]) -> int:

@@ -22,7 +22,7 @@ SETTINGS = hypothesis.settings(
     deadline=None,
     derandomize=True,
     database=None,
-    suppress_health_check=list(hypothesis.HealthCheck),
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 RATE = 16_000
 

@@ -9,7 +9,7 @@ import pedalboard.io
 import pytest
 import scipy.io.wavfile
 
-from datasets import limits, nsynth, sounds
+from datasets import child, limits, nsynth, sounds
 from launch.runs import plots
 from tests.shared import shared
 
@@ -164,6 +164,22 @@ def test_a_decoder_that_dies_is_replaced(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=r"busy for more than .*--budget"):
             sounds.read(path, RATE)
     np.testing.assert_array_equal(sounds.read(path, RATE).audio, whole)
+
+
+def test_ctrl_c_leaves_no_reply_to_the_next_file(tmp_path, monkeypatch):
+    paths = [wav(tmp_path, note(midi), name=f"{midi}.wav") for midi in (60, 72)]
+    wanted = sounds.read(paths[1], RATE).audio
+
+    def interrupted(self, samples):
+        raise KeyboardInterrupt
+
+    before = sounds._child
+    with monkeypatch.context() as patch:
+        patch.setattr(child.Child, "sound", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sounds.read(paths[0], RATE)
+    np.testing.assert_array_equal(sounds.read(paths[1], RATE).audio, wanted)
+    assert sounds._child is not before
 
 
 def test_memory_and_silence_are_limited(tmp_path):

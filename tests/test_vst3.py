@@ -226,6 +226,8 @@ def test_a_note_starts_where_it_should(space):
         )
         audio = renderer.render(sharp)
         renderer.close()
+        # Data that were made without are other data.
+        assert ("aligned" in renderer.version) == (grid > 1)
         assert len(audio) == settings.samples
         return int(np.flatnonzero(audio)[0])
 

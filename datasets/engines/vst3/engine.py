@@ -132,8 +132,10 @@ class PluginRenderer(Renderer):
         with self.pool.lend() as worker:
             info = worker.info
         self.title, self.host = info["name"], info["host"]
+        aligned = ", aligned" if contract.grid > 1 else ""
         self.version = (
-            f"{self.title} {info['version']} (VST3, {contract.isolation})"
+            f"{self.title} {info['version']} "
+            f"(VST3, {contract.isolation}{aligned})"
         )
         if not info["instrument"]:
             raise PluginError(f"{path}: {self.title} is no instrument")

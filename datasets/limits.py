@@ -137,7 +137,7 @@ def unzip(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, most: int) -> bytes:
         raise ValueError("compressed otherwise than zip archives usually are")
     try:
         with archive.open(entry) as file:
-            # Not `archive.read`, which trusts nothing but the data.
+            # With a size, or it would unpack whatever the data give.
             data = file.read(entry.file_size)
     except Exception as error:
         # Whatever a malformed archive provokes, the archive is to blame.

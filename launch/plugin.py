@@ -136,9 +136,10 @@ def describe(info: dict[str, Any], synth: str | None) -> str:
         f"of {space.num_parameters} in all"
     )
     for name in binding.missing:
-        near = ", ".join(binding.near[name]) or "nothing like it"
         held = "" if name in used else ", held at its default"
-        lines.append(f"  not matched: {name}{held} (near: {near})")
+        lines.append(
+            f"  not matched: {name}{held} (near: {binding.near(name)})"
+        )
     lines += [f"  not in {synth}: {names[place]}" for place in binding.extra]
     return "\n".join(lines)
 

@@ -96,13 +96,22 @@ class Binding:
       missing: parameters of the space without a match, used or not.
       extra: places in the plug-in's list that nothing is bound to, without
         those that are no part of a preset.
-      near: for each of `missing`, the plug-in's nearest unbound names.
+      free: the plug-in's names of these by what they are without case and
+        punctuation.
     """
 
     positions: Mapping[int, int]
     missing: tuple[str, ...]
     extra: tuple[int, ...]
-    near: Mapping[str, tuple[str, ...]]
+    free: Mapping[str, str]
+
+    def near(self, name: str) -> str:
+        """What to say of the plug-in's names that are like a missing one."""
+        close = difflib.get_close_matches
+        found = close(plain(name), self.free, n=3)
+        found += close(_bare(name), self.free, n=2)
+        named = ", ".join(self.free[match] for match in dict.fromkeys(found))
+        return named or "nothing like it"
 
     def check(self, space: ParameterSpace, plugin: str) -> None:
         """Checks that every used parameter has a match.
@@ -116,8 +125,7 @@ class Binding:
             return
         lines = []
         for name in lost[:8]:
-            near = ", ".join(self.near[name]) or "nothing like it"
-            lines.append(f"{name} (near: {near})")
+            lines.append(f"{name} (near: {self.near(name)})")
         more = f" and {len(lost) - 8} more" if len(lost) > 8 else ""
         raise BindingError(
             f"{plugin} lacks {len(lost)} of the {space.num_used} parameters "
@@ -170,18 +178,9 @@ def bind(space: ParameterSpace, names: Sequence[str]) -> Binding:
     missing = [
         p.name for i, p in enumerate(space.parameters) if i not in positions
     ]
-    texts = {plain(names[p]): names[p] for p in sorted(free)}
-    near = {
-        name: tuple(
-            texts[match]
-            for match in dict.fromkeys(
-                difflib.get_close_matches(plain(name), texts, n=3)
-                + difflib.get_close_matches(_bare(name), texts, n=2)
-            )
-        )
-        for name in missing
-    }
-    return Binding(positions, tuple(missing), tuple(sorted(free)), near)
+    free = sorted(free)
+    texts = {plain(names[place]): names[place] for place in free}
+    return Binding(positions, tuple(missing), tuple(free), texts)
 
 
 def _alike(

@@ -151,6 +151,8 @@ def proxy_config(
             "isolation": "",
             "warm_up": config_dict.placeholder(float),
             "timeout": config_dict.placeholder(float),
+            # Share of the varied parameters that the plug-in may ignore.
+            "dead": config_dict.placeholder(float),
         }
     )
     config.presets = ""  # file or folder of hand-crafted banks

@@ -253,6 +253,13 @@ class Renderer:
         """
         return np.zeros(len(values), bool)
 
+    def dead(self) -> list[str]:
+        """Names of parameters that presets vary, and that change nothing.
+
+        Told by trying; an engine that is no plug-in has none.
+        """
+        return []
+
     def read_state(
         self, data: bytes, kind: str
     ) -> Float[np.ndarray, " parameters"]:

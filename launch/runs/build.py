@@ -200,7 +200,7 @@ def engine(config: Config) -> Callable[[], engines.Renderer]:
         config.synth,
         settings(config),
         plugin=config.plugin,
-        host=dict(config.host),
+        host={k: v for k, v in config.host.items() if k != "dead"},
         engine=config.engine,
     )
 

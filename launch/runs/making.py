@@ -42,6 +42,7 @@ class Maker:
       settings: how presets are made to sound.
       engine: starts the engine; the same one at every call.
       hosted: whether the engine is a plug-in.
+      most_dead: see `noise.check`.
       seed: seed of the synthetic presets.
       banks: files and folders of hand-crafted presets.
       shares: of synthetic presets, by the name of a prior.
@@ -59,6 +60,7 @@ class Maker:
     settings: engines.RenderSettings
     engine: Callable[[], engines.Renderer]
     hosted: bool
+    most_dead: float | None
     seed: int
     banks: tuple[str, ...]
     shares: dict[str, float]
@@ -119,6 +121,7 @@ def maker(
             settings=build.settings(config),
             engine=engine or own,
             hosted=not engines.embedded(config.synth, config.plugin),
+            most_dead=config.host.get("dead"),
             seed=config.data_seed,
             banks=tuple(filter(None, config.presets.split(","))),
             shares={k: float(v) for k, v in config.prior.items()},
@@ -400,6 +403,7 @@ def _build(
             floor = noise.keep(
                 directory, lambda: noise.measure(making.engine())
             )
+            noise.check(floor, making.space.num_used, making.most_dead)
             say(noise.describe(floor), flush=True)
     if source.spec.prior:
         given["prior"] = making.prior

@@ -12,7 +12,6 @@ import pytest
 
 from datasets import engines
 from datasets.engines import dexed
-from launch.benchmark import render as benchmark_render
 from tests.shared import shared
 
 SETTINGS = engines.RenderSettings()
@@ -520,9 +519,3 @@ def test_real_voices_sound(renderer):
     levels = [_rms(renderer.render_voice(voice)) for voice in voices]
     assert 0.02 < np.median(levels) < 0.08
     assert np.mean(np.array(levels) > 0.01) > 0.85
-
-
-def test_the_benchmark_measures_both_engines():
-    rows = benchmark_render.run(0.1)
-    assert [row["unit"] for row in rows] == ["renders"] * 3 + ["presets"] * 3
-    assert all(row["per second"] > 0 < row["per core"] for row in rows)

@@ -236,6 +236,10 @@ class Renderer:
         """The same engine, with presets made to sound in another way."""
         raise NotImplementedError
 
+    def for_few(self) -> "Renderer":
+        """The engine for a few presets at a time; sounds differ by rounding."""
+        return self
+
     def surely_silent(
         self, values: Float[np.ndarray, "batch parameters"]
     ) -> Bool[np.ndarray, " batch"]:

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import functools
 import logging
 import threading
@@ -56,6 +57,7 @@ def _render(
     room: Float[Array, "batch columns"],
     voices: UInt8[Array, "batch bytes"],
     notes: Int[Array, " batch"],
+    hold: Float[Array, " batch"],
     count: Int[Array, ""],
     *,
     settings: RenderSettings,
@@ -66,7 +68,7 @@ def _render(
         voices,
         note=notes,
         velocity=settings.velocity,
-        hold=settings.hold,
+        hold=hold,
         **_timing(settings),
     )
     return output.finish(
@@ -107,6 +109,10 @@ class BatchedDexed(dexed.Dexed):
         # What batches were rendered in, to be used again.
         self._rooms: list[Array] = []
         self._lock = threading.Lock()
+
+    def for_few(self) -> dexed.DexedRenderer:
+        """As `Renderer.for_few`: dexed-py, which fills no batch."""
+        return dexed.DexedRenderer(self.settings)
 
     def render(
         self,
@@ -243,8 +249,10 @@ class BatchedDexed(dexed.Dexed):
             room,
             np.pad(voices, ((0, missing), (0, 0))),
             np.pad(notes, (0, missing)).astype(np.int32),
+            np.full(size, settings.hold, np.float32),
             np.int32(count),
-            settings=settings,
+            # One program for all notes and holds.
+            settings=dataclasses.replace(settings, note=60, hold=1.0),
         )
 
     def _halve(self, tried: int) -> None:

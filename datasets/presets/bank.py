@@ -147,24 +147,27 @@ def gate(
     dropped = collections.Counter(bank.report.dropped)
     failed: list[str] = []
     values = np.asarray(bank.space.to_plugin(bank.presets), np.float32)
-    sounds = engines.render_many(renderer, values, workers=workers)
-    for row, sound in enumerate(
-        tqdm.tqdm(
-            sounds,
-            "rendering hand-crafted presets",
-            total=len(bank),
-            disable=not progress,
-        )
-    ):
-        if isinstance(sound, engines.RenderError):
-            reason = str(sound)
-            failed.append(f"preset {bank.names[row]!r} set aside: {reason}")
-        else:
-            reason = engines.check_level(sound, renderer.settings)
-        if reason is None:
-            kept.append(row)
-        else:
-            dropped[reason] += 1
+    size = workers * max(renderer.batch, 16)
+    clips = np.empty((size, renderer.settings.samples), np.float32)
+    with tqdm.tqdm(
+        desc="rendering hand-crafted presets",
+        total=len(bank),
+        disable=not progress,
+    ) as bar:
+        for start in range(0, len(bank), size):
+            part = values[start : start + size]
+            reasons = renderer.render_into(
+                list(clips[: len(part)]), part, workers=workers
+            )
+            bar.update(len(part))
+            for row, reason in enumerate(reasons, start):
+                if reason is None:
+                    kept.append(row)
+                    continue
+                dropped[reason] += 1
+                if reason not in engines.UNFIT:
+                    name = bank.names[row]
+                    failed.append(f"preset {name!r} set aside: {reason}")
     report = dataclasses.replace(
         bank.report,
         kept=len(kept),

@@ -198,22 +198,24 @@ def _render(
     workers: int,
 ) -> Iterator[np.ndarray]:
     """Sounds of each sweep, `[steps, samples]`."""
-    values = (row for sweep in sweeps for row in sweep.values)
-    clips = engines.render_many(
-        renderer, values, workers=engines.num_workers(workers)
-    )
-    with contextlib.closing(clips):
-        for sweep in sweeps:
-            sounds = []
-            for step in range(len(sweep.values)):
-                clip = next(clips)
-                if isinstance(clip, engines.RenderError):
+    workers = engines.num_workers(workers)
+    size = workers * max(renderer.batch, 16)
+    longest = max((len(sweep.values) for sweep in sweeps), default=1)
+    together = max(1, size // longest)
+    for start in range(0, len(sweeps), together):
+        part = sweeps[start : start + together]
+        values = np.concatenate([sweep.values for sweep in part])
+        clips, reasons = renderer.render_batch(values, workers=workers)
+        end = 0
+        for sweep in part:
+            rows = slice(end, end := end + len(sweep.values))
+            for step, reason in enumerate(reasons[rows], 1):
+                if reason is not None:
                     raise ValueError(
-                        f"{sweep.attribute}, {sweep.preset!r}, step "
-                        f"{step + 1} cannot be rendered: {clip}"
+                        f"{sweep.attribute}, {sweep.preset!r}, step {step} "
+                        f"cannot be rendered: {reason}"
                     )
-                sounds.append(clip)
-            yield np.stack(sounds)
+            yield clips[rows]
 
 
 def run(

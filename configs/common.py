@@ -137,6 +137,9 @@ def proxy_config(
             "fade_out": 0.1,
         }
     )
+    # What renders Dexed without a plug-in: "jax" in batches, "dexed-py" one by
+    # one, "auto" the faster one.
+    config.engine = "auto"
     # The synthesizer's VST3 plug-in; "": what the environment variable
     # SYNTH_VST3 names, e.g. DIVA_VST3. Dexed needs none.
     config.plugin = ""
@@ -148,6 +151,8 @@ def proxy_config(
             "isolation": "",
             "warm_up": config_dict.placeholder(float),
             "timeout": config_dict.placeholder(float),
+            # Share of the varied parameters that the plug-in may ignore.
+            "dead": config_dict.placeholder(float),
         }
     )
     config.presets = ""  # file or folder of hand-crafted banks

@@ -1,16 +1,65 @@
-"""Files that are there whole or not at all, and claims on what to make."""
+"""Names of files, files that are there whole or not at all, and claims."""
 
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+# Bytes of a name that `filename` makes: with a suffix and what marks a
+# temporary file, file systems take no more than 255.
+_LONGEST = 150
 
 
 class ShardError(ValueError):
     """A shard or data set that cannot be used; the message says what to do."""
+
+
+def filename(name: str) -> str:
+    """Turns a name from outside into the name of a file or folder.
+
+    Whatever the name says, the result is one part of a path: it leads nowhere
+    else, is no hidden file, and can be shown, written to JSON and used in an
+    address. Names that differ keep differing.
+
+    Args:
+      name: any text, such as a key of a table or a path's own parts.
+
+    Returns:
+      The name itself, if it will do; else what of it will do, and a digest.
+    """
+    kept = re.sub(r"[^\w .,+=@()\[\]{}^&'!;$~-]", "_", name)
+    kept = re.sub(r"^[. ]|[. ]$", "_", kept)
+    if kept == name and kept and len(kept.encode()) <= _LONGEST:
+        return name
+    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
+    kept = kept.encode()[:_LONGEST].decode(errors="ignore")
+    return f"{kept}-{digest[:8]}"
+
+
+def inside(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """The file of a folder that something read from outside names.
+
+    Raises:
+      ValueError: it is not below the folder, links followed.
+    """
+    path = folder / name
+    try:
+        fine = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # a loop, a zero byte
+        fine = False
+    if not fine:
+        raise ValueError(
+            f"{folder} names {name!r}, which is not below it: it is not read"
+        )
+    return path
 
 
 def sync(path: str | os.PathLike[str]) -> None:
@@ -49,6 +98,29 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
         raise unwritable(path, error) from error
 
 
+def read_json(path: pathlib.Path | epath.Path, kind: type = dict) -> Any:
+    """What a JSON file holds.
+
+    Args:
+      path: the file.
+      kind: type of what it should hold, `dict` or `list`.
+
+    Raises:
+      FileNotFoundError: when there is none.
+      ValueError: naming the file, when it is damaged or cut short.
+    """
+    try:
+        found = json.loads(path.read_text())
+        if not isinstance(found, kind):
+            raise ValueError(f"a {type(found).__name__}, not a {kind.__name__}")
+    except (RecursionError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); remove it, and run again the "
+            "command that wrote it"
+        ) from error
+    return found
+
+
 def unwritable(path: pathlib.Path, error: object) -> ShardError:
     """The error for a file or folder that cannot be written."""
     reason = getattr(error, "strerror", None) or error
@@ -59,10 +131,11 @@ def unwritable(path: pathlib.Path, error: object) -> ShardError:
     )
 
 
-def sha256(path: pathlib.Path) -> str:
+def sha256(path: pathlib.Path | epath.Path) -> str:
     """Digest of a file, read in pieces."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with path.open("rb") as file:
+        stream: Any = file  # a bucket's says less of its type
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

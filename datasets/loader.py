@@ -2,7 +2,9 @@
 
 Parsing records costs far more than a small encoder's step. So the shards of
 a split are decoded once, into one `.npy` file per feature beside them, which
-is then mapped into memory; batches are gathered from it by index.
+is then mapped into memory; batches are gathered from it by index. Beside each
+column is `<feature>.check.json`: its sha256, that of the shards it was made
+from, and its size and modification time when they were last compared.
 
 The order of an epoch is a permutation that depends on (seed, epoch) alone,
 and a batch on its place in it, whoever loads it and wherever a run was
@@ -12,6 +14,7 @@ interrupted: a `Position` is all there is to save.
 import contextlib
 import dataclasses
 import itertools
+import json
 import mmap
 import operator
 import os
@@ -60,8 +63,9 @@ def open_columns(
     """Opens features of a split as arrays mapped into memory.
 
     The first time, the shards are verified and decoded, one at a time, so
-    memory stays flat. Later it is a matter of milliseconds. Features are
-    those of `shards.column_names`.
+    memory stays flat. Later it is a matter of milliseconds; a column that is
+    no longer what was decoded is decoded anew. Features are those of
+    `shards.column_names`.
 
     Returns:
       Read-only arrays, row `i` of the split at index `i`.
@@ -87,18 +91,46 @@ def open_columns(
     spec.rows(split)  # says so when there is no such split
     shards.check_directory(directory, spec)
     shards.verify(directory, spec, split)
-    absent = [
-        feature
+    source = shards.digest(directory, spec, split)
+    wrong = {
+        feature: _column_damage(directory, spec, split, feature, source)
         for feature in features
-        if not _column_path(directory, spec, split, feature).exists()
-    ]
-    if absent:
-        _decode(directory, spec, split, absent, progress)
+    }
+    if absent := [feature for feature in features if wrong[feature]]:
+        _decode(directory, spec, split, absent, source, progress)
     columns = {}
     for feature in features:
         path = _column_path(directory, spec, split, feature)
         columns[feature] = np.load(path, mmap_mode="r")
     return columns
+
+
+def verify_columns(directory: pathlib.Path, spec: DataSpec, split: str) -> int:
+    """Reads the decoded columns of a split again and checks them.
+
+    One that is damaged is forgotten, so that the next training decodes it
+    anew. So will it those of an earlier version, which had no digests.
+
+    Returns:
+      How many columns were read.
+
+    Raises:
+      ShardError: naming the first one that is damaged.
+    """
+    source, read = shards.digest(directory, spec, split), 0
+    for feature in shards.column_names(spec):
+        path = _column_path(directory, spec, split, feature)
+        if not shards.check_path(path).exists():
+            continue
+        read += 1
+        if wrong := _column_damage(
+            directory, spec, split, feature, source, again=True
+        ):
+            shards.check_path(path).unlink()
+            raise files.ShardError(
+                f"{path}: {wrong}; the next training decodes it anew"
+            )
+    return read
 
 
 def open_names(
@@ -161,6 +193,46 @@ def _column_path(
     return directory / ".cache" / folder / split / f"{feature}.npy"
 
 
+def _stamp(path: str | os.PathLike[str]) -> list[int]:
+    stat = os.stat(path)
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _column_damage(
+    directory: pathlib.Path,
+    spec: DataSpec,
+    split: str,
+    feature: str,
+    source: str,
+    *,
+    again: bool = False,
+) -> str:
+    """Why a column cannot be used, "" when it is whole.
+
+    It is read when its size or time is another than before, or `again`.
+    """
+    path = _column_path(directory, spec, split, feature)
+    shape, kind = shards.feature_shapes(spec)[feature]
+    try:
+        check = json.loads(shards.check_path(path).read_text())
+        if check["shards"] != source:
+            return "was decoded from other shards"
+        stamp = _stamp(path)
+        if again or check["stamp"] != stamp:
+            if files.sha256(path) != check["sha256"]:
+                return "is not what was decoded (sha256)"
+            # A read-only data set is fine: then it is read every time.
+            with contextlib.suppress(files.ShardError):
+                text = json.dumps({**check, "stamp": stamp})
+                files.write_atomically(shards.check_path(path), text)
+        column = np.load(path, mmap_mode="r")
+    except (KeyError, OSError, TypeError, ValueError) as error:
+        return f"cannot be read ({error})"
+    if column.shape != (spec.rows(split), *shape) or column.dtype != kind:
+        return f"holds {column.dtype} of shape {column.shape}"
+    return ""
+
+
 def _reserve(path: str) -> None:
     """Gives a sparse file all of its blocks, where the system can."""
     if hasattr(os, "posix_fallocate"):  # not on macOS
@@ -173,9 +245,10 @@ def _decode(
     spec: DataSpec,
     split: str,
     features: Sequence[str],
+    source: str,
     progress: bool,
 ) -> None:
-    """Writes columns, each whole or not at all."""
+    """Writes columns, each whole or not at all, and their check files."""
     shapes = shards.feature_shapes(spec)
     targets = {f: _column_path(directory, spec, split, f) for f in features}
     folder = next(iter(targets.values())).parent
@@ -208,9 +281,19 @@ def _decode(
                     file[rows.start : rows.stop] = columns[feature]
             for feature, file in outputs.items():
                 file.flush()
-                os.replace(
-                    os.path.join(scratch, f"{feature}.npy"), targets[feature]
+                written = pathlib.Path(scratch, f"{feature}.npy")
+                files.sync(written)
+                check = {
+                    "sha256": files.sha256(written),
+                    "shards": source,
+                    "stamp": _stamp(written),
+                }
+                target = targets[feature]
+                # First: with an old column, it only says that it is none.
+                files.write_atomically(
+                    shards.check_path(target), json.dumps(check)
                 )
+                os.replace(written, target)
     except OSError as error:
         raise files.unwritable(folder, error) from error
 

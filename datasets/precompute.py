@@ -46,6 +46,9 @@ SET_ASIDE = "set_aside.json"
 # Rows per call to a worker: large enough to make the hand-over cheap, small
 # enough to spread a block over all workers.
 _CHUNK = 16
+# Batches of rows under way with an engine that renders batches: two that are
+# rendered, and rows that wait for one before them to be heard.
+_BATCHES = 4
 
 Embed = Callable[[np.ndarray], Any]
 Counts = collections.Counter[str]
@@ -224,12 +227,8 @@ def _rendered(
             )
         return shard, submit(*args)
 
-    # A call to a worker never straddles two blocks.
     calls = (
-        (shard, block[i : i + _CHUNK])
-        for shard in work
-        for block in _split(shard.rows, spec.embed_batch)
-        for i in range(0, len(block), _CHUNK)
+        (shard, rows) for shard in work for rows in _split(shard.rows, _CHUNK)
     )
     pending: collections.deque[tuple[_Shard, Any]] = collections.deque()
     for call in calls:
@@ -240,6 +239,36 @@ def _rendered(
     while pending:
         shard, future = pending.popleft()
         yield shard, future.result()
+
+
+def _rendered_in_batches(
+    spec: DataSpec,
+    work: Iterable[_Shard],
+    renderer: engines.Renderer,
+    prior: priors.Prior,
+    presets: Mapping[str, np.ndarray],
+    names: Mapping[str, Sequence[str]],
+    workers: int,
+) -> Iterator[tuple[_Shard, drawing.Rows]]:
+    """Yields rows in order, each by itself; batches do not end with shards."""
+
+    def start(shard: _Shard, row: int) -> drawing.Row:
+        place: dict[str, Any] = {"split": shard.split, "row": row}
+        if spec.source == "synthetic":
+            return drawing.Row(owner=shard, **place)
+        preset, name = presets[shard.split][row], names[shard.split][row]
+        return drawing.given(renderer, preset, name, owner=shard, **place)
+
+    for row in drawing.heard(
+        renderer,
+        (start(shard, row) for shard in work for row in shard.rows),
+        window=_BATCHES * renderer.batch,
+        seed=spec.seed,
+        prior=prior,
+        workers=workers,
+    ):
+        lent = row.preset[None], row.audio[None]
+        yield row.owner, drawing.Rows(*lent, row.redrawn, row.aside)
 
 
 def _split(rows: range, size: int) -> Iterator[range]:
@@ -267,22 +296,23 @@ def _embedded(
     blocks: dict[_Shard, Iterator[range]] = {}
     block, fill, audio, kept = range(0), 0, np.zeros(0), []
     for shard, rows in rendered:
-        if fill == 0:
-            if shard not in blocks:
-                blocks = {shard: _split(shard.rows, spec.embed_batch)}
-            block, kept = next(blocks[shard]), []
-            size = (spec.embed_batch, spec.samples)
-            audio = free.pop() if free else np.empty(size, np.float32)
-            audio[len(block) :] = 0
-        for sound in rows.audio:
-            audio[fill] = sound
-            fill += 1
-        kept.append(rows.presets)
         shard.redrawn.update(rows.redrawn)
         shard.aside.extend(rows.aside)
-        if fill == len(block):
+        for preset, sound in zip(rows.presets, rows.audio, strict=True):
+            if fill == 0:
+                if shard not in blocks:
+                    blocks = {shard: _split(shard.rows, spec.embed_batch)}
+                block, kept = next(blocks[shard]), []
+                size = (spec.embed_batch, spec.samples)
+                audio = free.pop() if free else np.empty(size, np.float32)
+                audio[len(block) :] = 0
+            audio[fill] = sound
+            kept.append(preset)
+            fill += 1
+            if fill < len(block):
+                continue
             handed = embedding.submit(embed, audio)
-            waiting.append((shard, block, np.concatenate(kept), audio, handed))
+            waiting.append((shard, block, np.stack(kept), audio, handed))
             fill = 0
             if len(waiting) > in_flight:
                 done = _fetch(waiting.popleft())
@@ -492,9 +522,13 @@ def build(
 
             def run(pairs: list[tuple[str, int]], held: list | None) -> None:
                 work = _claimed(spec, directory, pairs, held, stack)
-                rendered = _rendered(
-                    spec, work, submit, prior, presets, names, ahead
-                )
+                given = prior, presets, names
+                if renderer.batch:
+                    rendered = _rendered_in_batches(
+                        spec, work, renderer, *given, workers
+                    )
+                else:
+                    rendered = _rendered(spec, work, submit, *given, ahead)
                 blocks = _embedded(spec, rendered, embed, in_flight, embedding)
                 for shard, rows, *block in blocks:
                     last = _write(spec, names, shard, rows, *block)

@@ -3,8 +3,8 @@
 A data set is a folder:
 
 * `<name>-<split>.array_record-00003-of-00128`, the shards;
-* beside each shard, `<shard>.check.json`: its sha256, size, record count and
-  the `DataSpec` it was made from. It is written before the shard gets its
+* beside each shard, `<shard>.check.json`: its name, sha256, size, record count
+  and the `DataSpec` it was made from. It is written before the shard gets its
   name, so a file under a shard's name is always a finished one;
 * `metadata.json`: the `DataSpec` of the data set, written first;
 * `features.json` and `dataset_info.json`, written once every shard is there;
@@ -27,6 +27,7 @@ one, and reads some flipped bytes without complaint.
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib
 import json
 import os
@@ -245,6 +246,7 @@ class Writer:
                 f"{expected} wanted"
             )
         check = {
+            "file": self.path.name,
             "sha256": files.sha256(self._temporary),
             "bytes": self._temporary.stat().st_size,
             "records": found,
@@ -279,8 +281,10 @@ def read_check(
     try:
         check = json.loads(check_path(path).read_text())
         expected, found = check["bytes"], check["spec"]
-        records = check["records"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        records, _ = check["records"], check["sha256"]
+        # Earlier versions of this project left the name out.
+        name = check.get("file", path.name)
+    except (AttributeError, OSError, ValueError, KeyError, TypeError) as error:
         raise files.ShardError(
             f"{path}: its check file {check_path(path).name} is missing or "
             f"damaged; {_REMEDY}"
@@ -289,6 +293,10 @@ def read_check(
         raise files.ShardError(
             f"{path}: belongs to another data set ({'; '.join(lines)}); "
             f"{_REMEDY}"
+        )
+    if name != path.name:
+        raise files.ShardError(
+            f"{path}: is {name} under another name; {_REMEDY}"
         )
     if size != expected:
         raise files.ShardError(
@@ -301,6 +309,20 @@ def read_check(
             f"data set has {len(spec.shard_rows(split, shard))}; {_REMEDY}"
         )
     return check
+
+
+def digest(directory: pathlib.Path, spec: DataSpec, split: str) -> str:
+    """sha256 of those of a split's shards, as their check files say.
+
+    Raises:
+      ShardError: as `read_check`.
+      FileNotFoundError: when a shard is missing.
+    """
+    together = hashlib.sha256()
+    for shard in range(spec.num_shards(split)):
+        check = read_check(directory, spec, split, shard)
+        together.update(str(check["sha256"]).encode())
+    return together.hexdigest()
 
 
 def verify(
@@ -323,10 +345,10 @@ def verify(
     """
     memory = directory / ".cache" / f"verified-{split}.json"
     try:
-        remembered = json.loads(memory.read_text())
-    except (OSError, ValueError):
+        remembered = dict(json.loads(memory.read_text()))
+    except (OSError, TypeError, ValueError):
         remembered = {}
-    verified, read = {}, 0
+    verified, count = {}, 0
     for shard in range(spec.num_shards(split)):
         path = directory / spec.filename(split, shard)
         try:
@@ -339,18 +361,20 @@ def verify(
         stat = path.stat()
         state = [stat.st_size, stat.st_mtime_ns, check["sha256"]]
         if again or remembered.get(path.name) != state:
-            read += 1
+            count += 1
             if files.sha256(path) != check["sha256"]:
                 raise files.ShardError(
                     f"{path}: its content does not match its check file "
                     f"(sha256); {_REMEDY}"
                 )
+        if again and "file" not in check:
+            read(directory, spec, split, shard)
         verified[path.name] = state
     if verified != remembered:
         # A read-only data set is fine: then it is checked every time.
         with contextlib.suppress(files.ShardError):
             files.write_atomically(memory, json.dumps(verified))
-    return read
+    return count
 
 
 def read(
@@ -362,13 +386,15 @@ def read(
       One array per feature, rows first.
 
     Raises:
-      ShardError: when its records are not those of this shard.
+      ShardError: when its records are not those of this shard, or one holds
+        a number that is not finite; names the row.
     """
     path = directory / spec.filename(split, shard)
     reader = _array_record().ArrayRecordReader(str(path))
     try:
         columns = decode(spec, reader.read_all())
-    except (KeyError, ValueError, RuntimeError) as error:
+    except Exception as error:
+        # Whatever damaged records provoke, the file is to blame.
         raise files.ShardError(
             f"{path}: its records cannot be read ({error}); {_REMEDY}"
         ) from error
@@ -381,6 +407,15 @@ def read(
             f"{path}: its records are not rows "
             f"{spec.shard_rows(split, shard)}; {_REMEDY}"
         )
+    for feature, column in columns.items():
+        if column.dtype != np.float32:
+            continue
+        fine = np.isfinite(column).reshape(len(column), -1).all(1)
+        if not fine.all():
+            raise files.ShardError(
+                f"{path}: row {index[np.argmin(fine)]} of {split} has a "
+                f"{feature} that is not finite; {_REMEDY}"
+            )
     return columns
 
 
@@ -388,19 +423,33 @@ def read(
 
 
 def read_spec(directory: pathlib.Path) -> dict[str, Any]:
-    """The spec that a data set was made from.
+    """The plain values of the spec that a data set was made from.
 
     Raises:
       ShardError: when the folder holds no data set.
     """
     path = directory / "metadata.json"
     try:
-        return json.loads(path.read_text())["spec"]
-    except (OSError, ValueError, KeyError) as error:
+        return dict(json.loads(path.read_text())["spec"])
+    except (OSError, TypeError, ValueError, KeyError) as error:
         raise files.ShardError(
             f"{directory}: holds no data set of ours (no readable "
             "metadata.json); run `python -m launch.precompute`"
         ) from error
+
+
+def load_spec(directory: pathlib.Path) -> DataSpec:
+    """The spec that a data set was made from.
+
+    Raises:
+      ShardError: when the folder holds no data set, or one of another version
+        of this project.
+    """
+    found = read_spec(directory)
+    try:
+        return DataSpec.from_dict(found)
+    except files.ShardError as error:
+        raise files.ShardError(f"{directory}: {error}") from error
 
 
 def check_directory(directory: pathlib.Path, spec: DataSpec) -> None:
@@ -484,6 +533,34 @@ def write_metadata(directory: pathlib.Path, spec: DataSpec) -> bool:
     """
     if missing(directory, spec):
         return False
+    for name, text in _metadata(directory, spec).items():
+        target = directory / name
+        if not target.exists() or target.read_bytes() != text.encode():
+            files.write_atomically(target, text)
+    return True
+
+
+def check_metadata(directory: pathlib.Path, spec: DataSpec) -> None:
+    """Checks the files TFDS needs against the shards, which are all there.
+
+    Raises:
+      ShardError: naming the file that is missing or says something else.
+    """
+    for name, text in _metadata(directory, spec).items():
+        path = directory / name
+        try:
+            same = json.loads(path.read_text()) == json.loads(text)
+        except (OSError, ValueError):
+            same = False
+        if not same:
+            raise files.ShardError(
+                f"{path}: is missing or does not describe these shards; run "
+                "`python -m launch.precompute` again to write it anew"
+            )
+
+
+def _metadata(directory: pathlib.Path, spec: DataSpec) -> dict[str, str]:
+    """Names and content of the files TFDS needs."""
     import tensorflow_datasets as tfds
     from etils import epath
     from tensorflow_datasets.core import naming
@@ -499,7 +576,7 @@ def write_metadata(directory: pathlib.Path, spec: DataSpec) -> bool:
         }
     )
     # TFDS writes in place, and wants to see file names: it gets a folder of
-    # empty ones, and the results are moved over whole.
+    # empty ones.
     with tempfile.TemporaryDirectory() as scratch:
         infos = []
         for split, _ in spec.splits:
@@ -532,12 +609,10 @@ def write_metadata(directory: pathlib.Path, spec: DataSpec) -> bool:
             ),
             metadata=tfds.core.MetadataDict(spec=spec.to_dict()),
         )
-        for name in ("features.json", "dataset_info.json"):
-            text = pathlib.Path(scratch, name).read_text()
-            target = directory / name
-            if not target.exists() or target.read_text() != text:
-                files.write_atomically(target, text)
-    return True
+        return {
+            name: pathlib.Path(scratch, name).read_text()
+            for name in ("features.json", "dataset_info.json")
+        }
 
 
 def column_names(spec: DataSpec) -> tuple[str, ...]:

@@ -172,7 +172,7 @@ class DataSpec:
             )
             fields["splits"] = tuple(spec["splits"].items())
             return cls(**fields)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ShardError(
                 f"the data set's metadata cannot be read ({error}); it was "
                 "made by another version of this project"

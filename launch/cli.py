@@ -1,5 +1,6 @@
 """What every command shares: flags, one clear error, one place to debug."""
 
+import io
 import sys
 import traceback
 from collections.abc import Callable
@@ -9,7 +10,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from datasets import download
+from datasets import download, limits
 from launch.runs import devices
 
 # Errors that a user can mend: bad input, a missing file, a full disk. They
@@ -26,6 +27,15 @@ EXPECTED = (
 _TRACEBACK = flags.DEFINE_bool(
     "traceback", False, "Show the traceback of every error."
 )
+
+
+_BUDGET = flags.DEFINE_float(
+    "budget",
+    1.0,
+    "Factor on what a bank, sound or table from outside may cost to read.",
+)
+# Characters of an error that are shown: it may quote a file.
+_LONGEST = 4000
 
 
 def define_config() -> flags.FlagHolder:
@@ -48,7 +58,8 @@ def ranges(flag: str, text: str) -> list[int]:
     """Parses numbers and ranges such as "3,5-9".
 
     Raises:
-      ValueError: naming the flag, when it is not such a list.
+      ValueError: naming the flag, when it is not such a list, or one of
+        more than a million.
     """
     numbers: list[int] = []
     for part in text.split(","):
@@ -58,7 +69,10 @@ def ranges(flag: str, text: str) -> list[int]:
                 f"--{flag}={text}: {part.strip()!r} is neither a number nor "
                 "a range such as 5-9"
             )
-        numbers.extend(range(int(first), int(last or first) + 1))
+        part = range(int(first), int(last or first) + 1)
+        if len(part) > 1_000_000:
+            raise ValueError(f"--{flag}={text}: more than a million numbers")
+        numbers.extend(part)
     return numbers
 
 
@@ -93,7 +107,7 @@ def _parse(argv: list[str]) -> list[str]:
         message = f"--config: {error}"
     except (AttributeError, KeyError, TypeError) as error:
         message = f"--config: no such field, or not of its type: {error}"
-    except ValueError as error:
+    except (SyntaxError, ValueError) as error:
         message = f"--config: {error}"
     sys.exit(f"error: {message}\nsee python -m {_module()} --help")
 
@@ -115,10 +129,14 @@ def run(main: Callable[..., None], *, arguments: bool = False) -> None:
         words = argv[1:]
         if words and not arguments:
             sys.exit(f"error: unexpected words {words}; see --help")
+        # A name may be no UTF-8.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
         logging.set_verbosity(logging.ERROR)
         devices.keep_memory()
         devices.keep_programs(download.cache_folder() / "programs")
         try:
+            limits.allow(_BUDGET.value)
             main(*([words] if arguments else []))
         except KeyboardInterrupt:
             sys.exit("interrupted; run the same command again to go on")
@@ -127,6 +145,6 @@ def run(main: Callable[..., None], *, arguments: bool = False) -> None:
                 error, jax.errors.JaxRuntimeError
             ):
                 traceback.print_exc()
-            sys.exit(f"error: {error}")
+            sys.exit(f"error: {limits.shorten(str(error), _LONGEST)}")
 
     app.run(guarded, flags_parser=_parse)

@@ -21,8 +21,8 @@ launch/clusters/README.md has working command lines.
 `--shards=3,5-9` names shards of the synthetic data set, which are numbered
 through its splits train, validation, test. The config of an estimator
 (configs/dexed.py:match) builds the presets and sounds that it learns from.
-`--verify` reads every shard again and compares it with its checksum; it builds
-nothing.
+`--verify` reads every shard and what was decoded from it again and compares
+them with their checksums; it builds nothing.
 """
 
 import contextlib
@@ -34,8 +34,7 @@ from typing import Any
 import tabulate
 from absl import flags
 
-from datasets import files, mirror, precompute, shards
-from datasets.spec import DataSpec
+from datasets import files, loader, mirror, precompute, shards
 from launch import Config, cli
 from launch.runs import build, making
 
@@ -44,8 +43,12 @@ _WORKERS = flags.DEFINE_integer(
     "workers", None, "Rendering workers, 0 for one per core.", lower_bound=0
 )
 _SHARDS = flags.DEFINE_string("shards", None, "Only these, e.g. 3,5-9.")
-_TASK = flags.DEFINE_integer("task", 0, "Number of this task, from 0.")
-_NUM_TASKS = flags.DEFINE_integer("num_tasks", 1, "Number of tasks.")
+_TASK = flags.DEFINE_integer(
+    "task", 0, "Number of this task, from 0.", lower_bound=0
+)
+_NUM_TASKS = flags.DEFINE_integer(
+    "num_tasks", 1, "Number of tasks.", lower_bound=1
+)
 _VERIFY = flags.DEFINE_bool("verify", False, "Check what is there instead.")
 _MIRROR = flags.DEFINE_string(
     "mirror", None, "Bucket or folder to copy to and from."
@@ -60,11 +63,12 @@ _OPTIONS = flags.DEFINE_list(
 )
 
 
-def verify(root: pathlib.Path) -> list[tuple[str, str, int, int]]:
-    """Reads every shard below a data folder, `config.data`, and checks it.
+def verify(root: pathlib.Path) -> list[tuple[str, str, int, int, int]]:
+    """Reads every data set below a folder, `config.data`, and checks it.
 
     Returns:
-      (data set, split, shards, rows) of each split; all are whole.
+      (data set, split, shards, decoded columns, rows) of each split; all are
+      whole.
 
     Raises:
       ShardError: naming the first file that is missing or damaged, or when
@@ -72,10 +76,12 @@ def verify(root: pathlib.Path) -> list[tuple[str, str, int, int]]:
     """
     rows = []
     for directory in sorted(p.parent for p in root.glob("*/metadata.json")):
-        spec = DataSpec.from_dict(shards.read_spec(directory))
+        spec = shards.load_spec(directory)
         for split, count in spec.splits:
             number = shards.verify(directory, spec, split, again=True)
-            rows.append((str(directory), split, number, count))
+            columns = loader.verify_columns(directory, spec, split)
+            rows.append((str(directory), split, number, columns, count))
+        shards.check_metadata(directory, spec)
     if not rows:
         raise files.ShardError(
             f"{root}: holds no data set; run `python -m launch.precompute` "
@@ -153,9 +159,9 @@ def main() -> None:
     config = _CONFIG.value
     if _VERIFY.value:
         root = pathlib.Path(config.data).expanduser()
-        head = ("data set", "split", "shards", "rows")
+        head = ("data set", "split", "shards", "columns", "rows")
         print(tabulate.tabulate(verify(root), head, intfmt=","))
-        print("every shard is whole")
+        print("every shard and column is whole")
         return
     if _WORKERS.value is not None:
         config.workers = _WORKERS.value

@@ -201,14 +201,14 @@ def tables(runs: Sequence[str], out: pathlib.Path) -> str:
         config = checkpoints.read_config(run)
         if config.kind == "estimator":
             file = run / "matching" / "evaluation.json"
-            text = comparison.table(json.loads(file.read_text()))
+            text = comparison.table(files.read_json(file))
         else:
-            content = json.loads((run / "evaluation.json").read_text())
+            content = files.read_json(run / "evaluation.json")
             text = evaluate_proxy.table(content["results"], content["bank"])
         floor = noise.of_run(run, "\n\n")
         parts.append(f"## {config['name']}\n\n{text}{floor}")
     if (out / "comparison.json").exists():
-        compared = json.loads((out / "comparison.json").read_text())
+        compared = files.read_json(out / "comparison.json")
         text = comparison.comparison_table(compared)
         parts.append(f"## Schedules compared\n\n{text}")
     return "\n\n".join(parts) + "\n"
@@ -236,7 +236,7 @@ def run(todo: Sequence[Stage], out: pathlib.Path, resume: str) -> None:
         that goes on with it.
     """
     memory = out / "stages.json"
-    done = json.loads(memory.read_text()) if memory.exists() else {}
+    done = files.read_json(memory) if memory.exists() else {}
     left = [s for s in todo if done.get(s.name) != s.digest]
     print(f"{len(todo) - len(left)} of {len(todo)} stages are done", flush=True)
     started = time.monotonic()

@@ -292,7 +292,8 @@ def check_sampling(at_default: float, at_end: float) -> None:
     Raises:
       ValueError: when one is negative, or they are 1 and more together.
     """
-    if min(at_default, at_end) < 0 or at_default + at_end >= 1:
+    # In this form, what is not a number is refused.
+    if not (at_default >= 0 and at_end >= 0 and at_default + at_end < 1):
         raise ValueError(
             f"sampling: at_default is {at_default} and at_end is {at_end}; "
             "need probabilities that are less than 1 together"

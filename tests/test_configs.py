@@ -1,11 +1,13 @@
 """Every row of every experiment file names what exists, with its settings."""
 
+import math
 import pathlib
 import runpy
 
+import ml_collections
 import pytest
 
-from configs import dexed, diva, quickstart, talnm, voices
+from configs import dexed, diva, quickstart, ranges, talnm, voices
 from launch.runs import build
 from matching import decode, schedules
 from proxy import audio, encoders, spaces
@@ -168,6 +170,86 @@ def test_estimators(synth, size):
     for field in ("synth", "audio_model", "data", "shard_size", "embed_batch"):
         assert config[field] == tuned[field]
     assert config.render == tuned.render
+
+
+def leaves(tree, prefix=""):
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+@pytest.mark.parametrize(
+    ("synth", "name"),
+    [(synth, name) for synth, file in FILES.items() for name in file.ROWS],
+)
+def test_every_number_has_a_range_and_lies_in_it(synth, name):
+    config = row(synth, name)
+    ranges.check(config)
+    for field, value in leaves(config.to_dict()):
+        if not isinstance(value, bool | str) and field != "sizes.pooling":
+            assert field in ranges.FIELDS, field
+
+
+BAD = {
+    "seed": (-1, 2**70),
+    "run": ("", " "),
+    "data": ("",),
+    "validation": ((0, 2), (3, 3, 3), 7),
+    "num_test": (0,),
+    "sampling.at_default": (math.nan, -0.1, 1.0),
+    "render.duration": (1e9, 0.0, math.nan),
+    "render.note": (-1, 128, 60.5),
+    "host.isolation": ("cage",),
+    "host.timeout": (0.0, "long"),
+    "sizes.hidden": (0, -3),
+    "dtype": ("float99",),
+    "epochs": (0, -1, True, None),
+    "batch": (0,),
+    "accumulate": (0,),
+    "devices": (-1,),
+    "average": (math.nan, 1.0),
+    "optimizer.learning_rate": (-1.0, math.inf, math.nan),
+    "optimizer.clip_norm": (-1.0,),
+    "optimizer.b1": (2.0,),
+    "optimizer.eps": (0.0,),
+    "log_every": (0,),
+    "checkpoint_minutes": (math.nan,),
+}
+
+
+def test_all_that_is_out_of_range_is_listed_at_once():
+    for number in range(3):
+        content = row("dexed", "hn_oh").to_dict()
+        wanted = []
+        for field, values in BAD.items():
+            *path, last = field.split(".")
+            part = content
+            for step in path:
+                part = part[step]
+            part[last] = values[number % len(values)]
+            wanted.append(f"config.{field}={part[last]!r}, need ")
+        with pytest.raises(ValueError, match=r"^out of range: ") as error:
+            ranges.check(ml_collections.ConfigDict(content))
+        assert len(str(error.value).split("; ")) == len(wanted)
+        for words in wanted:
+            assert words in str(error.value)
+
+
+def test_ends_of_intervals():
+    for text, inside, outside in (
+        ("[0, 1)", (0, 0.5, 0.0), (1, 1.0, -1e-9, math.nan, None, "0", False)),
+        ("(0, 1]", (1, 1e-9), (0, 1.1)),
+        ("whole [1, 4e9]", (1, 4_000_000_000), (1.0, 0, 4_000_000_001)),
+        ("two whole [1, 9]", ((1, 9), [2, 3]), ((1, 10), (1,), 5, None, "12")),
+        ("[0, 1] or None", (None, 1), (2,)),
+        (("a", ""), ("a", ""), ("b", None, 0)),
+    ):
+        for value in inside:
+            assert ranges.fits(value, text), (text, value)
+        for value in outside:
+            assert not ranges.fits(value, text), (text, value)
 
 
 def test_schedules_are_documented_where_they_are_chosen():

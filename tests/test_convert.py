@@ -2,6 +2,7 @@ import collections
 import io
 import pathlib
 import pickle
+import re
 import struct
 import zipfile
 from typing import Any
@@ -253,6 +254,41 @@ def test_files_that_are_no_checkpoints(tmp_path: pathlib.Path) -> None:
     writer.write(path, {"state_dict": {"a.b": tensor, "c.b": tensor}})
     with pytest.raises(ValueError, match="start with a, c"):
         pickles.read_lightning(path)
+
+
+@pytest.mark.parametrize("name", ["mlp_oh", "hn_pt", "hn_ptgru", "tfm"])
+def test_damaged_tensors_are_named(tmp_path: pathlib.Path, name: str) -> None:
+    space, run = spaces.get("talnm"), str(tmp_path / "run")
+    if name == "tfm":
+        state = published_state(name, "talnm", 192)
+    else:
+        with np.load(shared("golden/encoders.npz")) as golden:
+            prefix = f"talnm/{name}/after/"
+            state = {
+                key.removeprefix(prefix): golden[key]
+                for key in golden.files
+                if key.startswith(prefix)
+            }
+    published.from_published(name, space, state)
+    kept = [key for key in state if not key.endswith("batches_tracked")]
+    for key in {*kept[::4], *kept[-2:]}:
+        value = state[key]
+        damaged = [np.float32(3), value[:0]]
+        if value.dtype.kind == "f":
+            worse = value.copy()
+            worse.flat[worse.size // 2] = np.nan
+            damaged.append(worse)
+        for other in damaged:
+            with pytest.raises(ValueError, match=re.escape(key)):
+                published.from_published(
+                    name, space, {**state, key: np.asarray(other)}
+                )
+    key = next(key for key, v in state.items() if v.dtype.kind == "f")
+    state[key] = np.full_like(state[key], np.inf)
+    path = lightning_file(tmp_path / "x.ckpt", state)
+    with pytest.raises(ValueError, match=r"x\.ckpt: .*not finite"):
+        convert(path, "talnm", name, run=run)
+    assert not pathlib.Path(run).exists()
 
 
 def test_checkpoint_that_does_not_fit(tmp_path: pathlib.Path) -> None:

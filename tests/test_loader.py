@@ -1,7 +1,9 @@
 """Columns and batches, and the data of a config from end to end."""
 
 import dataclasses
+import functools
 import itertools
+import os
 import re
 
 import jax
@@ -103,6 +105,74 @@ def test_damaged_shard_is_found_on_load(tmp_path):
     with pytest.raises(files.ShardError, match="sha256") as error:
         loader.open_columns(tmp_path, SPEC, "train")
     assert str(path) in str(error.value)
+
+
+def test_damaged_columns_are_decoded_anew(tmp_path):
+    test_shards.write_all(tmp_path, SPEC)
+    columns = loader.open_columns(tmp_path, SPEC, "train")
+    wanted = {key: np.array(column) for key, column in columns.items()}
+    path = loader._column_path(tmp_path, SPEC, "train", "preset")
+    check = shards.check_path(path)
+    whole = path.read_bytes()
+
+    def flip(number):
+        content = bytearray(whole)
+        content[number * 7919 % len(whole)] ^= 1 << number % 8
+        path.write_bytes(content)
+
+    damages = [
+        *(functools.partial(flip, number) for number in range(40)),
+        *(
+            functools.partial(path.write_bytes, whole[:size])
+            for size in (0, 1, 100, len(whole) - 1)
+        ),
+        lambda: np.save(path, np.zeros((100, 384), np.float32)),
+        path.unlink,
+        check.unlink,  # as of an earlier version
+        *(
+            functools.partial(check.write_text, text)
+            for text in ("", "[]", "{}", '{"sha256": 3, "shards": 4}')
+        ),
+    ]
+    for damage in damages:
+        damage()
+        columns = loader.open_columns(tmp_path, SPEC, "train")
+        for key, column in columns.items():
+            np.testing.assert_array_equal(column, wanted[key])
+        assert path.read_bytes() == whole
+
+
+def test_columns_of_other_shards_are_decoded_anew(tmp_path, monkeypatch):
+    test_shards.write_all(tmp_path, SPEC)
+    loader.open_columns(tmp_path, SPEC, "test")
+    path = tmp_path / SPEC.filename("test", 0)
+    path.unlink()
+    record = test_shards.record
+    monkeypatch.setattr(
+        test_shards,
+        "record",
+        lambda *place: {**record(*place), "preset": np.ones(5, np.float32)},
+    )
+    test_shards.write(tmp_path, SPEC, "test", 0)
+    columns = loader.open_columns(tmp_path, SPEC, "test")
+    np.testing.assert_array_equal(columns["preset"], np.ones((2, 5)))
+
+
+def test_a_row_that_is_not_finite_is_named(tmp_path, monkeypatch):
+    record = test_shards.record
+
+    def bad(spec, split, row):
+        found = record(spec, split, row)
+        if row == 5:
+            found["embedding"][1] = np.nan
+        return found
+
+    monkeypatch.setattr(test_shards, "record", bad)
+    test_shards.write_all(tmp_path, SPEC)
+    path = tmp_path / SPEC.filename("train", 1)
+    with pytest.raises(files.ShardError, match="row 5 of train") as error:
+        loader.open_columns(tmp_path, SPEC, "train")
+    assert str(path) in str(error.value) and "embedding" in str(error.value)
 
 
 # Batches ---------------------------------------------------------------------
@@ -289,7 +359,7 @@ def test_verify_reads_everything_again(config, capsys):
     told = verify(config.data)
     for split, count in (("train", 3), ("validation", 2), ("test", 1)):
         assert re.search(rf"synthetic +{split} +{count} +", told)
-    assert "every shard is whole" in told
+    assert "every shard and column is whole" in told
     path = source.directory / source.spec.filename("test", 0)
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
@@ -298,6 +368,44 @@ def test_verify_reads_everything_again(config, capsys):
     path.write_bytes(whole)
     with pytest.raises(files.ShardError, match="holds no data set"):
         verify(f"{config.data}/nothing")
+
+    # Two shards that changed places, each with its check file.
+    first, second = (
+        source.directory / source.spec.filename("train", shard)
+        for shard in (0, 1)
+    )
+
+    def exchange():
+        for name in (lambda path: path, shards.check_path):
+            one, other = name(first).read_bytes(), name(second).read_bytes()
+            name(first).write_bytes(other)
+            name(second).write_bytes(one)
+
+    exchange()
+    with pytest.raises(files.ShardError, match="another name"):
+        verify(config.data)
+    exchange()
+    for name in ("features.json", "dataset_info.json"):
+        path = source.directory / name
+        whole = path.read_text()
+        for text in ("", whole.replace("4", "5"), "[]"):
+            path.write_text(text)
+            with pytest.raises(files.ShardError, match=name):
+                verify(config.data)
+        path.write_text(whole)
+    # A column whose bits flip while its time stays, as on a bad disk.
+    source.columns("test")
+    path = loader._column_path(
+        source.directory, source.spec, "test", "embedding"
+    )
+    whole, stat = path.read_bytes(), path.stat()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(files.ShardError, match=r"embedding\.npy.*sha256"):
+        verify(config.data)
+    source.columns("test")
+    assert path.read_bytes() == whole
+    assert re.search(r"synthetic +test +1 +2 +6", verify(config.data))
 
 
 def test_validate_scores_every_ranking_once(config):

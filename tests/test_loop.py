@@ -33,7 +33,7 @@ def second(state, batch, factor):
     return state, {**found, "extra": 2 * found["loss"]}
 
 
-def train(run, at=lambda step: None, bad=(), end_at=None, **options):
+def train(run, at=lambda step: None, bad=(), end_at=None, scores=(), **options):
     """Trains in a folder; calls `at` when a batch is asked for."""
     run.mkdir(exist_ok=True)
     told = []
@@ -45,9 +45,10 @@ def train(run, at=lambda step: None, bad=(), end_at=None, **options):
             yield None, jnp.full(2, value, float)
 
     def validate(step, epoch, state):
-        scores = {"mrr": -abs(epoch - 2.0)}  # the second epoch is the best
-        writer.write(step, epoch=epoch, **scores)
-        return {"x": state["x"] + 1}, scores, f"MRR {scores['mrr']:.1f}"
+        mrr = -abs(epoch - 2.0)  # the second epoch is the best
+        found = {"mrr": mrr, **dict(scores).get(epoch, {})}
+        writer.write(step, epoch=epoch, **found)
+        return {"x": state["x"] + 1}, found, f"MRR {mrr:.1f}"
 
     def report(epoch, scores):
         told.append((epoch, scores["mrr"]))
@@ -180,6 +181,31 @@ def test_what_is_not_finite_is_named_and_not_saved(tmp_path):
         train(run, bad=(6, 7))
     with checkpoints.manager(run, read_only=True) as saved:
         assert saved.latest_step() == 4
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_validation_that_is_not_finite_is_named_and_not_saved(
+    tmp_path, value
+):
+    run = tmp_path / "run"
+    with pytest.raises(
+        FloatingPointError, match=rf"validation at step 8: l1 {value};"
+    ):
+        train(run, scores={2: {"l1": value}})
+    with checkpoints.manager(run, read_only=True) as saved:
+        assert saved.latest_step() == 4
+
+
+def test_cut_metrics(whole, tmp_path):
+    file = tmp_path / metrics.FILE
+    content = (whole[0] / metrics.FILE).read_bytes()
+    lines = content.splitlines(keepends=True)
+    file.write_bytes(content[:-10])  # by a kill
+    assert len(list(metrics.read(tmp_path))) == len(lines) - 1
+    for damaged in (lines[1][:9] + b"\n", b"[1]\n", b"\xff\n", b"{}\n"):
+        file.write_bytes(b"".join([lines[0], damaged, *lines[2:]]))
+        with pytest.raises(ValueError, match=r"metrics\.jsonl: line 2 is dam"):
+            list(metrics.read(tmp_path))
 
 
 def test_a_report_that_ends_the_run_finds_it_saved(whole, tmp_path):

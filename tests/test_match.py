@@ -278,6 +278,8 @@ def test_options_and_stages_that_do_not_fit_are_refused(setup, target):
         judging.Options(seconds=0)
     with pytest.raises(ValueError, match="candidates is 0"):
         judging.Options(candidates=0)
+    with pytest.raises(ValueError, match="evaluations is -5"):
+        judging.Options(evaluations=-5)
 
 
 def test_shown_candidates_differ_where_they_can():

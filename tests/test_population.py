@@ -13,7 +13,7 @@ import pytest
 
 from configs import quickstart
 from launch.evaluate import proxy as evaluate_proxy
-from launch.runs import checkpoints, devices, metrics
+from launch.runs import checkpoints, data, devices, metrics
 from launch.train import members
 from launch.train import proxy as train_proxy
 from proxy import encoders, objective, optimizer, population, spaces
@@ -242,6 +242,23 @@ def test_a_diverging_member_leaves_the_others_alone(finished, tmp_path):
     config.run = str(tmp_path / "none")
     with pytest.raises(FloatingPointError, match="every member diverged"):
         members.train(config, (), (1e38, 2e38))
+
+
+def test_a_member_whose_validation_is_not_finite_has_diverged(
+    finished, tmp_path, monkeypatch
+):
+    config = config_for(tmp_path / "all", finished[0].data)
+    config.epochs, validate, calls = 1, data.validate, []
+
+    def bad_at_first(*arguments):
+        calls.append(arguments)
+        found = validate(*arguments)
+        return {**found, "l1": np.nan} if len(calls) == 1 else found
+
+    monkeypatch.setattr(data, "validate", bad_at_first)
+    gone, fine = members.train(config, (0, 1), ())
+    assert fine.diverged is None and fine.mrr > 0
+    assert gone.diverged == 8 and np.isnan(gone.mrr)
 
 
 def test_bad_members_are_told():

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from datasets import drawing, engines, files, loader, precompute, shards
+from datasets.engines import dexed_batch
 from datasets.spec import DataSpec, presets_digest, space_digest
 from launch import cli
 from proxy import audio, priors, spaces
@@ -231,6 +232,115 @@ def test_kept_audio_is_the_sound(embed, tmp_path):
         np.testing.assert_allclose(sound, wanted, atol=0.51 / 32767)
 
 
+def batched(size):
+    """The engine that renders batches."""
+    engine = dexed_batch.BatchedDexed(SETTINGS)
+    engine.batch = size
+    return engine
+
+
+def build_batched(engine, directory, embed, **options):
+    version = engine.version
+    return precompute.build(
+        make_spec(synth_version=version, **options.pop("fields", {})),
+        directory,
+        lambda: engine,
+        lambda: embed,
+        **{"progress": False, "workers": 2, **options},
+    )
+
+
+@pytest.fixture(scope="module")
+def in_batches(embed, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("batches")
+    report = build_batched(batched(16), directory, embed)
+    assert (report.built, report.rows) == (4, 59)
+    return directory
+
+
+def test_engines_make_the_same_data(reference, in_batches):
+    """The same presets, drawn as often; embeddings within 1e-4 of their size.
+
+    In L1 within 1e-4 as they are.
+    """
+    for split, number in make_spec().shards:
+        one = shards.read(reference, make_spec(), split, number)
+        spec = make_spec(synth_version=dexed_batch.VERSION)
+        other = shards.read(in_batches, spec, split, number)
+        np.testing.assert_array_equal(other["preset"], one["preset"])
+        np.testing.assert_allclose(
+            other["embedding"], one["embedding"], rtol=1e-4
+        )
+        distance = np.abs(other["embedding"] - one["embedding"]).mean(1)
+        assert distance.max() < 1e-4
+        checks = [
+            shards.read_check(directory, each, split, number)["redrawn"]
+            for directory, each in (
+                (reference, make_spec()),
+                (in_batches, spec),
+            )
+        ]
+        assert checks[0] == checks[1]
+
+
+def test_engines_do_not_share_a_folder(reference, embed):
+    with pytest.raises(files.ShardError, match=r"synth_version.*dx7-jax"):
+        build_batched(batched(16), reference, embed)
+
+
+def test_the_size_of_batches_does_not_change_a_byte(
+    in_batches, embed, tmp_path, caplog
+):
+    """Nor does memory that runs out, nor a build that is cut off."""
+    engine = batched(16)
+    render, made = engine._fill, []
+
+    def short(voices, notes, size):
+        made.append(len(voices))
+        if size > 8:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory")
+        if len(made) == 9:
+            raise OSError("cut off")
+        return render(voices, notes, size)
+
+    engine._fill = short
+    with pytest.raises(OSError, match="cut off"):
+        build_batched(engine, tmp_path, embed, workers=1)
+    assert contents(tmp_path) != contents(in_batches)
+    build_batched(engine, tmp_path, embed, workers=3)
+    assert contents(tmp_path) == contents(in_batches)
+    assert max(made) > 8 and engine.batch == 8
+    # Said once.
+    assert caplog.text.count("8 presets are rendered at once") == 1
+
+
+def test_memory_that_holds_no_preset_is_an_error(embed, tmp_path):
+    engine = batched(2)
+
+    def none(voices, notes, size):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory")
+
+    engine._fill = none
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        build_batched(engine, tmp_path, embed)
+
+
+def test_batches_of_given_presets(bank, embed, tmp_path):
+    names = [f"Preset {i}" for i in range(len(bank))]
+    fields = {
+        "source": "handcrafted",
+        "splits": (("train", len(bank)),),
+        "presets": presets_digest(bank, names),
+    }
+    given = {"presets": {"train": bank}, "names": {"train": names}}
+    engine = batched(8)
+    build_batched(engine, tmp_path, embed, fields=fields, **given)
+    spec = make_spec(synth_version=engine.version, **fields)
+    columns = shards.read(tmp_path, spec, "train", 0)
+    np.testing.assert_array_equal(columns["preset"], bank)
+    assert loader.open_names(tmp_path, spec, "train") == names
+
+
 @pytest.fixture(scope="module")
 def bank(reference):
     """Presets that are known to be heard."""
@@ -328,7 +438,7 @@ def test_choosing_shards():
         precompute.share(spec, numbers=[4])
     with pytest.raises(ValueError, match="task is 2"):
         precompute.share(spec, task=2, num_tasks=2)
-    for text in ("", "a", "1-", "-1", "1;2"):
+    for text in ("", "a", "1-", "-1", "1;2", "0-99999999999"):
         with pytest.raises(ValueError, match="--shards"):
             cli.ranges("shards", text)
 
@@ -340,8 +450,8 @@ def get_config():
     config = common.proxy_config("dexed", "hn_oh")
     config.audio_model = "mel128"
     config.data = {data!r}
-    config.num_train, config.validation, config.num_test = 400, (4, 5), 30
-    config.shard_size, config.embed_batch, config.workers = 20, 8, 2
+    config.num_train, config.validation, config.num_test = 800, (4, 5), 30
+    config.shard_size, config.embed_batch, config.workers = 40, 8, 2
     config.render = {{
         "hold": 0.2, "duration": 0.3, "fade_out": 0.05, "min_rms": 0.02
     }}
@@ -411,7 +521,8 @@ def test_killed_at_random_moments_ends_with_the_same_bytes(tmp_path):
     for _ in range(3):
         # At any moment while a shard or the next one is in the making: most
         # of a process's life goes into imports and compilation.
-        goal = finished(killed / "synthetic") + moments.randint(0, 3)
+        # Batches finish several shards at a time.
+        goal = finished(killed / "synthetic") + moments.randint(0, 1)
         with start(killed) as process:
             while process.poll() is None:
                 if list((killed / "synthetic").glob(".*.tmp-*")) and (
@@ -419,7 +530,7 @@ def test_killed_at_random_moments_ends_with_the_same_bytes(tmp_path):
                 ):
                     break
                 time.sleep(0.002)
-            time.sleep(moments.uniform(0, 0.2))
+            time.sleep(moments.uniform(0, 0.05))
             process.send_signal(signal.SIGKILL)
         print(finished(killed / "synthetic"), "shards finished when killed")
     assert not (killed / "synthetic" / "dataset_info.json").exists()

@@ -155,6 +155,27 @@ def test_mistakes_are_told_in_one_line(tmp_path, arguments, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_presets_of_another_synthesizer_name_it(tmp_path):
+    table = shared("presets/talnm_factory.json")
+    with pytest.raises(ValueError, match=r"talnm's: --synth=talnm$"):
+        commands.run("launch.presets", "inspect", table)
+    commands.run("launch.presets", "inspect", table, "--synth=talnm")
+    talnm = spaces.get("talnm")
+    presets = np.zeros((1, talnm.num_used), np.float32)
+    file = tmp_path / "a.json"
+    file.write_text(writing.to_json(presets, ["x"], talnm))
+    with pytest.raises(ValueError, match=r"talnm's: --synth=talnm$"):
+        commands.run("launch.presets", "inspect", file)
+    file.write_text('[{"name": "x", "values": {"lfo_sped": 0}}]')
+    with pytest.raises(ValueError, match="lfo_speed") as error:
+        commands.run("launch.presets", "inspect", file)
+    assert "--synth" not in str(error.value)
+    file.write_text('{"parameter_names": [], "presets": {"x": []}}')
+    with pytest.raises(ValueError, match="without a column") as error:
+        commands.run("launch.presets", "inspect", file)
+    assert "--synth" not in str(error.value)
+
+
 def test_a_real_bank_goes_out_and_comes_back(tmp_path):
     file = shared("presets/Dexed_01.syx")
     out = tmp_path / "out.syx"

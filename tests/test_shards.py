@@ -189,10 +189,22 @@ def test_swapped_shards(tmp_path):
         first, second = (name(path).read_bytes() for path in paths)
         name(paths[0]).write_bytes(second)
         name(paths[1]).write_bytes(first)
-    shards.verify(tmp_path, spec, "train")
-    with pytest.raises(files.ShardError, match="not rows range") as error:
-        shards.read(tmp_path, spec, "train", 0)
+    with pytest.raises(files.ShardError, match="another name") as error:
+        shards.verify(tmp_path, spec, "train")
     assert str(paths[0]) in str(error.value)
+    # Check files of earlier versions did not name their shards.
+    for path in map(shards.check_path, paths):
+        check = json.loads(path.read_text())
+        del check["file"]
+        path.write_text(json.dumps(check))
+    shards.verify(tmp_path, spec, "train")
+    for read in (
+        lambda: shards.read(tmp_path, spec, "train", 0),
+        lambda: shards.verify(tmp_path, spec, "train", again=True),
+    ):
+        with pytest.raises(files.ShardError, match="not rows range") as error:
+            read()
+        assert str(paths[0]) in str(error.value)
 
 
 def test_missing_check_file_and_shard(dataset):

@@ -228,6 +228,7 @@ def test_two_processes_run_exactly_the_trials_asked_for(config, tmp_path):
     ("text", "message"),
     [
         ("", "defines no get_space"),
+        ("root:x:0", "invalid syntax"),
         ("def get_space(): return {}", "is empty"),
         ("def get_space(): return {'no.such': 1}", "no field 'no.such'"),
         ("def get_space(): return {'batch': 1}", "batch is no Optuna"),

@@ -314,6 +314,8 @@ def test_evaluating_nothing_says_so(tmp_path):
         ("--config.no_such_field=1", "no_such_field"),
         ("--config.batch=many", "many"),
         ("--no_such_flag", "no_such_flag"),
+        ("--config=/etc/passwd", "passwd"),
+        ("--config.epochs=-1", "config.epochs=-1, need whole [1, "),
     ],
 )
 def test_mistakes_in_flags_are_told_in_one_line(flag, message):

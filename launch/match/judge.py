@@ -74,6 +74,9 @@ class Options:
         for name in ("candidates", "nearest", "starts", "parents", "every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, need >= 1")
+        for name in ("evaluations", "workers", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, need >= 0")
 
 
 @functools.cache

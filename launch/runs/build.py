@@ -189,7 +189,7 @@ def engine(config: Config) -> Callable[[], engines.Renderer]:
     """What starts the engine of a config; it can be sent to other processes.
 
     Args:
-      config: with synth, plugin, host, render and audio_model.
+      config: with synth, engine, plugin, host, render and audio_model.
 
     Returns:
       A function that starts an engine at every call, and raises what
@@ -200,7 +200,8 @@ def engine(config: Config) -> Callable[[], engines.Renderer]:
         config.synth,
         settings(config),
         plugin=config.plugin,
-        host=dict(config.host),
+        host={k: v for k, v in config.host.items() if k != "dead"},
+        engine=config.engine,
     )
 
 

@@ -1,12 +1,21 @@
-"""Run directories and their checkpoints: the best and the last."""
+"""Run directories and their checkpoints: the best and the last.
+
+A checkpoint holds the sha256 of each of its files, in `sha256.json`, which is
+there when the checkpoint gets its name. One without it was made by an earlier
+version of this project; it is read unchecked.
+"""
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -14,6 +23,7 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from configs import common
@@ -27,36 +37,105 @@ from proxy.objective import TrainState
 _State = TypeVar("_State")
 _CONFIG = "config.json"
 _FOLDER = "checkpoints"
+_CHECKS = "sha256.json"
+# What reading a damaged file provokes, in the libraries that read it.
+_UNREADABLE = (
+    AttributeError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 def prepare(config: Config) -> pathlib.Path:
     """Makes or reopens `config.run`, the run directory of a config.
 
+    Checkpoints that are kept elsewhere have the config beside them, too.
+
     Returns:
       The directory, holding config.json and environment.json.
 
     Raises:
-      ValueError: when the directory belongs to another config; names the
-        fields that differ.
+      ValueError: when the directory or the checkpoints belong to another
+        config; names the fields that differ.
     """
     run = pathlib.Path(config.run)
     run.mkdir(parents=True, exist_ok=True)
     path = run / _CONFIG
     wanted = json.loads(config.to_json())
-    if path.exists():
-        found = json.loads(path.read_text())
-        fixed = {*wanted, *found} - _FREE
-        if lines := _differing(wanted, found, fixed):
-            raise ValueError(
-                f"{run} holds a run with another config ({lines}); choose "
-                "another --config.run, or remove it"
-            )
+    known = files.read_json(path) if path.exists() else {}
+    if known:
+        _check_same(wanted, known, run, "run")
+    place = _elsewhere(config.get("checkpoints"))
+    beside = place and place / _CONFIG
+    if beside and beside.exists():
+        _check_same(wanted, files.read_json(beside), place, "checkpoints")
+    # A run of an earlier version has written no config there; where hosts
+    # share no folder, the first one alone has what it wrote.
+    elif (
+        place
+        and jax.process_index() == 0
+        and known.get("checkpoints") != config.checkpoints
+        and _steps(place)
+    ):
+        raise ValueError(
+            f"{place} holds checkpoints that no {_CONFIG} beside them tells "
+            "the config of; choose another --config.checkpoints, or copy the "
+            f"{_CONFIG} of their run there"
+        )
     if jax.process_index() == 0:
         # Again on a resume: data or weights may have moved.
+        if beside:
+            _write(beside, _text(wanted))
         files.write_atomically(path, _text(wanted))
         text = _text(environment())
         files.write_atomically(run / "environment.json", text)
     return run
+
+
+def _check_same(wanted: Any, found: Any, place: Any, what: str) -> None:
+    fixed = {*wanted, *found} - _FREE
+    if lines := _differing(wanted, found, fixed):
+        raise ValueError(
+            f"{place} holds a run with another config ({lines}); choose "
+            f"another --config.{what}, or remove it"
+        )
+
+
+def _write(path: epath.Path, text: str) -> None:
+    """Writes a file whole, into a bucket or a folder."""
+    if "://" in str(path):
+        path.write_text(text)
+    else:
+        files.write_atomically(pathlib.Path(path), text)
+
+
+@contextlib.contextmanager
+def alone(run: pathlib.Path) -> Iterator[None]:
+    """Keeps other processes from training in a run directory.
+
+    Args:
+      run: the run directory.
+
+    Yields:
+      None.
+
+    Raises:
+      RuntimeError: when another process trains there.
+    """
+    places, saved = [run], folder(run)
+    if "://" not in str(saved) and run.absolute() not in saved.parents:
+        places.append(pathlib.Path(saved))
+    with contextlib.ExitStack() as stack:
+        for place in places if jax.process_index() == 0 else ():
+            if not stack.enter_context(files.claim(place, "training")):
+                raise RuntimeError(
+                    f"another process is training in {place}; wait until it "
+                    "is done, or choose another --config.run"
+                )
+        yield
 
 
 # Fields that change how a run is carried out, not what comes of it.
@@ -122,13 +201,21 @@ def manager(
     The best has the largest MRR on the validation split or, for an
     estimator, the least `a_mean`.
 
+    Checkpoints are checked first. To train on, damaged ones are set aside.
+
     Args:
       run: the run directory.
       read_only: whether only to look into a run that may be going on.
 
     Returns:
       The manager; close it, or use it as a context.
+
+    Raises:
+      ValueError: naming the damaged file, when no checkpoint is whole, or
+        one is not and it is only to be looked at.
     """
+    place = folder(run)
+    _check_steps(place, read_only)
     keep = policies.AnyPreservationPolicy(
         [
             policies.LatestN(1),
@@ -145,7 +232,105 @@ def manager(
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
     )
-    return ocp.CheckpointManager(folder(run), options=options)
+    if not read_only:
+        seal = functools.partial(_seal, place)
+        options.async_options = ocp.AsyncOptions(
+            post_finalization_callback=seal
+        )
+    try:
+        return ocp.CheckpointManager(place, options=options)
+    except _UNREADABLE as error:
+        raise ValueError(
+            f"{place}: its checkpoints cannot be read ({error})"
+        ) from error
+
+
+def _steps(place: epath.Path) -> list[epath.Path]:
+    """The checkpoints in a folder, by their steps."""
+    found = place.iterdir() if place.exists() else ()
+    steps = [path for path in found if path.name.isdecimal() and path.is_dir()]
+    return sorted(steps, key=lambda path: int(path.name))
+
+
+def _digest(file: epath.Path) -> str:
+    if file.name != "_CHECKPOINT_METADATA":
+        return files.sha256(file)
+    # Orbax notes the time in it when all else is done.
+    time = rb'"commit_timestamp_nsecs": ?(\d+|null)'
+    text = re.sub(time, b"", file.read_bytes())
+    return hashlib.sha256(text).hexdigest()
+
+
+def _seal(place: epath.Path) -> None:
+    """Writes the digests of a checkpoint that has yet to get its name.
+
+    Orbax calls it when everything else is written; then it renames the
+    folder, which makes a checkpoint of it, or, in a bucket, marks it.
+    """
+    if jax.process_index() != 0:
+        return
+    for step in place.iterdir():
+        if not step.is_dir() or not ocp.utils.is_tmp_checkpoint(step):
+            continue
+        digests = {
+            str((folder / name).relative_to(step)): _digest(folder / name)
+            for folder, _, names in step.walk()
+            for name in names
+        }
+        (step / _CHECKS).write_text(_text(digests))
+
+
+def _damage(step: epath.Path) -> str:
+    """What is wrong with the files of a checkpoint, "" for nothing known."""
+    checks = step / _CHECKS
+    try:
+        known = dict(json.loads(checks.read_text()))
+    except FileNotFoundError:
+        return ""  # of an earlier version
+    except (OSError, TypeError, ValueError) as error:
+        return f"{checks} cannot be read: {error}"
+    for name, digest in known.items():
+        file = step / name
+        try:
+            if _digest(file) != digest:
+                return f"{file} is not what was saved (sha256)"
+        except OSError as error:
+            return f"{file} cannot be read: {error.strerror or error}"
+    return ""
+
+
+def _check_steps(place: epath.Path, read_only: bool) -> None:
+    """Sets damaged checkpoints aside, or refuses them; see `manager`."""
+    if jax.process_index() == 0:
+        whole, damaged = [], {}
+        for step in _steps(place):
+            if not list(step.iterdir()):
+                step.rmdir()  # no checkpoint, and orbax would stumble
+                continue
+            wrong = _damage(step)
+            if not step.exists():  # it was removed meanwhile
+                continue
+            if wrong:
+                damaged[step] = wrong
+            else:
+                whole.append(step)
+        if damaged and (read_only or not whole):
+            remedy = (
+                "remove that folder to use an older one, or train again: the "
+                "same command goes on from the newest whole one"
+                if whole
+                else f"no other is there: remove {place} to start anew"
+            )
+            raise ValueError(
+                f"damaged checkpoint: {'; '.join(damaged.values())}; {remedy}"
+            )
+        for step, wrong in damaged.items():
+            aside = step.with_name(f"{step.name}.damaged")
+            aside.rmtree(missing_ok=True)
+            step.rename(aside)
+            print(f"damaged checkpoint, now {aside.name}: {wrong}", flush=True)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("checkpoints are checked")
 
 
 def folder(run: pathlib.Path) -> epath.Path:
@@ -159,11 +344,16 @@ def folder(run: pathlib.Path) -> epath.Path:
       The folder, absolute.
     """
     path = run / _CONFIG
-    elsewhere = path.exists() and json.loads(path.read_text())["checkpoints"]
-    if not elsewhere:
-        return epath.Path((run / _FOLDER).absolute())
-    place = epath.Path(elsewhere)
-    return place if "://" in elsewhere else place.absolute()
+    named = files.read_json(path).get("checkpoints") if path.exists() else ""
+    return _elsewhere(named) or epath.Path((run / _FOLDER).absolute())
+
+
+def _elsewhere(named: str | None) -> epath.Path | None:
+    """The folder that `config.checkpoints` names, if it does."""
+    if not named:
+        return None
+    place = epath.Path(named)
+    return place if "://" in named else place.absolute()
 
 
 def best_step(checkpoints: ocp.CheckpointManager) -> int:
@@ -213,17 +403,18 @@ def restore(
       The state.
 
     Raises:
-      ValueError: when the checkpoint does not fit the template.
+      ValueError: when the checkpoint does not fit the template, or has no
+        digests and is damaged.
     """
     step = checkpoints.latest_step() if step is None else step
     try:
         restored: Any = checkpoints.restore(
             step, args=ocp.args.StandardRestore(template)
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except _UNREADABLE as error:
         raise ValueError(
             f"checkpoint {step} in {checkpoints.directory} does not fit this "
-            f"config: {error}"
+            f"config, or is damaged: {error}"
         ) from error
     return restored
 
@@ -234,11 +425,14 @@ def restore_raw(checkpoints: ocp.CheckpointManager, step: int) -> Any:
     Whatever devices it was saved on: these need not be there.
     """
     place = checkpoints.directory / str(step) / "default"
-    with ocp.PyTreeCheckpointer() as reader:
-        saved: Any = reader.metadata(place).item_metadata
-        on_host = ocp.RestoreArgs(restore_type=np.ndarray)
-        kinds = jax.tree.map(lambda _: on_host, saved.tree)
-        return reader.restore(place, restore_args=kinds)
+    try:
+        with ocp.PyTreeCheckpointer() as reader:
+            saved: Any = reader.metadata(place).item_metadata
+            on_host = ocp.RestoreArgs(restore_type=np.ndarray)
+            kinds = jax.tree.map(lambda _: on_host, saved.tree)
+            return reader.restore(place, restore_args=kinds)
+    except _UNREADABLE as error:
+        raise ValueError(f"{place} cannot be read: {error}") from error
 
 
 def publish(config: Config, variables: Any) -> None:
@@ -339,7 +533,7 @@ def read_config(run: str | os.PathLike[str]) -> Config:
             f"no run at {folder} ({_CONFIG} is missing); train one with "
             "python -m launch.train --config FILE"
         )
-    config = ml_collections.ConfigDict(json.loads(path.read_text()))
+    config = ml_collections.ConfigDict(files.read_json(path))
     if config.get("kind") not in ("proxy", "estimator"):
         raise ValueError(
             f"{folder} was made by an earlier version of this project: its "

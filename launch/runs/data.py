@@ -88,7 +88,7 @@ def open_source(directory: pathlib.Path) -> Source:
     Raises:
       ShardError: when the folder holds none.
     """
-    spec = DataSpec.from_dict(shards.read_spec(directory))
+    spec = shards.load_spec(directory)
     return Source(directory, spec)
 
 
@@ -137,7 +137,7 @@ def recorded(run: pathlib.Path, root: str) -> dict[str, Source]:
             "missing): start its training again with the same command, or, "
             f"of a published model, python -m launch.evaluate --run {run}"
         )
-    sets = json.loads(path.read_text())["sets"]
+    sets = files.read_json(path)["sets"]
     folder = pathlib.Path(root).expanduser()
     return {name: open_source(folder / place) for name, place in sets.items()}
 

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from configs import ranges
 from datasets import engines, files, precompute, shards
 from datasets.presets import bank as handcrafted
 from datasets.presets import reading
@@ -41,6 +42,7 @@ class Maker:
       settings: how presets are made to sound.
       engine: starts the engine; the same one at every call.
       hosted: whether the engine is a plug-in.
+      most_dead: see `noise.check`.
       seed: seed of the synthetic presets.
       banks: files and folders of hand-crafted presets.
       shares: of synthetic presets, by the name of a prior.
@@ -58,6 +60,7 @@ class Maker:
     settings: engines.RenderSettings
     engine: Callable[[], engines.Renderer]
     hosted: bool
+    most_dead: float | None
     seed: int
     banks: tuple[str, ...]
     shares: dict[str, float]
@@ -104,8 +107,10 @@ def maker(
       The maker.
 
     Raises:
-      ValueError: for an unknown synthesizer, audio model or render setting.
+      ValueError: for an unknown synthesizer, audio model or render setting,
+        or a field that is out of range.
     """
+    ranges.check(config)
     own = functools.cache(build.engine(config))
     try:
         yield Maker(
@@ -116,6 +121,7 @@ def maker(
             settings=build.settings(config),
             engine=engine or own,
             hosted=not engines.embedded(config.synth, config.plugin),
+            most_dead=config.host.get("dead"),
             seed=config.data_seed,
             banks=tuple(filter(None, config.presets.split(","))),
             shares={k: float(v) for k, v in config.prior.items()},
@@ -131,11 +137,15 @@ def maker(
 
 
 def check(config: Config) -> None:
-    """Checks, loading nothing, that there is data or a plug-in to make it.
+    """Checks a config, and that there is data or a plug-in to make it.
+
+    Nothing is loaded or started.
 
     Raises:
       MissingPluginError: (a `ValueError`) neither is there.
+      ValueError: naming every field that is out of range.
     """
+    ranges.check(config)
     root = pathlib.Path(config.data).expanduser()
     for path in root.glob("*/metadata.json"):
         if shards.read_spec(path.parent).get("synth") == config.synth:
@@ -301,7 +311,7 @@ def _whole(directory: pathlib.Path) -> bool:
     """Whether a folder holds a data set with every shard."""
     if not (directory / "metadata.json").exists():
         return False
-    spec = DataSpec.from_dict(shards.read_spec(directory))
+    spec = shards.load_spec(directory)
     return not shards.missing(directory, spec)
 
 
@@ -393,6 +403,7 @@ def _build(
             floor = noise.keep(
                 directory, lambda: noise.measure(making.engine())
             )
+            noise.check(floor, making.space.num_used, making.most_dead)
             say(noise.describe(floor), flush=True)
     if source.spec.prior:
         given["prior"] = making.prior

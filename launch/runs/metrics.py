@@ -15,15 +15,25 @@ def read(run: pathlib.Path) -> Iterator[dict[str, Any]]:
     """Yields the records of a run, oldest first.
 
     A last line cut short by a kill is left out.
+
+    Raises:
+      ValueError: naming the line, when another one is damaged.
     """
     path = run / FILE
     if not path.exists():
         return
-    for line in path.read_text().splitlines():
+    lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, 1):
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return
+            record = json.loads(line)
+            int(record["step"])
+        except (KeyError, RecursionError, TypeError, ValueError) as error:
+            if number == len(lines):
+                return
+            raise ValueError(
+                f"{path}: line {number} is damaged ({error}); remove it"
+            ) from error
+        yield record
 
 
 class Writer:

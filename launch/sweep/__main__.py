@@ -23,6 +23,7 @@ import optuna
 from absl import flags
 from optuna.trial import TrialState
 
+from configs import ranges
 from launch import cli
 from launch.runs import devices
 from launch.sweep import study as studies
@@ -67,6 +68,7 @@ def main() -> None:
     """Runs the command."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     config, trials = _CONFIG.value, _TRIALS.value
+    ranges.check(config)
     space = studies.read_space(_SPACE.value, config)
     seeds = cli.numbers(_SEEDS, int)
     start = -(-trials // 4) if _START.value is None else _START.value

@@ -70,7 +70,10 @@ def read_space(path: str, config: Config) -> Space:
     """
     if not pathlib.Path(path).is_file():
         raise ValueError(f"--space={path}: no such Python file")
-    get_space = runpy.run_path(path).get("get_space")
+    try:
+        get_space = runpy.run_path(path).get("get_space")
+    except SyntaxError as error:
+        raise ValueError(f"--space={path}: {error}") from error
     if get_space is None:
         raise ValueError(f"--space={path}: defines no get_space()")
     space = get_space()

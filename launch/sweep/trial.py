@@ -70,7 +70,13 @@ def run_trial(sweep: Sweep, frozen: FrozenTrial) -> None:
         study.tell(trial, state=TrialState.FAIL)
         print(f"{name}: failed, {error}", flush=True)
     else:
-        value = max(scores(run).values())
+        found = scores(run)
+        if not found:
+            raise ValueError(
+                f"{run}: its {metrics.FILE} has no validation left; remove "
+                "that folder to train the trial again"
+            )
+        value = max(found.values())
         study.tell(trial, value)
         print(f"{name}: MRR {value:.4f}", flush=True)
 

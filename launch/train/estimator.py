@@ -19,6 +19,7 @@ import numpy as np
 import optax
 import tqdm
 
+from configs import ranges
 from datasets import engines, loader, shards
 from launch import Config
 from launch.runs import (
@@ -224,6 +225,7 @@ def train(config: Config) -> pathlib.Path:
             "an estimator is trained by one process, on all its devices; "
             "start a single one"
         )
+    ranges.check(config)
     engines.check(config.synth, config.plugin)
     mesh = devices.mesh(config.devices or None)
     everywhere = devices.replicated(mesh)

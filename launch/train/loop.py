@@ -9,7 +9,7 @@ import pathlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,7 +30,9 @@ def say(message: str) -> None:
 def resume(
     run: pathlib.Path, state: Any, total: int
 ) -> Iterator[tuple[ocp.CheckpointManager, Any, int]]:
-    """Opens the checkpoints of a run and reads the last one.
+    """Opens the checkpoints of a run, for this process alone.
+
+    Reads the newest one that is whole.
 
     Args:
       run: the run directory.
@@ -39,8 +41,12 @@ def resume(
 
     Yields:
       The checkpoints, the state to go on from, and the steps it has taken.
+
+    Raises:
+      RuntimeError: when another process is training in that directory.
+      ValueError: when no checkpoint is whole, or they do not fit.
     """
-    with checkpoints.manager(run) as saved:
+    with checkpoints.alone(run), checkpoints.manager(run) as saved:
         done = saved.latest_step() or 0
         if done:
             state = checkpoints.restore(saved, state)
@@ -94,6 +100,22 @@ def write_means(
     return means["loss"]
 
 
+def check_scores(step: int, scores: Mapping[str, float]) -> None:
+    """Checks that what a validation found is finite.
+
+    Raises:
+      FloatingPointError: naming the step and what is not.
+    """
+    wrong = {k: v for k, v in scores.items() if not np.isfinite(v)}
+    if wrong:
+        found = ", ".join(f"{name} {value}" for name, value in wrong.items())
+        raise FloatingPointError(
+            f"validation at step {step}: {found}; the last checkpoint is from "
+            "before it. Lower config.optimizer.learning_rate or set "
+            "config.optimizer.clip_norm"
+        )
+
+
 def train(
     run: pathlib.Path,
     saved: ocp.CheckpointManager,
@@ -136,6 +158,7 @@ def train(
       unit: what those are called, "presets" or "sounds".
 
     Raises:
+      FloatingPointError: when what a validation finds is not finite.
       SystemExit: after SIGTERM or Ctrl-C, with a checkpoint saved.
     """
     compiled, total = {}, steps.stop - 1
@@ -178,6 +201,7 @@ def train(
             latest, times, scores = [], {}, None
             if validated:
                 state, scores, words = validate(step, epoch, state)
+                check_scores(step, scores or {})
                 say(
                     f"epoch {epoch:3d}  loss {loss:.4f}  validation {words}"
                     f"  {rate:,.0f} {unit}/s"

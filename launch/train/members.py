@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
 
-from datasets import loader
+from configs import ranges
+from datasets import files, loader
 from launch import Config
 from launch.runs import (
     build,
@@ -56,7 +57,7 @@ class Result:
 def runs(folder: pathlib.Path) -> list[pathlib.Path]:
     """The runs of a population's members; empty where there is none."""
     file = folder / _FILE
-    names = json.loads(file.read_text()) if file.exists() else []
+    names = files.read_json(file, list) if file.exists() else []
     return [folder / name for name in names]
 
 
@@ -75,7 +76,7 @@ def configs(
       of the config whatever the member's seed.
 
     Raises:
-      ValueError: when a member is there twice.
+      ValueError: when a member is there twice, or a field out of range.
     """
     if config.get("checkpoints"):
         raise ValueError(
@@ -92,6 +93,7 @@ def configs(
         member.seed = seed
         member.optimizer.learning_rate = rate
         member.run = str(pathlib.Path(config.run, f"seed{seed}_rate{rate:g}"))
+        ranges.check(member)
         if member.run in members:
             raise ValueError(f"a member is there twice: {member.run}")
         members[member.run] = member
@@ -228,7 +230,7 @@ def _prepare(config: Config, members: Sequence[Config]) -> list[pathlib.Path]:
     for member in members:
         checkpoints.prepare(member)
     names = [run.name for run in wanted]
-    (root / _FILE).write_text(json.dumps(names) + "\n")
+    files.write_atomically(root / _FILE, json.dumps(names) + "\n")
     return wanted
 
 
@@ -314,6 +316,11 @@ def train(
             found = data.validate(
                 source, config.validation, ranker, state, mesh
             )
+            if not np.isfinite(list(found.values())).all():
+                log.diverged[i] = step
+                writer.write(step, diverged=step)
+                scores.append({"mrr": 0.0, "l1": math.nan})
+                continue
             writer.write(step, epoch=epoch, **found)
             scores.append(found)
         mrr = np.array([s["mrr"] for s in scores], np.float32)
@@ -324,7 +331,7 @@ def train(
         return {**tree, "best": best}, None, words
 
     with (
-        contextlib.ExitStack() as files,
+        contextlib.ExitStack() as stack,
         loop.resume(root, tree, total) as (saved, tree, done),
         loader.on_devices(
             _batches([m.seed for m in members], columns, config.batch, done),
@@ -332,7 +339,7 @@ def train(
         ) as batches,
     ):
         log = _Log(
-            [files.enter_context(metrics.Writer(run, done)) for run in folders],
+            [stack.enter_context(metrics.Writer(run, done)) for run in folders],
             folders,
         )
         tree = loop.train(
@@ -351,9 +358,9 @@ def train(
             checkpoint_minutes=config.checkpoint_minutes,
             examples=config.batch * len(members),
         )
-    tree = jax.device_get(tree)
-    for i, run in enumerate(folders):
-        _export(run, tree, i)
+        tree = jax.device_get(tree)
+        for i, run in enumerate(folders):
+            _export(run, tree, i)
     best = tree["best"]
     mrr = np.where(np.isfinite(best.score), best.score, np.nan)
     return [

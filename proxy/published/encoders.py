@@ -109,12 +109,17 @@ def _count(state: StateDict, pattern: str) -> int:
     return len({m.group(1) for m in matches if m})
 
 
-def _shape(state: StateDict, name: str) -> tuple[int, ...]:
+def _size(state: StateDict, name: str, axis: int) -> int:
     if name not in state:
         raise ValueError(
             f"the state dict has no tensor {name!r}: it is not of this encoder"
         )
-    return np.shape(state[name])
+    shape = np.shape(state[name])
+    if len(shape) <= axis or not shape[axis]:
+        raise ValueError(
+            f"tensor {name!r} has shape {shape}: it is not of this encoder"
+        )
+    return shape[axis]
 
 
 def sizes(name: str, state: StateDict) -> dict[str, Any]:
@@ -126,14 +131,14 @@ def sizes(name: str, state: StateDict) -> dict[str, Any]:
       Arguments of `encoders.build`, `dimension` among them.
 
     Raises:
-      ValueError: when a tensor that tells a size is missing.
+      ValueError: when a tensor that tells a size is missing or too small.
     """
     encoders.get(name)
     if name == "tfm":
-        hidden = _shape(state, "tokenizer.noncat_tokenizer")[1]
-        inner = _shape(state, "encoder.layers.0.linear1.weight")[0]
+        hidden = _size(state, "tokenizer.noncat_tokenizer", 1)
+        inner = _size(state, "encoder.layers.0.linear1.weight", 0)
         return {
-            "dimension": _shape(state, "head.2.bias")[0],
+            "dimension": _size(state, "head.2.bias", 0),
             "hidden": hidden,
             "blocks": _count(state, r"encoder\.layers\.(\d+)\."),
             "factor": inner / hidden,
@@ -141,14 +146,14 @@ def sizes(name: str, state: StateDict) -> dict[str, Any]:
         }
     if name == "gru_oh":
         return {
-            "dimension": _shape(state, "out_block.2.bias")[0],
-            "hidden": _shape(state, "out_block.0.bias")[0],
+            "dimension": _size(state, "out_block.2.bias", 0),
+            "hidden": _size(state, "out_block.0.bias", 0),
             "layers": _count(state, r"gru\.weight_ih_l(\d+)"),
         }
     layer = "fc" if name.startswith("hn") else "block"
     known: dict[str, Any] = {
-        "dimension": _shape(state, "head.bias")[0],
-        "hidden": _shape(state, f"blocks.0.{layer}.0.weight")[0],
+        "dimension": _size(state, "head.bias", 0),
+        "hidden": _size(state, f"blocks.0.{layer}.0.weight", 0),
         "blocks": _count(state, r"blocks\.(\d+)\."),
     }
     table = {
@@ -156,7 +161,7 @@ def sizes(name: str, state: StateDict) -> dict[str, Any]:
         "hn_ptgru": "embedding_layer.tokenizer.noncat_tokenizer",
     }.get(name)
     if table is not None:
-        known["token"] = _shape(state, table)[1]
+        known["token"] = _size(state, table, 1)
     return known
 
 
@@ -174,8 +179,14 @@ def _weights(space: ParameterSpace, state: StateDict) -> dict[str, np.ndarray]:
                     "or another version of its parameter table"
                 )
         elif key.endswith("pos_encoding.pe"):
-            expected = inputs.sinusoids(value.shape[-2], value.shape[-1])
-            if not np.allclose(value, expected, atol=1e-3):
+            fine = (
+                value.ndim >= 2
+                and value.size
+                and np.allclose(
+                    value, inputs.sinusoids(*value.shape[-2:]), atol=1e-3
+                )
+            )
+            if not fine:
                 raise ValueError(
                     f"{key}: not the sine and cosine positions of the paper"
                 )

@@ -63,8 +63,8 @@ def assemble(
       The tree, NumPy arrays.
 
     Raises:
-      ValueError: when a tensor is missing, is one too many or has another
-        shape; names it.
+      ValueError: when a tensor is missing, is one too many, has another
+        shape or a value that is not finite; names it.
     """
     tensors = list(tensors)
     names = [tensor.name for tensor in tensors]
@@ -95,6 +95,8 @@ def assemble(
                 f"Tensor {name!r} has shape {np.shape(state[name])}, which "
                 f"does not fit {network}."
             )
+        if not np.isfinite(array).all():
+            raise ValueError(f"Tensor {name!r} has values that are not finite.")
         if stacked:
             flat.setdefault(path, []).append(array)
         else:

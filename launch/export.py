@@ -9,6 +9,7 @@ presets of the fitted prior, made at first use, and the bank of `--presets`.
 
 import json
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ def export(run: str, which: str) -> tuple[bytes, float]:
     variables = jax.tree.map(np.asarray, proxy.variables)
     with np.errstate(over="ignore"):
         halves = jax.tree.map(lambda x: x.astype(np.float16), variables)
-    flat = traverse_util.flatten_dict(halves, sep="/")
+    flat: Any = traverse_util.flatten_dict(halves, sep="/")
     for name, array in flat.items():
         if not np.isfinite(array).all():
             raise ValueError(f"{run}: {name} does not fit half precision")

@@ -184,8 +184,10 @@ def _export(paths: list[str]) -> None:
             )
         rows = [i for i, name in enumerate(bank.names) if name in _NAMES.value]
         bank = bank.take(rows)
-    paths = writing.save(_OUTPUT.value, bank.presets, bank.names, bank.space)
-    shown = str(paths[0]) if len(paths) == 1 else f"{paths[0]} ... {paths[-1]}"
+    written = writing.save(_OUTPUT.value, bank.presets, bank.names, bank.space)
+    shown = str(written[0])
+    if len(written) > 1:
+        shown += f" ... {written[-1]}"
     print(f"{len(bank)} presets written to {shown}")
 
 

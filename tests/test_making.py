@@ -1,5 +1,7 @@
 """What a config's presets are drawn from, and what is kept from whom."""
 
+from typing import Any
+
 import ml_collections
 import numpy as np
 import pytest
@@ -41,7 +43,7 @@ def config(bank, tmp_path):
     return config
 
 
-def prior_of(config):
+def prior_of(config) -> tuple[Any, Any]:
     with making.maker(config) as maker:
         return maker.prior, making.synthetic(maker, config).spec
 

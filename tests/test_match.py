@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 import types
 from typing import Any
 
@@ -341,12 +342,16 @@ def test_a_folder_resumes_and_bad_files_do_not_end_it(
         ("d", other),
     )
     (sounds / "c.wav").write_text("no sound")
+    # One that is no name of a folder elsewhere, one that is no formula.
+    (sounds / "b.wav").rename(sounds / "$b_y_z$.wav")
+    (sounds / "d.wav").rename(sounds / os.fsdecode(b"d\xff.wav"))
     out = tmp_path / "out"
     with pytest.raises(ValueError, match="2 of the sounds"):
         run_command(run, out, sounds)
     errors = capsys.readouterr().err
     assert "a.wav is silent" in errors and "c.wav is not an audio" in errors
-    results = [out / name / "result.json" for name in "bd"]
+    results = sorted(out.glob("*/result.json"))
+    assert [path.parent.name[:2] for path in results] == ["$b", "d_"]
     before = [path.stat().st_mtime_ns for path in results]
     for name in "ac":
         (sounds / f"{name}.wav").unlink()

@@ -237,9 +237,10 @@ def repair(
 
 
 def parse_json(
-    data: bytes, space: ParameterSpace, meter: limits.Meter
+    data: bytes, space: ParameterSpace, meter: limits.Meter | None = None
 ) -> tuple[np.ndarray, list[str]]:
     """Plug-in values [presets, parameters] and names of a JSON file."""
+    meter = meter or limits.Meter()
     document = limits.parse_json(data, meter.budget)
     if isinstance(document, dict) and "parameter_names" in document:
         return _parse_table(document, space, meter)

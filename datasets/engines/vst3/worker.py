@@ -7,14 +7,17 @@ import ctypes
 import importlib.metadata
 import itertools
 import os
+import pathlib
 import re
 import resource
+import runpy
 from typing import Any
 
 import numpy as np
 
 # Plug-ins render blocks of this many samples.
 _BLOCK = 8192
+_FOLDER = pathlib.Path(__file__).parent
 
 _libc = ctypes.CDLL(None)
 
@@ -173,10 +176,14 @@ class Host:
         self._reset()
         self._set(values)
 
+        # Imported as a file: this one is run as a script.
+        read = runpy.run_path(str(_FOLDER / "state.py"))["read"]
+
         def state() -> bytes:
-            # The part that makes the sound is told when it next has to.
+            # The part that makes the sound is told when it next has to. What
+            # the other part remembers proves nothing.
             self._process([], 0.02, 44_100)
-            return bytes(self.plugin.preset_data)
+            return read(bytes(self.plugin.preset_data))[1].get("Comp", b"")
 
         state()
         states = [state(), state()]

@@ -116,8 +116,15 @@ def proxy_config(
     config.embed_batch = 64
     config.keep_audio = False
     config.data_seed = 0
-    # Of a numerical parameter, the probability of its default, and of the two
-    # ends of its interval; the paper draws uniformly.
+    # Shares of synthetic presets by prior, see proxy/priors.py; the paper's
+    # are uniform. Variations are of the training part of `presets`.
+    config.prior = ml_collections.ConfigDict(
+        {"uniform": 1.0, "fitted": 0.0, "variations": 0.0}
+    )
+    # Of the fitted: file of `launch.presets fit`; "": the project's own.
+    config.fitted = ""
+    # Of the uniform: the probability of a numerical parameter's default, and
+    # of the two ends of its interval; 0 in the paper.
     config.sampling = ml_collections.ConfigDict(
         {"at_default": 0.0, "at_end": 0.0}
     )
@@ -130,6 +137,9 @@ def proxy_config(
             "fade_out": 0.1,
         }
     )
+    # What renders Dexed without a plug-in: "jax" in batches, "dexed-py" one by
+    # one, "auto" the faster one.
+    config.engine = "auto"
     # The synthesizer's VST3 plug-in; "": what the environment variable
     # SYNTH_VST3 names, e.g. DIVA_VST3. Dexed needs none.
     config.plugin = ""
@@ -141,6 +151,8 @@ def proxy_config(
             "isolation": "",
             "warm_up": config_dict.placeholder(float),
             "timeout": config_dict.placeholder(float),
+            # Share of the varied parameters that the plug-in may ignore.
+            "dead": config_dict.placeholder(float),
         }
     )
     config.presets = ""  # file or folder of hand-crafted banks
@@ -163,7 +175,15 @@ def proxy_config(
     config.dtype = "float32"  # of the computation; parameters are float32
 
     # Optimisation.
-    config.source = "synthetic"  # or "handcrafted": what is trained on
+    # What is trained on: "synthetic", "handcrafted" (the training part of
+    # `presets`) or "both". Unless synthetic, hand-crafted ones validate.
+    config.source = "synthetic"
+    # Whether a step sees other presets that sound the same (symmetries).
+    config.equivalent = False
+    # Added to the L1 loss: telling which sound of a batch is which preset's.
+    config.contrastive = ml_collections.ConfigDict(
+        {"weight": 0.0, "temperature": 0.05}
+    )
     config.init = ""  # run whose weights to start from
     config.epochs = 30
     config.batch = 256 if encoder == "tfm" else 512

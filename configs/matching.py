@@ -130,6 +130,8 @@ def match_config(base: Any, size: str) -> Any:
         "shard_size",
         "embed_batch",
         "data_seed",
+        "prior",
+        "fitted",
         "sampling",
         "render",
         "plugin",

@@ -17,6 +17,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from datasets import engines, mirror, precompute
 from datasets.spec import DataSpec
+from proxy.priors import Prior
 
 
 class _BuildShard(beam.DoFn):
@@ -29,9 +30,10 @@ class _BuildShard(beam.DoFn):
         name: str,
         make_renderer: Callable[[], engines.Renderer],
         make_embed: Callable[[], precompute.Embed],
+        prior: Prior | None,
     ) -> None:
         self._spec, self._place, self._name = spec, place, name
-        self._make = make_renderer, make_embed
+        self._make, self._prior = (make_renderer, make_embed), prior
         self._made: tuple[engines.Renderer, precompute.Embed] | None = None
 
     def process(self, element: tuple[str, int]) -> Any:
@@ -43,6 +45,7 @@ class _BuildShard(beam.DoFn):
             precompute.build,
             make_renderer=lambda: renderer,
             make_embed=lambda: embed,
+            prior=self._prior,
             only=[element],
             progress=False,
             workers=1,
@@ -66,6 +69,7 @@ def build(
     make_embed: Callable[[], precompute.Embed],
     *,
     pairs: Sequence[tuple[str, int]],
+    prior: Prior | None = None,
     options: Sequence[str] = (),
 ) -> int:
     """Builds the missing ones of some shards of a synthetic data set.
@@ -78,6 +82,7 @@ def build(
       make_embed: makes the embedding function of `precompute.build`; sent to
         the workers, too.
       pairs: (split, shard) of those wanted.
+      prior: what presets are drawn from, when it is not uniform.
       options: Beam's pipeline options, e.g. "--runner=DirectRunner".
 
     Returns:
@@ -106,6 +111,7 @@ def build(
                     name,
                     make_renderer,
                     make_embed,
+                    prior,
                 )
             )
         )

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and claims on what to make."""
+"""Names of files, files that are there whole or not at all, and claims."""
 
 import contextlib
 import fcntl
@@ -6,15 +6,60 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
+# Bytes of a name that `filename` makes: with a suffix and what marks a
+# temporary file, file systems take no more than 255.
+_LONGEST = 150
+
 
 class ShardError(ValueError):
     """A shard or data set that cannot be used; the message says what to do."""
+
+
+def filename(name: str) -> str:
+    """Turns a name from outside into the name of a file or folder.
+
+    Whatever the name says, the result is one part of a path: it leads nowhere
+    else, is no hidden file, and can be shown, written to JSON and used in an
+    address. Names that differ keep differing.
+
+    Args:
+      name: any text, such as a key of a table or a path's own parts.
+
+    Returns:
+      The name itself, if it will do; else what of it will do, and a digest.
+    """
+    kept = re.sub(r"[^\w .,+=@()\[\]{}^&'!;$~-]", "_", name)
+    kept = re.sub(r"^[. ]|[. ]$", "_", kept)
+    if kept == name and kept and len(kept.encode()) <= _LONGEST:
+        return name
+    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
+    kept = kept.encode()[:_LONGEST].decode(errors="ignore")
+    return f"{kept}-{digest[:8]}"
+
+
+def inside(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """The file of a folder that something read from outside names.
+
+    Raises:
+      ValueError: it is not below the folder, links followed.
+    """
+    path = folder / name
+    try:
+        fine = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # a loop, a zero byte
+        fine = False
+    if not fine:
+        raise ValueError(
+            f"{folder} names {name!r}, which is not below it: it is not read"
+        )
+    return path
 
 
 def sync(path: str | os.PathLike[str]) -> None:
@@ -26,8 +71,8 @@ def sync(path: str | os.PathLike[str]) -> None:
         os.close(handle)
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a small text file such that it is there whole or not at all.
+def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
+    """Writes a small file such that it is there whole or not at all.
 
     Raises:
       ShardError: when it cannot be written; names the file and the reason.
@@ -38,8 +83,9 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
             dir=path.parent, prefix=f".{path.name}.tmp-"
         )
         try:
-            with os.fdopen(handle, "w") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                text = isinstance(content, str)
+                file.write(content.encode() if text else content)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)

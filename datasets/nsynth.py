@@ -9,7 +9,6 @@ four seconds long and held for the first three.
 """
 
 import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -20,9 +19,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from datasets import files, limits
 from proxy import unknown
 
 HOLD = 3.0  # seconds that every note is held
+# Sample rates that sounds have, in Hz.
+RATES = (1_000, 1_000_000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Note:
     """A note of a folder.
 
     Attributes:
-      name: key of the note in `examples.json`.
+      name: key of the note in `examples.json`, as a file's name.
       path: file of its audio.
       pitch: MIDI note.
       velocity: MIDI velocity.
@@ -76,7 +78,8 @@ def find(
             "missing (it lies beside the folder audio)"
         )
     try:
-        examples = json.loads(table.read_text())
+        examples = limits.read_json(table)
+        named = {files.filename(k): v for k, v in sorted(examples.items())}
         notes = [
             Note(
                 name=name,
@@ -86,11 +89,11 @@ def find(
                 family=example["instrument_family_str"],
                 source=example["instrument_source_str"],
             )
-            for name, example in sorted(examples.items())
+            for name, example in named.items()
         ]
     except KeyError as error:
         raise ValueError(f"{table}: a note has no {error}") from None
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ArithmeticError, ValueError) as error:
         raise ValueError(f"{table}: not NSynth's table ({error})") from None
     for what, wanted in (("family", families), ("source", sources)):
         known = sorted({getattr(note, what) for note in notes})
@@ -136,7 +139,10 @@ def load(
     """
     clips = np.zeros((len(notes), samples), np.float32)
     for clip, note in zip(clips, notes, strict=True):
-        audio = resample(*_read(note.path), sample_rate)[:samples]
+        audio, rate = _read(note.path)
+        # A second more than is kept, as a filter looks ahead.
+        audio = audio[: round(samples / sample_rate * rate) + rate]
+        audio = resample(audio, rate, sample_rate)[:samples]
         clip[: len(audio)] = audio
     return clips
 
@@ -146,14 +152,19 @@ def _read(path: pathlib.Path) -> tuple[np.ndarray, int]:
     from scipy.io import wavfile
 
     try:
+        limits.Meter().spend(bytes=path.stat().st_size)
         with warnings.catch_warnings():
             # Of chunks that are no audio, such as comments.
             warnings.simplefilter("ignore", wavfile.WavFileWarning)
             rate, data = wavfile.read(path)
-    except (EOFError, OSError, ValueError) as error:
+    except Exception as error:
+        # Whatever a malformed file provokes, the file is to blame.
         raise ValueError(f"{path}: not a WAV file ({error})") from None
     if data.size == 0:
         raise ValueError(f"{path}: holds no sample")
+    low, high = RATES
+    if not low <= rate <= high:
+        raise ValueError(f"{path}: {rate:,} Hz, not {low:,} to {high:,} Hz")
     kind: Any = data.dtype
     if kind == np.uint8:
         audio = data / 128 - 1

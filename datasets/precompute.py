@@ -39,12 +39,16 @@ from jaxtyping import Float
 
 from datasets import drawing, engines, files, shards
 from datasets.spec import DataSpec, differences, space_digest
+from proxy import priors
 
 # Beside the shards: which presets the engine failed to render, and why.
 SET_ASIDE = "set_aside.json"
 # Rows per call to a worker: large enough to make the hand-over cheap, small
 # enough to spread a block over all workers.
 _CHUNK = 16
+# Batches of rows under way with an engine that renders batches: two that are
+# rendered, and rows that wait for one before them to be heard.
+_BATCHES = 4
 
 Embed = Callable[[np.ndarray], Any]
 Counts = collections.Counter[str]
@@ -204,6 +208,7 @@ def _rendered(
     spec: DataSpec,
     work: Iterable[_Shard],
     submit: Callable[..., concurrent.futures.Future[drawing.Rows]],
+    prior: priors.Prior,
     presets: Mapping[str, np.ndarray],
     names: Mapping[str, Sequence[str]],
     ahead: int,
@@ -212,13 +217,7 @@ def _rendered(
 
     def start(shard: _Shard, rows: range) -> tuple[_Shard, Any]:
         if spec.source == "synthetic":
-            args = (
-                drawing.render_rows,
-                spec.seed,
-                shard.split,
-                rows,
-                spec.sampling,
-            )
+            args = (drawing.render_rows, spec.seed, shard.split, rows, prior)
         else:
             these = slice(rows.start, rows.stop)
             args = (
@@ -228,12 +227,8 @@ def _rendered(
             )
         return shard, submit(*args)
 
-    # A call to a worker never straddles two blocks.
     calls = (
-        (shard, block[i : i + _CHUNK])
-        for shard in work
-        for block in _split(shard.rows, spec.embed_batch)
-        for i in range(0, len(block), _CHUNK)
+        (shard, rows) for shard in work for rows in _split(shard.rows, _CHUNK)
     )
     pending: collections.deque[tuple[_Shard, Any]] = collections.deque()
     for call in calls:
@@ -244,6 +239,36 @@ def _rendered(
     while pending:
         shard, future = pending.popleft()
         yield shard, future.result()
+
+
+def _rendered_in_batches(
+    spec: DataSpec,
+    work: Iterable[_Shard],
+    renderer: engines.Renderer,
+    prior: priors.Prior,
+    presets: Mapping[str, np.ndarray],
+    names: Mapping[str, Sequence[str]],
+    workers: int,
+) -> Iterator[tuple[_Shard, drawing.Rows]]:
+    """Yields rows in order, each by itself; batches do not end with shards."""
+
+    def start(shard: _Shard, row: int) -> drawing.Row:
+        place: dict[str, Any] = {"split": shard.split, "row": row}
+        if spec.source == "synthetic":
+            return drawing.Row(owner=shard, **place)
+        preset, name = presets[shard.split][row], names[shard.split][row]
+        return drawing.given(renderer, preset, name, owner=shard, **place)
+
+    for row in drawing.heard(
+        renderer,
+        (start(shard, row) for shard in work for row in shard.rows),
+        window=_BATCHES * renderer.batch,
+        seed=spec.seed,
+        prior=prior,
+        workers=workers,
+    ):
+        lent = row.preset[None], row.audio[None]
+        yield row.owner, drawing.Rows(*lent, row.redrawn, row.aside)
 
 
 def _split(rows: range, size: int) -> Iterator[range]:
@@ -271,22 +296,23 @@ def _embedded(
     blocks: dict[_Shard, Iterator[range]] = {}
     block, fill, audio, kept = range(0), 0, np.zeros(0), []
     for shard, rows in rendered:
-        if fill == 0:
-            if shard not in blocks:
-                blocks = {shard: _split(shard.rows, spec.embed_batch)}
-            block, kept = next(blocks[shard]), []
-            size = (spec.embed_batch, spec.samples)
-            audio = free.pop() if free else np.empty(size, np.float32)
-            audio[len(block) :] = 0
-        for sound in rows.audio:
-            audio[fill] = sound
-            fill += 1
-        kept.append(rows.presets)
         shard.redrawn.update(rows.redrawn)
         shard.aside.extend(rows.aside)
-        if fill == len(block):
+        for preset, sound in zip(rows.presets, rows.audio, strict=True):
+            if fill == 0:
+                if shard not in blocks:
+                    blocks = {shard: _split(shard.rows, spec.embed_batch)}
+                block, kept = next(blocks[shard]), []
+                size = (spec.embed_batch, spec.samples)
+                audio = free.pop() if free else np.empty(size, np.float32)
+                audio[len(block) :] = 0
+            audio[fill] = sound
+            kept.append(preset)
+            fill += 1
+            if fill < len(block):
+                continue
             handed = embedding.submit(embed, audio)
-            waiting.append((shard, block, np.concatenate(kept), audio, handed))
+            waiting.append((shard, block, np.stack(kept), audio, handed))
             fill = 0
             if len(waiting) > in_flight:
                 done = _fetch(waiting.popleft())
@@ -344,8 +370,7 @@ def set_aside(directory: pathlib.Path, spec: DataSpec) -> list[dict[str, Any]]:
 
     Returns:
       "split", "shard", "row", "attempt" and "reason" of each, in this order:
-      the preset is `draw(space, spec.seed, split, [row], [attempt],
-      spec.sampling)`.
+      the preset is `draw(space, spec.seed, split, [row], [attempt], prior)`.
     """
     absent = set(shards.missing(directory, spec))
     found = []
@@ -420,6 +445,7 @@ def build(
     make_renderer: Callable[[], engines.Renderer],
     make_embed: Callable[[], Embed],
     *,
+    prior: priors.Prior | None = None,
     presets: dict[str, Float[np.ndarray, "rows parameters"]] | None = None,
     names: dict[str, Sequence[str]] | None = None,
     workers: int = 0,
@@ -443,6 +469,7 @@ def build(
         to embeddings `[embed_batch, embedding]`. It may return before it is
         done, as a jitted function does: its result is fetched only when it is
         needed.
+      prior: what synthetic presets are drawn from, when it is not uniform.
       presets: presets of a hand-crafted data set, by split.
       names: names of a hand-crafted data set's presets, by split.
       workers: number of workers, 0 for one per core, or as many as the engine's
@@ -475,7 +502,9 @@ def build(
     report = Report()
     if todo:
         renderer, embed = make_renderer(), make_embed()
-        _check(spec, renderer, presets, names)
+        _check(spec, renderer, prior, presets, names)
+        if prior is None:
+            prior = priors.Uniform(renderer.space, spec.at_default, spec.at_end)
         if workers <= 0:
             workers = engines.num_workers() * renderer.workers_per_core
         if processes is None:
@@ -493,7 +522,13 @@ def build(
 
             def run(pairs: list[tuple[str, int]], held: list | None) -> None:
                 work = _claimed(spec, directory, pairs, held, stack)
-                rendered = _rendered(spec, work, submit, presets, names, ahead)
+                given = prior, presets, names
+                if renderer.batch:
+                    rendered = _rendered_in_batches(
+                        spec, work, renderer, *given, workers
+                    )
+                else:
+                    rendered = _rendered(spec, work, submit, *given, ahead)
                 blocks = _embedded(spec, rendered, embed, in_flight, embedding)
                 for shard, rows, *block in blocks:
                     last = _write(spec, names, shard, rows, *block)
@@ -552,6 +587,7 @@ def _describe(bar: tqdm.tqdm, spec: DataSpec, there: int, wanted: int) -> None:
 def _check(
     spec: DataSpec,
     renderer: engines.Renderer,
+    prior: priors.Prior | None,
     presets: Mapping[str, np.ndarray],
     names: Mapping[str, Sequence[str]],
 ) -> None:
@@ -566,11 +602,13 @@ def _check(
         "synth": renderer.name,
         "synth_version": renderer.version,
         "parameters": renderer.space.num_used,
+        "prior": priors.digest(prior) if prior is not None else "",
     }
-    stated = {key: spec.to_dict()[key] for key in made}
+    stated = {key: getattr(spec, key) for key in made}
+    stated["settings"] = spec.settings.to_dict()
     if lines := differences(stated, made):
         raise ValueError(
-            f"data set {spec.name}: the renderer does not fit its spec "
+            f"data set {spec.name}: renderer and prior do not fit its spec "
             f"({'; '.join(lines)})"
         )
     if spec.source == "synthetic":

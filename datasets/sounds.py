@@ -4,18 +4,21 @@
         sound = sounds.read(item.path, 32_000)
         note = item.note or sounds.pitch(sound.audio, sound.sample_rate)
 
-pedalboard (GPL-3.0) is imported when a file is read, not before.
+Files are read by pedalboard (GPL-3.0), in a process of its own (see
+`datasets.decoder`): damaged MP3 and AIFF files crash it, and some WAV files
+keep it busy for ever.
 """
 
 import dataclasses
+import os
 import pathlib
+import threading
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from datasets import nsynth
+from datasets import child, files, limits, nsynth
 
 SUFFIXES = (".wav", ".flac", ".mp3", ".aif", ".aiff", ".ogg")
 # Below this peak, -80 dB of full scale, there is nothing to match.
@@ -24,8 +27,9 @@ _SILENCE = 1e-4
 # this many seconds before that.
 _ONSET = 1e-3
 _LEAD = 0.01
-# Seconds read at once.
-_BLOCK = 5.0
+# Seconds of silence before a sound that are skipped.
+_SEARCHED = 120.0
+_DECODER = pathlib.Path(__file__).with_name("decoder.py")
 # MIDI notes that are told apart: C1 to C8.
 _LOWEST, _HIGHEST = 24, 108
 # YIN's absolute threshold: the aperiodic share of a voiced frame's power.
@@ -38,7 +42,7 @@ class Item:
 
     Attributes:
       path: the file.
-      name: unique among the items of a call.
+      name: unique among the items of a call, and fit for a folder.
       note: MIDI note of the sound, None where nothing says so.
       hold: seconds that the note was held, None where nothing says so.
     """
@@ -88,7 +92,7 @@ def find(paths: Iterable[str]) -> list[Item]:
                 )
             items += inside
         elif path.exists():
-            items.append(Item(path, path.stem))
+            items.append(Item(path, files.filename(path.stem)))
         else:
             raise FileNotFoundError(f"there is no file {path}")
     seen: dict[str, pathlib.Path] = {}
@@ -110,7 +114,7 @@ def _folder(folder: pathlib.Path) -> Iterator[Item]:
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in SUFFIXES and path.is_file():
             parts = path.relative_to(folder).with_suffix("").parts
-            yield Item(path, "-".join(parts))
+            yield Item(path, files.filename("-".join(parts)))
 
 
 # Reading ---------------------------------------------------------------------
@@ -125,8 +129,9 @@ def read(
 ) -> Sound:
     """Reads an audio file from where its sound starts.
 
-    Channels are averaged, the rate is converted, silence at the start is
-    skipped. The file is read in blocks, so a long one costs no memory.
+    Channels are averaged, the rate is converted, up to two minutes of silence
+    at the start are skipped. The file is read in blocks, so a long one costs
+    no memory, in a process that is kept for the next one.
 
     Args:
       path: WAV, FLAC, MP3 and what else pedalboard reads.
@@ -139,12 +144,14 @@ def read(
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the file is not audio, holds NaN or infinite samples, or
-        is silent.
+      ValueError: the file is not audio, damaged, costs more time or memory
+        than `limits.usual` allows, holds NaN or infinite samples, or is
+        silent.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    audio, total, peak = _read_blocks(path, sample_rate, most)
+    audio, total = _decode(path, sample_rate, most)
+    peak = float(np.abs(audio).max())
     if peak < _SILENCE:
         raise ValueError(
             f"{path} is silent (its peak is {peak:.1g} of full scale): there "
@@ -176,54 +183,57 @@ def read(
     )
 
 
-def _read_blocks(
+_child: child.Child | None = None
+_asking = threading.Lock()
+
+
+def _decode(
     path: pathlib.Path, sample_rate: int, most: float
-) -> tuple[np.ndarray, float, float]:
-    """Mono audio from the file's first sounding block on.
-
-    Returns:
-      The audio, up to `most` seconds and two blocks; the seconds in the
-      file from where it starts; its peak.
-    """
-    import pedalboard.io
-
-    try:
-        file: Any = pedalboard.io.AudioFile(str(path))
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{path} is not an audio file that can be read ({error}); give a "
-            "WAV, FLAC or MP3"
-        ) from None
-    kept: list[np.ndarray] = []
-    with file:
-        if not file.frames:
-            raise ValueError(f"{path} holds no sample")
-        total = file.frames / file.samplerate
-        skipped = 0.0
-        source = file
-        if round(file.samplerate) != sample_rate:
-            source = file.resampled_to(float(sample_rate))
-        block = round(_BLOCK * sample_rate)
-        while sum(map(len, kept)) < round(most * sample_rate) + block:
-            try:
-                samples = source.read(block)
-            except (ValueError, RuntimeError) as error:
-                raise ValueError(f"{path} is damaged: {error}") from None
-            if not samples.shape[-1]:
-                break
-            mono = samples.mean(0)
-            if not np.isfinite(mono).all():
-                raise ValueError(
-                    f"{path} has samples that are NaN or infinite: export it "
+) -> tuple[np.ndarray, float]:
+    """As `decoder.Host.read`: the audio, and seconds from its start."""
+    global _child
+    budget = limits.usual()
+    with _asking:
+        try:
+            if _child is None:
+                _child = child.Child(_DECODER)
+                _child.ask("limit", 2 * budget.bytes, timeout=budget.seconds)
+            count, total = _child.ask(
+                "read",
+                os.fsencode(path.absolute()),
+                sample_rate,
+                most,
+                _SEARCHED,
+                _SILENCE,
+                timeout=budget.seconds,
+            )
+            return _child.sound(count) if count else np.zeros(1), total
+        except child.ReplyError as error:
+            kind, words = error.args
+            if kind == "MemoryError":
+                words = f"takes more than {2 * budget.bytes:,} bytes to read"
+                words += "; raise what is allowed with --budget=4"
+            elif kind != "ValueError":
+                words = f"is damaged: {kind} {words}"
+            raise ValueError(f"{path} {words}") from None
+        except BaseException as error:
+            # Ctrl-C, too: its reply would be taken for the next one's.
+            words = ""
+            if _child is not None:
+                words = _child.last_words()
+                _child.close()
+            _child = None
+            if not isinstance(error, child.DeadError):
+                raise
+            if str(error) == "hang":
+                words = (
+                    f"keeps its decoder busy for more than {budget.seconds:g} "
+                    "s; raise what is allowed with --budget=4, or export it "
                     "again"
                 )
-            # Silence before the sound is not kept, however long it is.
-            if not kept and np.abs(mono).max() < _SILENCE:
-                skipped += len(mono) / sample_rate
-                continue
-            kept.append(mono)
-    audio = np.concatenate(kept) if kept else np.zeros(1, np.float32)
-    return audio, total - skipped, float(np.abs(audio).max())
+            else:
+                words = f"is damaged: its decoder crashes{words}"
+            raise ValueError(f"{path} {words}") from None
 
 
 def _clipped(audio: Float[np.ndarray, " samples"]) -> int:

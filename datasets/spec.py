@@ -42,10 +42,12 @@ class DataSpec:
       format: version of this layout.
       weights_sha256: of the audio model's weights; "" for a model without
         weights.
-      at_default: probability that a sampled value is its default, see
-        `ParameterSpace.from_uniform`; 0 in the paper and for given presets.
-      at_end: probability that a sampled value is an end of its interval, see
-        `ParameterSpace.from_uniform`; 0 in the paper and for given presets.
+      at_default: of `proxy.priors.Uniform`, the probability of a default; 0
+        in the paper, for another prior and for given presets.
+      at_end: of `proxy.priors.Uniform`, the probability of an interval's end;
+        0 in the paper, for another prior and for given presets.
+      prior: digest of what presets are drawn from, see `proxy.priors.digest`;
+        "" for `proxy.priors.Uniform` and for given presets.
     """
 
     name: str
@@ -68,6 +70,7 @@ class DataSpec:
     weights_sha256: str = ""
     at_default: float = 0.0
     at_end: float = 0.0
+    prior: str = ""
 
     def __post_init__(self) -> None:
         """Checks the fields.
@@ -97,12 +100,7 @@ class DataSpec:
                 )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}, need 0 <= seed < 2^63")
-        check_sampling(**self.sampling)
-
-    @property
-    def sampling(self) -> dict[str, float]:
-        """Arguments of `ParameterSpace.from_uniform`."""
-        return {"at_default": self.at_default, "at_end": self.at_end}
+        check_sampling(self.at_default, self.at_end)
 
     @property
     def samples(self) -> int:
@@ -153,7 +151,7 @@ class DataSpec:
         spec = dataclasses.asdict(self)
         spec["splits"] = dict(self.splits)
         # Left out where they say nothing: digests of specs stay the same.
-        for field in ("weights_sha256", "at_default", "at_end"):
+        for field in ("weights_sha256", "at_default", "at_end", "prior"):
             if not spec[field]:
                 del spec[field]
         return spec

@@ -1,5 +1,6 @@
 """What every command shares: flags, one clear error, one place to debug."""
 
+import io
 import sys
 import traceback
 from collections.abc import Callable
@@ -9,7 +10,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from datasets import download
+from datasets import download, limits
 from launch.runs import devices
 
 # Errors that a user can mend: bad input, a missing file, a full disk. They
@@ -26,6 +27,15 @@ EXPECTED = (
 _TRACEBACK = flags.DEFINE_bool(
     "traceback", False, "Show the traceback of every error."
 )
+
+
+_BUDGET = flags.DEFINE_float(
+    "budget",
+    1.0,
+    "Factor on what a bank, sound or table from outside may cost to read.",
+)
+# Characters of an error that are shown: it may quote a file.
+_LONGEST = 4000
 
 
 def define_config() -> flags.FlagHolder:
@@ -119,10 +129,14 @@ def run(main: Callable[..., None], *, arguments: bool = False) -> None:
         words = argv[1:]
         if words and not arguments:
             sys.exit(f"error: unexpected words {words}; see --help")
+        # A name may be no UTF-8.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
         logging.set_verbosity(logging.ERROR)
         devices.keep_memory()
         devices.keep_programs(download.cache_folder() / "programs")
         try:
+            limits.allow(_BUDGET.value)
             main(*([words] if arguments else []))
         except KeyboardInterrupt:
             sys.exit("interrupted; run the same command again to go on")
@@ -131,6 +145,6 @@ def run(main: Callable[..., None], *, arguments: bool = False) -> None:
                 error, jax.errors.JaxRuntimeError
             ):
                 traceback.print_exc()
-            sys.exit(f"error: {error}")
+            sys.exit(f"error: {limits.shorten(str(error), _LONGEST)}")
 
     app.run(guarded, flags_parser=_parse)

@@ -8,19 +8,16 @@ becomes an inert placeholder. The run it is turned into can be evaluated,
 fine-tuned and used for matching like any other.
 """
 
-import dataclasses
 import os
 import pathlib
 from typing import Any
 
-import jax
-import numpy as np
 from absl import flags
 
 from configs import common
 from datasets.weights import pickles
 from launch import Config, cli
-from launch.runs import build, checkpoints
+from launch.runs import checkpoints
 from proxy import audio, encoders, spaces
 from proxy.published import encoders as published
 
@@ -98,17 +95,7 @@ def convert(
     folder = pathlib.Path(config.run)
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} exists; remove it or choose another --run")
-    rows = np.zeros((1, dimension), np.float32)
-    state = build.initial_state(config, rows)
-    variables = jax.tree.map(lambda x: x.astype(np.float32), variables)
-    state = dataclasses.replace(
-        state,
-        params=variables["params"],
-        batch_stats=variables.get("batch_stats", {}),
-    )
-    with checkpoints.manager(checkpoints.prepare(config)) as manager:
-        checkpoints.save(manager, 0, state, None)
-        manager.wait_until_finished()
+    checkpoints.publish(config, variables)
     return config
 
 

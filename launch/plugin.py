@@ -4,10 +4,10 @@
     python -m launch.plugin scaffold PATH --name=NAME [--hold=Volume,Voices]
     python -m launch.plugin noise PATH [--synth=NAME]
 
-`inspect` lists a plug-in's parameters and says which of them are those of a
-known synthesizer. `scaffold` writes a first table of a new one's parameters,
-to be edited by hand; proxy/spaces/README.md goes on from there. `noise`
-says how far renders of the same preset differ.
+`inspect` lists a plug-in's parameters, says which of them are those of a known
+synthesizer, and which of those change nothing. `scaffold` writes a first table
+of a new one's parameters, to be edited by hand; proxy/spaces/README.md goes on
+from there. `noise` says how far renders of the same preset differ.
 """
 
 import pathlib
@@ -136,15 +136,52 @@ def describe(info: dict[str, Any], synth: str | None) -> str:
         f"of {space.num_parameters} in all"
     )
     for name in binding.missing:
-        near = ", ".join(binding.near[name]) or "nothing like it"
         held = "" if name in used else ", held at its default"
-        lines.append(f"  not matched: {name}{held} (near: {near})")
+        lines.append(
+            f"  not matched: {name}{held} (near: {binding.near(name)})"
+        )
     lines += [f"  not in {synth}: {names[place]}" for place in binding.extra]
     return "\n".join(lines)
 
 
-def scaffold(path: str, name: str | None) -> pathlib.Path:
+def unheard(path: str, names: list[str], synth: str | None) -> str:
+    """What to say of parameters that a plug-in ignores.
+
+    Args:
+      path: path of the plug-in.
+      names: names of its parameters.
+      synth: as for `describe`.
+
+    Returns:
+      A line; "" for a plug-in that is no known synthesizer, or that lacks
+      parameters.
+    """
+    synth = synth or closest(names)
+    if not synth:
+        return ""
+    space = proxy.spaces.get(synth)
+    if {p.name for p in space.used} & set(
+        vst3_binding.bind(space, names).missing
+    ):
+        return ""
+    renderer = vst3.get(synth, engines.RenderSettings(), path)
+    try:
+        dead = renderer.dead()
+    finally:
+        renderer.close()
+    if not dead:
+        return "every varied parameter changes its sound or its state"
+    return (
+        f"warning: {len(dead)} of {space.num_used} varied parameters change "
+        f"neither its sound nor its state: {', '.join(dead)}"
+    )
+
+
+def scaffold(path: str, name: str | None) -> tuple[pathlib.Path, int]:
     """Writes the parameter table of a new synthesizer.
+
+    Returns:
+      The table, and how many parameters vary in it.
 
     Raises:
       ValueError: there is no name, or it is taken.
@@ -154,9 +191,10 @@ def scaffold(path: str, name: str | None) -> pathlib.Path:
     target = pathlib.Path(_FOLDER.value) / f"{name}.py"
     if target.exists():
         raise ValueError(f"{target} is there already; choose another --name")
-    source = vst3_scaffold.source(name, vst3.examine(path), _HOLD.value)
-    target.write_text(source)
-    return target
+    info = vst3.examine(path)
+    target.write_text(vst3_scaffold.source(name, info, _HOLD.value))
+    guesses = vst3_scaffold.guess_all(info["parameters"], _HOLD.value)
+    return target, sum(found.used for _, found in guesses)
 
 
 def measure(path: str, synth: str | None) -> dict[str, Any]:
@@ -195,9 +233,19 @@ def main(words: list[str]) -> None:
     if not pathlib.Path(path).exists():
         raise FileNotFoundError(f"there is no plug-in at {path}")
     if command == "inspect":
-        print(describe(vst3.examine(path), _SYNTH.value))
+        info = vst3.examine(path)
+        print(describe(info, _SYNTH.value), flush=True)
+        names = [p["name"] for p in info["parameters"]]
+        if told := unheard(path, names, _SYNTH.value):
+            print(told)
     elif command == "scaffold":
-        target = scaffold(path, _NAME.value)
+        target, varied = scaffold(path, _NAME.value)
+        if not varied:
+            print(
+                "warning: nothing would vary, as the plug-in does not tell "
+                "what its parameters' values mean: say in the table which "
+                "ones presets are to vary"
+            )
         print(
             f"wrote {target}: edit it, then build data with --config.synth="
             f"{_NAME.value} --config.plugin={path}"

@@ -115,6 +115,7 @@ def spread(
     with making.maker(config) as made_with:
         source = making.synthetic(made_with, config)
         source = making.settle(made_with, source)
+        prior = made_with.prior if source.spec.prior else None
     spec, directory = source.spec, source.directory
     pairs = precompute.share(spec, **part)
     if runner:
@@ -130,6 +131,7 @@ def spread(
                 build.embedder, config.audio_model, config.weights
             ),
             pairs=pairs,
+            prior=prior,
             options=[f"--runner={runner}", *(f"--{o}" for o in options)],
         )
         print(f"{everywhere}: {built} shards built on {runner}", flush=True)

@@ -3,10 +3,16 @@
     python -m launch.presets fetch [--source=dexed|learnfm]
     python -m launch.presets inspect PATH... [--gate] [--list=20]
     python -m launch.presets export PATH... --output=FILE.syx|FILE.json
+    python -m launch.presets fit PATH... --output=FILE.npz
 
 A PATH is a file, a folder or a zip archive of DX7 voices, or JSON presets; with
 --synth, of another synthesizer: JSON presets, or states of its plug-in.
 Training and evaluation take the same paths as `--config.presets=PATH`.
+
+`fit` learns a distribution from the training part of a bank (`proxy.priors`)
+and says how well it tells held-out presets, beside parameters that are fitted
+one by one. Training draws from it with `--config.fitted=FILE.npz`,
+`--config.prior.fitted=1` and `--config.prior.uniform=0`.
 """
 
 import dataclasses
@@ -18,11 +24,11 @@ from typing import Any
 import tabulate
 from absl import flags
 
-from datasets import download, engines
+from datasets import download, engines, files
 from datasets.presets import bank as handcrafted
 from datasets.presets import reading, writing
 from launch import cli
-from proxy import spaces
+from proxy import priors, spaces, splits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +97,12 @@ _WORKERS = flags.DEFINE_integer(
 _LIST = flags.DEFINE_integer(
     "list", 0, "How many presets to list.", lower_bound=0
 )
-_OUTPUT = flags.DEFINE_string("output", None, "File to write, .syx or .json.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "File to write: .syx or .json, of a fitted prior .npz."
+)
+_SEED = flags.DEFINE_integer(
+    "seed", 0, "Of the split, as config.data_seed.", lower_bound=0
+)
 _NAMES = flags.DEFINE_list(
     "names", None, "Presets to export, by name (default: all)."
 )
@@ -173,19 +184,55 @@ def _export(paths: list[str]) -> None:
             )
         rows = [i for i, name in enumerate(bank.names) if name in _NAMES.value]
         bank = bank.take(rows)
-    files = writing.save(_OUTPUT.value, bank.presets, bank.names, bank.space)
-    shown = str(files[0]) if len(files) == 1 else f"{files[0]} ... {files[-1]}"
+    paths = writing.save(_OUTPUT.value, bank.presets, bank.names, bank.space)
+    shown = str(paths[0]) if len(paths) == 1 else f"{paths[0]} ... {paths[-1]}"
     print(f"{len(bank)} presets written to {shown}")
 
 
-_COMMANDS = {"fetch": _fetch, "inspect": _inspect, "export": _export}
+def _fit(paths: list[str]) -> None:
+    if not _OUTPUT.value:
+        raise ValueError("fit needs --output=FILE.npz")
+    bank = _load(paths)
+    presets, space = bank.presets, bank.space
+    parts = splits.split(presets, _SEED.value)
+    train, test = presets[parts["train"]], presets[parts["test"]]
+    if not len(train) or not len(test):
+        raise ValueError(f"{len(bank)} presets are too few to fit and to test")
+    near = splits.near_copies(test, train)
+    prior = priors.fit(train, space)
+    # Backing off by far more presets than there are, nothing depends.
+    alone = priors.fit(train, space, components=1, smoothing=1e12)
+    rows = [
+        (name, p.log_prob(test).mean(), p.log_prob(test[~near]).mean())
+        for name, p in (("fitted", prior), ("independent", alone))
+    ]
+    print(
+        f"{len(train):,} training presets, {len(test):,} held out, of which "
+        f"{near.sum():,} near copies (two parameters differ at most)\n"
+    )
+    head = ("mean log-likelihood, nats", "held out", "without near copies")
+    print(tabulate.tabulate(rows, head, floatfmt=".1f"))
+    path = pathlib.Path(_OUTPUT.value)
+    files.write_atomically(path, content := priors.to_bytes(prior))
+    print(
+        f"\nwrote {path}, {len(content) / 1000:.0f} kB, digest "
+        f"{priors.digest(prior)}"
+    )
+
+
+_COMMANDS = {
+    "fetch": _fetch,
+    "inspect": _inspect,
+    "export": _export,
+    "fit": _fit,
+}
 
 
 def main(words: list[str]) -> None:
     """Runs the command."""
     if not words or words[0] not in _COMMANDS:
         given = repr(words[0]) if words else "nothing"
-        raise ValueError(f"give fetch, inspect or export, not {given}")
+        raise ValueError(f"give {', '.join(_COMMANDS)}, not {given}")
     _COMMANDS[words[0]](words[1:])
 
 

@@ -23,6 +23,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
       few.
     """
     known = list(known)
+    # From a file, it may be of any length.
+    name = name if len(name) <= 80 else f"{name[:77]}..."
     near = difflib.get_close_matches(name, known, n=3)
     text = f"unknown {kind} {name!r}"
     if near:

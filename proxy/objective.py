@@ -14,6 +14,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, PyTree
 
+from proxy import symmetries
 from proxy.space import ParameterSpace
 
 
@@ -154,6 +155,7 @@ def train_step(
     decay: float = 0.0,
     contrastive: float = 0.0,
     temperature: float = 0.05,
+    equivalent: bool = False,
 ) -> Step:
     """Builds one optimizer step on the embedding loss.
 
@@ -169,6 +171,8 @@ def train_step(
       contrastive: weight of `contrastive_loss`, added to the embedding loss
         and not to the metric of that name. A micro-batch is a batch to it.
       temperature: see `contrastive_loss`.
+      equivalent: train on other presets with the same sound, see
+        `symmetries.equivalent`; which, depends on the step.
 
     Returns:
       `(state, {"preset", "embedding"}) -> (state, metrics)`, where a batch
@@ -219,6 +223,12 @@ def train_step(
         return loss, stats, grads
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        if equivalent:
+            key = jax.random.fold_in(jax.random.key(0), state.step)
+            if axis_name is not None:
+                key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+            presets = symmetries.equivalent(key, batch["preset"], space)
+            batch = {**batch, "preset": presets}
         loss, stats, grads = gradients(state, batch)
         if axis_name is not None:
             loss, stats, grads = jax.lax.pmean((loss, stats, grads), axis_name)

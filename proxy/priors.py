@@ -21,7 +21,9 @@ returns the same kind; with JAX arrays they can be traced.
 import dataclasses
 import functools
 import hashlib
+import io
 import math
+import zipfile
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -566,6 +568,67 @@ class Fitted:
         joint += np.log(self.shares.astype(np.float64))[:, None]
         inside = np.log(self._within[columns, step]).sum(-1)
         return np.logaddexp.reduce(joint, axis=0) + inside
+
+
+# Arrays of `Fitted` in a file, and how many axes each has.
+_SAVED = {
+    "steps": 1,
+    "cells": 2,
+    "weights": 2,
+    "shares": 1,
+    "parents": 2,
+    "tables": 1,
+}
+
+
+def to_bytes(prior: Fitted) -> bytes:
+    """Writes a fitted prior.
+
+    Returns:
+      The content of a file in NumPy's npz format, some tens of kilobytes.
+    """
+    arrays = {name: getattr(prior, name) for name in _SAVED}
+    arrays["tables"] = np.concatenate(prior.tables)
+    file = io.BytesIO()
+    np.savez_compressed(file, space=np.array(prior.space.name), **arrays)
+    return file.getvalue()
+
+
+def from_bytes(data: bytes, space: ParameterSpace) -> Fitted:
+    """Reads what `to_bytes` wrote.
+
+    Args:
+      data: the content of a file.
+      space: of the presets that are wanted.
+
+    Returns:
+      The prior.
+
+    Raises:
+      ValueError: when it is not such a file, or of another space.
+    """
+    try:
+        with np.load(io.BytesIO(data)) as file:
+            name = str(file["space"])
+            arrays = {field: file[field] for field in _SAVED}
+    except (KeyError, EOFError, OSError, ValueError, zipfile.BadZipFile) as e:
+        raise ValueError(f"not a file of a fitted prior ({e})") from e
+    size = space.num_used
+    rows = [len(arrays[f]) for f in ("steps", "cells", "weights")]
+    rows.append(arrays["parents"].shape[-1])
+    axes = {field: array.ndim for field, array in arrays.items()}
+    if name != space.name or axes != _SAVED or set(rows) != {size}:
+        raise ValueError(
+            f"the fitted prior is one of {name}, with {rows[0]} parameters, "
+            f"not of {space.name}, with {size}; fit one with launch.presets fit"
+        )
+    counts = arrays["cells"].max(1).astype(int) + 1
+    sizes = (counts[arrays["parents"]] * counts).sum(1)
+    flat = arrays.pop("tables")
+    if len(flat) != sizes.sum():
+        raise ValueError("not a file of a fitted prior (its tables are short)")
+    tables = tuple(np.split(flat, np.cumsum(sizes)[:-1]))
+    return Fitted(space, **arrays, tables=tables)
 
 
 def _put(x: Any, where: Any, values: Any) -> Any:

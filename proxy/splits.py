@@ -11,6 +11,9 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+# Of 18,953 DX7 voices, the test has 3,392.
+SHARES = {"train": 0.74, "validation": 0.08, "test": 0.18}
+
 
 def _content(presets: np.ndarray) -> np.ndarray:
     # Rounded, so that the last bits of a float32 do not decide.
@@ -40,8 +43,8 @@ def bucket(
 
 def split(
     presets: Float[np.ndarray, "presets parameters"],
-    shares: Mapping[str, float],
     seed: int = 0,
+    shares: Mapping[str, float] = SHARES,
 ) -> dict[str, Int[np.ndarray, " rows"]]:
     """Divides presets into parts by `bucket`.
 
@@ -49,8 +52,8 @@ def split(
 
     Args:
       presets: presets of one space.
-      shares: share of each part by name, positive, 1 together.
       seed: another seed divides them differently.
+      shares: share of each part by name, positive, 1 together.
 
     Returns:
       Rows of each part, ascending. A part is near its share, as each preset

@@ -38,7 +38,28 @@ def _entry(name, fact):
     return f"    {{{quoted}, {kind}, {count}, {fact['default']}}},"
 
 
-def _table(synth):
+# How the source of the open-source TAL-NoiseMaker calls parameters, where that
+# is not our name without separators.
+OLD_TALNM = {
+    "master_volume": "volume",
+    "filter_cutoff": "cutoff",
+    "filter_resonance": "resonance",
+    "filter_keyfollow": "keyfollow",
+    "portamento_amount": "portamento",
+    "velocity_filter": "velocitycutoff",
+    "master_high_pass": "highpass",
+    "master_detune": "detune",
+    "delay_x2_l": "delayfactorl",
+    "delay_x2_r": "delayfactorr",
+    "envelope_destination": "envelopeeditordest1",
+    "envelope_speed": "envelopeeditorspeed",
+    "envelope_amount": "envelopeeditoramount",
+    "envelope_one_shot_mode": "envelopeoneshot",
+    "envelope_reset": "",  # it has no name there
+}
+
+
+def _table(synth, old_names=False):
     """The parameters of a real synthesizer, under its plug-in's names."""
     facts = json.loads(shared(f"synths/{synth}.json").read_text())["parameters"]
     if synth == "talnm":
@@ -49,18 +70,32 @@ def _table(synth):
     else:
         names = [fact["name"] for fact in facts]
     by_name = {_plain(fact["name"]): fact for fact in facts}
-    rows = [_entry(name, by_name.get(_plain(name))) for name in names]
+    rows = [
+        _entry(
+            OLD_TALNM.get(_plain(name), _plain(name).replace("_", ""))
+            if old_names
+            else name,
+            by_name.get(_plain(name)),
+        )
+        for name in names
+    ]
     # The framework takes its first parameter for a MIDI controller.
     bypass = '    {"Bypass", kBypass, 2, 0},'
     rows = [bypass, *rows]
     return "\n".join(["static const Entry PARAMETERS[] = {", *rows, "};", ""])
 
 
-# Name of the plug-in, its identity, and whether its state is the process's.
+# Name of the plug-in, its identity, and what else it is built with.
 VARIANTS = {
-    "fixture": ("Proxy Fixture", "'P','x','F','1'", False),
-    "diva": ("Diva", "'P','x','F','2'", True),
-    "talnm": ("TAL-NoiseMaker", "'P','x','F','3'", False),
+    "fixture": ("Proxy Fixture", "'P','x','F','1'", []),
+    "diva": ("Diva", "'P','x','F','2'", ["-DGLOBAL_STATE"]),
+    "talnm": ("TAL-NoiseMaker", "'P','x','F','3'", []),
+    "old_talnm": ("TAL-NoiseMaker", "'P','x','F','4'", []),
+    "worn": (
+        "Proxy Fixture",
+        "'P','x','F','5'",
+        ["-DCURRENT_TEXTS", "-DDEAD_FROM=14", "-DEVENT_GRID=64"],
+    ),
 }
 
 
@@ -68,8 +103,10 @@ def plugin(variant="fixture"):
     """Path of the test instrument, built when it is not there yet.
 
     Args:
-      variant: "fixture", or "diva" or "talnm" for an instrument with exactly
-        the parameters of that plug-in.
+      variant: "fixture"; "diva", "talnm" or "old_talnm" for an instrument with
+        exactly the parameters of that plug-in; "worn" for one that shows only
+        its current value's text, ignores its last parameters, and lets
+        events fall on multiples of 64 samples.
 
     Returns:
       The .vst3 folder. Where it cannot be built the test is skipped, or,
@@ -77,11 +114,11 @@ def plugin(variant="fixture"):
     """
     if sys.platform != "linux":
         pytest.skip("the test plug-in is built for Linux only")
-    name, identity, shared_state = VARIANTS[variant]
-    options = [f'-DFIXTURE_NAME="{name}"', f"-DFIXTURE_ID={identity}"]
-    if shared_state:
-        options.append("-DGLOBAL_STATE")
-    table = None if variant == "fixture" else _table(variant)
+    name, identity, more = VARIANTS[variant]
+    options = [f'-DFIXTURE_NAME="{name}"', f"-DFIXTURE_ID={identity}", *more]
+    table = None
+    if variant not in ("fixture", "worn"):
+        table = _table(variant.removeprefix("old_"), variant == "old_talnm")
     digest = hashlib.sha256("\0".join([*options, table or ""]).encode())
     for file in sorted(FOLDER.iterdir()):
         digest.update(file.read_bytes())

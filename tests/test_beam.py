@@ -117,7 +117,7 @@ def test_the_command_builds_on_beam_and_mirrors(tmp_path):
     config.write_text(CONFIG.format(data=str(tmp_path / "data")))
     small = [
         f"--config={config}",
-        "--config.num_train=40",
+        "--config.num_train=80",
         "--config.validation=(1,5)",
         "--config.num_test=5",
     ]

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from datasets.engines import dexed_batch
 from launch.benchmark import loader as benchmark_loader
 from launch.benchmark import memory as benchmark_memory
 from launch.benchmark import render as benchmark_render
@@ -29,16 +30,24 @@ def test_unknown_stages_are_named():
         commands.run("launch.benchmark", "render", "cook")
 
 
-def test_renders_and_shards_beside_the_bare_engine():
-    rows = benchmark_render.run(0.05)
-    bare, written = rows[0], rows[-1]
-    assert bare["what"] == "bare dexed-py" and bare["of limit"] == 100
-    assert written["what"] == "drawn, rendered, mel128, written"
-    assert rows[-2]["what"] == "rendered, mel128, written"
-    assert written["of limit"] == pytest.approx(
-        100 * written["per core"] / bare["per core"]
-    )
-    assert all(row["per second"] > 0 for row in rows)
+def test_renders_and_shards_beside_the_bare_engine(monkeypatch):
+    monkeypatch.setattr(benchmark_render, "_PRESETS", 8)
+    monkeypatch.setattr(benchmark_render, "_TURNS", 1)
+    monkeypatch.setattr(dexed_batch, "BATCH", 8)
+    rows = {row["what"]: row for row in benchmark_render.run(0.05)}
+    bare = rows["bare dexed-py"]
+    assert bare["of limit"] == 100
+    ways = [
+        f"{way} ({engine}), transport640, written"
+        for way in ("rendered", "drawn, rendered")
+        for engine in ("dexed-py", "JAX")
+    ]
+    assert list(rows)[-4:] == ways
+    for row in rows.values():
+        assert row["per second"] > 0
+        assert row["of limit"] == pytest.approx(
+            100 * row["per core"] / bare["per core"]
+        )
 
 
 def test_loader_beside_the_training_that_it_feeds(monkeypatch):

@@ -7,12 +7,14 @@ import runpy
 import ml_collections
 import pytest
 
-from configs import dexed, diva, quickstart, ranges, talnm
+from configs import dexed, diva, quickstart, ranges, talnm, voices
 from launch.runs import build
 from matching import decode, schedules
 from proxy import audio, encoders, spaces
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
+# Files of one experiment.
+ALONE = {"quickstart": quickstart, "voices": voices}
 FILES = {"dexed": dexed, "diva": diva, "talnm": talnm}
 ROWS = [
     (synth, name)
@@ -55,10 +57,13 @@ def row(synth, name):
     return FILES[synth].get_config(name)
 
 
-@pytest.mark.parametrize(("synth", "name"), [*ROWS, ("quickstart", "")])
+@pytest.mark.parametrize(
+    ("synth", "name"), [*ROWS, *((file, "") for file in ALONE)]
+)
 def test_a_row_names_what_exists(synth, name):
-    config = row(synth, name) if name else quickstart.get_config()
+    config = row(synth, name) if name else ALONE[synth].get_config()
     assert config.kind == "proxy" and config.run == f"runs/{config.name}"
+    assert sum(config.prior.values()) == 1
     spaces.get(config.synth)
     assert audio.get(config.audio_model).dimension > 0
     assert config.encoder in encoders.names()
@@ -69,6 +74,16 @@ def test_a_row_names_what_exists(synth, name):
     other = row("dexed", "hn_oh")
     assert set(config) == set(other)
     assert set(config.optimizer) == set(other.optimizer)
+
+
+def test_voices_follow_what_the_command_line_says():
+    config = voices.get_config("modules_tfm")
+    assert config.run == "runs/voices_modules_tfm"
+    for presets, epochs in ((131_072, 40), (1_048_576, 10)):
+        config.num_train, config.epochs = presets, epochs
+        steps = (presets + 14_088) // config.batch * epochs
+        o = config.optimizer
+        assert o.warmup_steps + o.cosine_steps == steps
 
 
 @pytest.mark.parametrize(("synth", "name"), PAPER)
@@ -95,7 +110,7 @@ def test_the_cards_command_names_the_transformer_of_diva():
     assert config.to_dict() == row("diva", "tfm").to_dict()
 
 
-@pytest.mark.parametrize("file", [*FILES.values(), quickstart])
+@pytest.mark.parametrize("file", [*FILES.values(), *ALONE.values()])
 def test_a_docstring_has_the_command_and_hardware(file):
     name = pathlib.Path(file.__file__).name
     assert f"python -m launch.train --config configs/{name}" in file.__doc__

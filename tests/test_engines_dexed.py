@@ -12,7 +12,6 @@ import pytest
 
 from datasets import engines
 from datasets.engines import dexed
-from launch.benchmark import render as benchmark_render
 from tests.shared import shared
 
 SETTINGS = engines.RenderSettings()
@@ -403,6 +402,47 @@ def test_silence_is_not_told_where_the_note_scales_levels(renderer):
     assert told.tolist() == [True, False, False]
 
 
+def test_batches_on_jax_sound_like_renders_one_by_one(values):
+    """Whatever the batch, to the bit; within 1e-6 of the other engine."""
+    settings = engines.RenderSettings(
+        hold=0.2, duration=0.3, fade_out=0.05, min_rms=1e-3
+    )
+    batched = engines.get("dexed", settings, engine="jax")
+    batched.batch = 8
+    other = engines.get("dexed", settings)
+    values, notes = values[:20].copy(), [None, 48, *[72] * 18]
+    values[3, 0], notes[4] = 2.0, 128
+    clips, reasons = batched.render_batch(values, notes, workers=2)
+    wanted, why = other.render_batch(values, notes)
+    assert np.abs(wanted).max() > 0.01
+    np.testing.assert_allclose(clips, wanted, rtol=0, atol=1e-6)
+    assert reasons == why
+    assert [i for i, reason in enumerate(reasons) if reason] == [3, 4]
+    for row in (0, 1, 19):
+        alone = batched.render(values[row], notes[row])
+        np.testing.assert_array_equal(alone, clips[row])
+    with pytest.raises(engines.RenderError, match=r"outside \[0, 1\]"):
+        batched.render(values[3])
+    # What passes the gate is kept; the rest is left alone.
+    kept = np.full_like(clips, 7)
+    fit = batched.render_into(list(kept), values, notes)
+    gated = other.render_into(list(np.empty_like(clips)), values, notes)
+    assert fit == gated and {None, "silent"} <= set(fit)
+    for row, reason in enumerate(fit):
+        same = clips[row] if reason is None else np.full_like(clips[row], 7)
+        np.testing.assert_array_equal(kept[row], same)
+
+
+def test_an_engine_is_chosen_by_name():
+    low = engines.RenderSettings(sample_rate=8_000)
+    assert engines.get("dexed", engine="auto").batch
+    assert not engines.get("dexed", low, engine="auto").batch
+    with pytest.raises(ValueError, match="sample_rate is 8000"):
+        engines.get("dexed", low, engine="jax")
+    with pytest.raises(ValueError, match=r"config\.engine.*'jacks'.*jax"):
+        engines.get("dexed", engine="jacks")
+
+
 def test_engines_that_cannot_tell_silence_say_no(renderer, values):
     class Mute(engines.Renderer):
         space, settings = renderer.space, renderer.settings
@@ -479,9 +519,3 @@ def test_real_voices_sound(renderer):
     levels = [_rms(renderer.render_voice(voice)) for voice in voices]
     assert 0.02 < np.median(levels) < 0.08
     assert np.mean(np.array(levels) > 0.01) > 0.85
-
-
-def test_the_benchmark_measures_both_engines():
-    rows = benchmark_render.run(0.1)
-    assert [row["unit"] for row in rows] == ["renders"] * 3 + ["presets"] * 3
-    assert all(row["per second"] > 0 < row["per core"] for row in rows)

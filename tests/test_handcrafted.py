@@ -14,7 +14,7 @@ from datasets import engines
 from datasets.engines import dexed
 from datasets.presets import bank as handcrafted
 from datasets.presets import reading, sysex, writing
-from proxy import spaces
+from proxy import spaces, splits
 from tests.shared import shared
 
 SPACE = spaces.get("dexed")
@@ -295,42 +295,6 @@ def test_the_gate_refuses_another_synthesizer(renderer):
         handcrafted.gate(bank, renderer)
 
 
-# Splits ----------------------------------------------------------------------
-
-
-def test_splits_are_80_10_10():
-    parts = handcrafted.split(_presets(0, 4000))
-    assert list(parts) == ["train", "validation", "test"]
-    sizes = np.array([len(rows) for rows in parts.values()]) / 4000
-    np.testing.assert_allclose(sizes, [0.8, 0.1, 0.1], atol=0.02)
-    rows = np.concatenate(list(parts.values()))
-    assert len(set(rows)) == 4000
-
-
-@PROPERTY
-@hypothesis.given(seed=st.integers(0, 2**32 - 1), split_seed=st.integers(0, 9))
-def test_no_preset_ever_moves(seed, split_seed):
-    """Neither the others nor the order decide on a preset's part."""
-    presets = _presets(seed, 30)
-    part = np.empty(30, object)
-    for name, rows in handcrafted.split(presets, split_seed).items():
-        part[rows] = name
-    order = np.random.default_rng(seed).permutation(30)[:17]
-    for name, rows in handcrafted.split(presets[order], split_seed).items():
-        assert all(part[order[rows]] == name)
-
-
-def test_splits_are_the_same_everywhere():
-    """Figures of evaluations hang on these: they must not change."""
-    presets = np.linspace(0, 1, 30 * 100, dtype=np.float32).reshape(30, 100)
-    parts = handcrafted.split(presets)
-    assert parts["validation"].tolist() == [8, 17, 20, 23, 28]
-    assert parts["test"].tolist() == [6, 7, 13, 26]
-    assert len(parts["train"]) == 21
-    other = handcrafted.split(presets, seed=1)
-    assert other["train"].tolist() != parts["train"].tolist()
-
-
 # The way back ----------------------------------------------------------------
 
 
@@ -459,9 +423,9 @@ def test_a_large_collection():
     assert 500 < report.duplicates < 2000
     assert 0 < report.replaced["lfo_wave"] < 1000
     np.testing.assert_array_equal(SPACE.snap(bank.presets), bank.presets)
-    parts = handcrafted.split(bank.presets)
+    parts = splits.split(bank.presets)
     sizes = np.array([len(rows) for rows in parts.values()]) / len(bank)
-    np.testing.assert_allclose(sizes, [0.8, 0.1, 0.1], atol=0.01)
+    np.testing.assert_allclose(sizes, list(splits.SHARES.values()), atol=0.01)
 
 
 @pytest.mark.parametrize("name", ["Dexed_01", "SynprezFM_01", "SynprezFM_02"])

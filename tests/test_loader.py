@@ -258,6 +258,27 @@ def test_blocks_are_the_rows_in_order():
     np.testing.assert_array_equal(index, np.arange(23))
 
 
+def test_joined_columns_are_one_after_the_other():
+    halves = [
+        {k: c[part] for k, c in COLUMNS.items()}
+        for part in (slice(0, 9), slice(9, None))
+    ]
+    joined = loader.join(*halves)
+    for (_, a), (_, b) in itertools.islice(
+        zip(
+            loader.batches(COLUMNS, 4, seed=1),
+            loader.batches(joined, 4, seed=1),
+            strict=True,
+        ),
+        12,
+    ):
+        for key, rows in a.items():
+            np.testing.assert_array_equal(rows, b[key])
+    for key, column in COLUMNS.items():
+        assert len(joined[key]) == len(column)
+        np.testing.assert_array_equal(joined[key][5:11], column[5:11])
+
+
 def test_batches_reach_the_devices_in_order():
     mesh = devices.mesh()
     assert mesh.size == 4
@@ -446,6 +467,22 @@ def test_handcrafted_presets_are_gated_split_and_kept(
     assert set(rows) == set(names[:-1])
     for i, name in enumerate(names[:-1]):
         np.testing.assert_array_equal(rows[name], presets[i])
+
+    # Rankings of a small split overlap, each for another sound.
+    count = source.spec.rows("validation")
+    columns = source.columns("validation")
+    presets = np.asarray(columns["preset"])
+    targets = []
+
+    def validator(state, presets, embeddings):
+        del state, embeddings
+        assert presets.shape[1] == 2
+        targets.extend(np.asarray(presets[:, 0]))
+        return presets[:, 0, 0], presets[:, 0, 0]
+
+    mesh = devices.mesh(1)
+    data.validate(source, (100, 2), validator, None, mesh)
+    np.testing.assert_array_equal(targets[:count], presets)
 
     # Which ones pass is remembered: the bank is not rendered again.
     monkeypatch.setattr(bank_module, "gate", None)

@@ -40,7 +40,7 @@ def run(tmp_path_factory):
     config = quickstart.get_config()
     config.run, config.data = str(folder / "run"), str(folder / "data")
     config.audio_model = "mel128"
-    config.sampling.at_default = config.sampling.at_end = 0.0
+    config.prior.update({"uniform": 1.0, "fitted": 0.0})
     config.average = 0.0
     config.num_train, config.num_test = 96, 8
     config.validation = (1, 8)

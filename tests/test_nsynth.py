@@ -110,6 +110,17 @@ def test_mistakes_are_named(tmp_path):
         nsynth.find(folder)
 
 
+def test_keys_lead_nowhere_else(tmp_path):
+    """Neither to be read from, nor to be written to."""
+    folder = write(tmp_path / "notes")
+    examples = json.loads((folder / "examples.json").read_text())
+    examples["../evil"] = next(iter(examples.values()))
+    (folder / "examples.json").write_text(json.dumps(examples))
+    wavfile.write(folder / "evil.wav", 16_000, np.ones(9, np.int16))
+    with pytest.raises(FileNotFoundError, match=r"evil-.*is missing"):
+        nsynth.find(folder)
+
+
 def test_the_notes_beside_the_project():
     notes = nsynth.find(shared("audio/nsynth-mini"))
     assert len(notes) == 66 and {n.source for n in notes} == {

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from proxy import encoders, objective, spaces
+from proxy import encoders, objective, spaces, symmetries
 
 SPACE = spaces.get("talnm")
 SIZES = {
@@ -139,6 +139,31 @@ def test_contrast_of_constants_is_chance_and_of_the_truth_is_less():
     assert swapped > 5
     gradient = jax.grad(objective.contrastive_loss)(target, target, 0.1)
     assert jnp.isfinite(gradient).all()
+
+
+def test_equivalent_presets_of_the_step_are_trained_on():
+    """Which they are depends on the step, and on nothing else."""
+    space = spaces.get("dexed")
+    encoder = encoders.build("hn_oh", space, 12, hidden=8, blocks=1)
+    update, key = optax.sgd(0.1), jax.random.key(2)
+    presets = space.sample(key, (16,))
+    batch = {"preset": presets, "embedding": jnp.ones((16, 12))}
+    states = [
+        objective.init_state(encoder, update, jax.random.key(1), space.width)
+    ] * 2
+    plain = jax.jit(objective.train_step(encoder, space, update))
+    step = jax.jit(
+        objective.train_step(encoder, space, update, equivalent=True)
+    )
+    exchange = jax.jit(symmetries.equivalent, static_argnums=2)
+    for number in range(2):
+        key = jax.random.fold_in(jax.random.key(0), number)
+        other = exchange(key, presets, space)
+        assert not np.array_equal(other, presets)
+        states[0], found = step(states[0], batch)
+        states[1], wanted = plain(states[1], {**batch, "preset": other})
+        assert float(found["loss"]) == pytest.approx(float(wanted["loss"]))
+        states[1] = states[0]
 
 
 def test_contrast_is_added_to_the_loss_and_not_to_its_metric():

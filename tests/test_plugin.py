@@ -108,6 +108,7 @@ def proxy_run(checkout, tmp_path_factory):
 
     found = run("launch.plugin", "inspect", path, folder=checkout)
     assert "fixture: 17 of 17 varied parameters matched" in found
+    assert "every varied parameter changes its sound or its state" in found
 
     options = [
         "--config=configs/quickstart.py",
@@ -115,6 +116,8 @@ def proxy_run(checkout, tmp_path_factory):
         *fixture_options(folder),
         f"--config.run={folder}/run",
         "--config.audio_model=mel128",
+        "--config.prior.uniform=1",
+        "--config.prior.fitted=0",
         "--config.num_train=384",
         "--config.validation=(1,64)",
         "--config.num_test=64",
@@ -146,6 +149,44 @@ def test_from_a_plugin_to_a_proxy(checkout, proxy_run):
     # A ranking of 64 by chance: 1/64 (1 + 1/2 + ... + 1/64) = .074.
     mrr = scores["hn_oh"]["metrics"]["mrr/preset_to_audio"]["mean"]
     assert mrr > 0.2
+
+
+def test_a_plugin_that_ignores_parameters_is_refused(
+    checkout, proxy_run, tmp_path
+):
+    """Before anything is rendered for a data set."""
+    path = plugin("worn")
+    found = run("launch.plugin", "inspect", path, folder=checkout)
+    assert "warning: 4 of 17 varied parameters change neither" in found
+    options = [
+        "--config=configs/quickstart.py",
+        f"--config.plugin={path}",
+        *fixture_options(tmp_path),
+        "--config.audio_model=mel128",
+        "--config.num_train=8",
+        "--config.validation=(1,8)",
+        "--config.num_test=8",
+    ]
+    told = run("launch.precompute", *options, folder=checkout, succeeds=False)
+    (line,) = [line for line in told.splitlines() if "error: " in line]
+    assert "(lfo_rate, lfo_depth, noise, echo)" in line
+    assert not list(tmp_path.rglob("*.array_record*"))
+    allowed = "--config.host.dead=0.24"
+    made = run("launch.precompute", *options, allowed, folder=checkout)
+    assert f"{tmp_path}/data/synthetic: complete" in made
+
+
+def test_a_table_in_which_nothing_varies_is_told(tmp_path, monkeypatch, capsys):
+    parameter = {"name": "a", "value": 0.0, "texts": ["-"] * 1001}
+    info = {"name": "P", "version": "1", "parameters": [parameter]}
+    monkeypatch.setattr(vst3, "examine", lambda path: info)
+    words = ["scaffold", __file__, "--name=x", f"--folder={tmp_path}"]
+    commands.run("launch.plugin", *words)
+    assert "warning: nothing would vary" in capsys.readouterr().out
+    parameter["texts"] = ["a", "b"]
+    words[2] = "--name=y"
+    commands.run("launch.plugin", *words)
+    assert "warning" not in capsys.readouterr().out
 
 
 def space_of(checkout):

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from datasets import drawing, engines, files, loader, precompute, shards
+from datasets.engines import dexed_batch
 from datasets.spec import DataSpec, presets_digest, space_digest
 from launch import cli
-from proxy import audio, spaces
+from proxy import audio, priors, spaces
 
 SPACE = spaces.get("dexed")
 # Short clips, real engine: a render takes well under a millisecond.
@@ -124,14 +125,33 @@ def test_a_data_set_is_sampled_as_its_spec_says(embed, tmp_path):
     build(spec, tmp_path, embed)
     presets = shards.read(tmp_path, spec, "train", 1)["preset"]
     rows = list(spec.shard_rows("train", 1))
-    drawn = drawing.draw(
-        SPACE, 3, "train", rows, range(200), {"at_default": 0.5, "at_end": 0.1}
-    )
+    prior = priors.Uniform(SPACE, at_default=0.5, at_end=0.1)
+    drawn = drawing.draw(SPACE, 3, "train", rows, range(200), prior)
     for preset, attempts in zip(presets, drawn, strict=True):
         assert (attempts == preset).all(-1).any()
     # Others were made otherwise, and are not taken for these.
     with pytest.raises(files.ShardError, match=r"at_default: wanted nothing"):
         shards.open_directory(tmp_path, make_spec())
+
+
+def test_a_data_set_is_drawn_from_its_prior(bank, embed, tmp_path):
+    """Its bytes are those of threads and of processes; another is refused."""
+    prior = priors.Mixture(
+        (priors.Variations(SPACE, bank), priors.Uniform(SPACE)), (0.9, 0.1)
+    )
+    spec = make_spec(prior=priors.digest(prior), splits=(("train", 24),))
+    build(spec, tmp_path / "a", embed, prior=prior)
+    presets = shards.read(tmp_path / "a", spec, "train", 0)["preset"]
+    attempts = drawing.draw(SPACE, 3, "train", range(20), range(200), prior)
+    for preset, row in zip(presets, attempts, strict=True):
+        assert (row == preset).all(-1).any()
+        alone = drawing.draw(SPACE, 3, "train", [5], [2], prior)
+    np.testing.assert_array_equal(alone[0, 0], attempts[5, 2])
+    build(spec, tmp_path / "b", embed, prior=prior, processes=True)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    with pytest.raises(ValueError, match=r"prior: wanted \w{32}, found \)"):
+        build(spec, tmp_path / "c", embed)
+    assert "prior" not in make_spec().to_dict()
 
 
 @pytest.mark.parametrize(
@@ -210,6 +230,115 @@ def test_kept_audio_is_the_sound(embed, tmp_path):
     for preset, sound in zip(columns["preset"], sounds, strict=True):
         wanted = renderer.render(SPACE.to_plugin(preset))
         np.testing.assert_allclose(sound, wanted, atol=0.51 / 32767)
+
+
+def batched(size):
+    """The engine that renders batches."""
+    engine = dexed_batch.BatchedDexed(SETTINGS)
+    engine.batch = size
+    return engine
+
+
+def build_batched(engine, directory, embed, **options):
+    version = engine.version
+    return precompute.build(
+        make_spec(synth_version=version, **options.pop("fields", {})),
+        directory,
+        lambda: engine,
+        lambda: embed,
+        **{"progress": False, "workers": 2, **options},
+    )
+
+
+@pytest.fixture(scope="module")
+def in_batches(embed, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("batches")
+    report = build_batched(batched(16), directory, embed)
+    assert (report.built, report.rows) == (4, 59)
+    return directory
+
+
+def test_engines_make_the_same_data(reference, in_batches):
+    """The same presets, drawn as often; embeddings within 1e-4 of their size.
+
+    In L1 within 1e-4 as they are.
+    """
+    for split, number in make_spec().shards:
+        one = shards.read(reference, make_spec(), split, number)
+        spec = make_spec(synth_version=dexed_batch.VERSION)
+        other = shards.read(in_batches, spec, split, number)
+        np.testing.assert_array_equal(other["preset"], one["preset"])
+        np.testing.assert_allclose(
+            other["embedding"], one["embedding"], rtol=1e-4
+        )
+        distance = np.abs(other["embedding"] - one["embedding"]).mean(1)
+        assert distance.max() < 1e-4
+        checks = [
+            shards.read_check(directory, each, split, number)["redrawn"]
+            for directory, each in (
+                (reference, make_spec()),
+                (in_batches, spec),
+            )
+        ]
+        assert checks[0] == checks[1]
+
+
+def test_engines_do_not_share_a_folder(reference, embed):
+    with pytest.raises(files.ShardError, match=r"synth_version.*dx7-jax"):
+        build_batched(batched(16), reference, embed)
+
+
+def test_the_size_of_batches_does_not_change_a_byte(
+    in_batches, embed, tmp_path, caplog
+):
+    """Nor does memory that runs out, nor a build that is cut off."""
+    engine = batched(16)
+    render, made = engine._fill, []
+
+    def short(voices, notes, size):
+        made.append(len(voices))
+        if size > 8:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory")
+        if len(made) == 9:
+            raise OSError("cut off")
+        return render(voices, notes, size)
+
+    engine._fill = short
+    with pytest.raises(OSError, match="cut off"):
+        build_batched(engine, tmp_path, embed, workers=1)
+    assert contents(tmp_path) != contents(in_batches)
+    build_batched(engine, tmp_path, embed, workers=3)
+    assert contents(tmp_path) == contents(in_batches)
+    assert max(made) > 8 and engine.batch == 8
+    # Said once.
+    assert caplog.text.count("8 presets are rendered at once") == 1
+
+
+def test_memory_that_holds_no_preset_is_an_error(embed, tmp_path):
+    engine = batched(2)
+
+    def none(voices, notes, size):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory")
+
+    engine._fill = none
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        build_batched(engine, tmp_path, embed)
+
+
+def test_batches_of_given_presets(bank, embed, tmp_path):
+    names = [f"Preset {i}" for i in range(len(bank))]
+    fields = {
+        "source": "handcrafted",
+        "splits": (("train", len(bank)),),
+        "presets": presets_digest(bank, names),
+    }
+    given = {"presets": {"train": bank}, "names": {"train": names}}
+    engine = batched(8)
+    build_batched(engine, tmp_path, embed, fields=fields, **given)
+    spec = make_spec(synth_version=engine.version, **fields)
+    columns = shards.read(tmp_path, spec, "train", 0)
+    np.testing.assert_array_equal(columns["preset"], bank)
+    assert loader.open_names(tmp_path, spec, "train") == names
 
 
 @pytest.fixture(scope="module")
@@ -321,8 +450,8 @@ def get_config():
     config = common.proxy_config("dexed", "hn_oh")
     config.audio_model = "mel128"
     config.data = {data!r}
-    config.num_train, config.validation, config.num_test = 400, (4, 5), 30
-    config.shard_size, config.embed_batch, config.workers = 20, 8, 2
+    config.num_train, config.validation, config.num_test = 800, (4, 5), 30
+    config.shard_size, config.embed_batch, config.workers = 40, 8, 2
     config.render = {{
         "hold": 0.2, "duration": 0.3, "fade_out": 0.05, "min_rms": 0.02
     }}
@@ -392,7 +521,8 @@ def test_killed_at_random_moments_ends_with_the_same_bytes(tmp_path):
     for _ in range(3):
         # At any moment while a shard or the next one is in the making: most
         # of a process's life goes into imports and compilation.
-        goal = finished(killed / "synthetic") + moments.randint(0, 3)
+        # Batches finish several shards at a time.
+        goal = finished(killed / "synthetic") + moments.randint(0, 1)
         with start(killed) as process:
             while process.poll() is None:
                 if list((killed / "synthetic").glob(".*.tmp-*")) and (
@@ -400,7 +530,7 @@ def test_killed_at_random_moments_ends_with_the_same_bytes(tmp_path):
                 ):
                     break
                 time.sleep(0.002)
-            time.sleep(moments.uniform(0, 0.2))
+            time.sleep(moments.uniform(0, 0.05))
             process.send_signal(signal.SIGKILL)
         print(finished(killed / "synthetic"), "shards finished when killed")
     assert not (killed / "synthetic" / "dataset_info.json").exists()

@@ -1,5 +1,6 @@
 """The command that fetches, inspects and exports banks."""
 
+import functools
 import hashlib
 import os
 import pathlib
@@ -13,7 +14,7 @@ import pytest
 from datasets.engines import dexed
 from datasets.presets import reading, sysex, writing
 from launch import cli
-from proxy import spaces
+from proxy import priors, spaces, splits
 from tests import commands
 from tests.shared import shared
 
@@ -116,16 +117,33 @@ def test_export_writes_what_was_asked_for(tmp_path):
     )
 
 
+def test_fit_learns_from_the_training_part_alone(tmp_path, capsys, monkeypatch):
+    quick = functools.partial(priors.fit, levels=4, rounds=1)
+    monkeypatch.setattr(priors, "fit", quick)
+    file, out = tmp_path / "bank.syx", tmp_path / "a" / "prior.npz"
+    file.write_bytes(_bank())
+    commands.run("launch.presets", "fit", str(file), f"--output={out}")
+    told = capsys.readouterr().out
+    presets = reading.load(file, SPACE).presets
+    train = presets[splits.split(presets)["train"]]
+    prior = priors.from_bytes(out.read_bytes(), SPACE)
+    wanted = priors.digest(priors.fit(train, SPACE))
+    assert priors.digest(prior) == wanted and wanted in told
+    assert f"{len(train)} training presets" in told
+    assert "independent" in told
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "give fetch, inspect or export, not nothing"),
+        ((), "give fetch, inspect, export, fit, not nothing"),
         (("list",), "not 'list'"),
         (("inspect",), "give at least one file or folder"),
         (("inspect", "/no/such/bank.syx"), "no bank at /no/such/bank.syx"),
         (("export", "BANK"), "--output=FILE.syx or FILE.json"),
         (("export", "BANK", "--names=X", "--output=x.syx"), "named 'X'"),
         (("export", "BANK", "--output=x.fxp"), "written as .syx or .json"),
+        (("fit", "BANK"), "fit needs --output=FILE.npz"),
     ],
 )
 def test_mistakes_are_told_in_one_line(tmp_path, arguments, message):
@@ -135,6 +153,27 @@ def test_mistakes_are_told_in_one_line(tmp_path, arguments, message):
     with pytest.raises(cli.EXPECTED) as caught:
         commands.run("launch.presets", *words)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_presets_of_another_synthesizer_name_it(tmp_path):
+    table = shared("presets/talnm_factory.json")
+    with pytest.raises(ValueError, match=r"talnm's: --synth=talnm$"):
+        commands.run("launch.presets", "inspect", table)
+    commands.run("launch.presets", "inspect", table, "--synth=talnm")
+    talnm = spaces.get("talnm")
+    presets = np.zeros((1, talnm.num_used), np.float32)
+    file = tmp_path / "a.json"
+    file.write_text(writing.to_json(presets, ["x"], talnm))
+    with pytest.raises(ValueError, match=r"talnm's: --synth=talnm$"):
+        commands.run("launch.presets", "inspect", file)
+    file.write_text('[{"name": "x", "values": {"lfo_sped": 0}}]')
+    with pytest.raises(ValueError, match="lfo_speed") as error:
+        commands.run("launch.presets", "inspect", file)
+    assert "--synth" not in str(error.value)
+    file.write_text('{"parameter_names": [], "presets": {"x": []}}')
+    with pytest.raises(ValueError, match="without a column") as error:
+        commands.run("launch.presets", "inspect", file)
+    assert "--synth" not in str(error.value)
 
 
 def test_a_real_bank_goes_out_and_comes_back(tmp_path):

@@ -297,6 +297,20 @@ def test_fitting_nothing_is_refused():
         priors.fit(np.zeros((0, DEXED.num_used), np.float32), DEXED)
 
 
+def test_files_of_fitted_priors():
+    presets = np.asarray(SPACE.sample(jax.random.key(0), (40,)))
+    prior = priors.fit(presets, SPACE, levels=4, rounds=1)
+    content = priors.to_bytes(prior)
+    found = priors.from_bytes(content, SPACE)
+    assert priors.digest(found) == priors.digest(prior)
+    assert content == priors.to_bytes(found) and len(content) < 200_000
+    with pytest.raises(ValueError, match="one of diva, with 173 parameters"):
+        priors.from_bytes(content, DEXED)
+    for broken in (b"", b"nonsense", content[:-100]):
+        with pytest.raises(ValueError, match="not a file of a fitted prior"):
+            priors.from_bytes(broken, SPACE)
+
+
 # Mixtures and digests --------------------------------------------------------
 
 

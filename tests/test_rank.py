@@ -11,8 +11,9 @@ from datasets.engines import dexed as engine
 from launch.rank import output
 from launch.rank import study as rank_study
 from launch.rank import table as rank_table
-from proxy import spaces
+from proxy import audio, spaces
 from tests import commands
+from tests.plugins import plugin
 from tests.shared import shared
 
 SPACE = spaces.get("dexed")
@@ -83,6 +84,7 @@ def test_sweep_is_monotone_and_audible(attribute):
         assert ((steps >= 0).all(0) | (steps <= 0).all(0)).all(), sweep.preset
         sounds = np.stack([np.asarray(next(clips)) for _ in sweep.values])
         assert rank_study.unfit(sounds, settings) is None, sweep.preset
+        assert rank_study.alike(sounds) is None, sweep.preset
 
 
 # Reading tables --------------------------------------------------------------
@@ -195,6 +197,36 @@ def test_correlation_of_perfect_reversed_and_deaf_models():
     around = np.abs(np.linspace(-1, 1, 20))[:, None]
     assert abs(rank_study.correlation(around)) < 0.1
     assert rank_study.correlation(np.ones((20, 3))) == 0
+    # Of one end alone: from the first, the distances rise and fall.
+    hill = np.array([0, 1, 2, 3, 0.5])[:, None]
+    first = rank_study.correlation(hill, ["first"])
+    last = rank_study.correlation(hill, ["last"])
+    assert first == pytest.approx(0.4) and last != pytest.approx(first)
+    assert rank_study.correlation(hill) == pytest.approx((first + last) / 2)
+
+
+def test_rounding_is_no_difference():
+    """A model's last bits depend on where in a batch a sound is."""
+    rng = np.random.default_rng(0)
+    rows = np.tile(rng.normal(size=320), (20, 1))
+    drift = 1e-7 * np.linspace(0, 1, 20)[:, None]
+    assert rank_study.correlation((rows + drift).astype(np.float32)) == 0
+    assert rank_study.correlation(rows + 1e4 * drift) == pytest.approx(1)
+
+    def embed(sounds):
+        # Another result for the same sound at another place.
+        places = 1e-4 * np.arange(len(sounds))[:, None]
+        return np.sum(sounds, axis=1, keepdims=True) + places
+
+    same = np.ones((20, 50), np.float32)
+    assert rank_study.correlation(embed(same)) == pytest.approx(1)
+    assert rank_study.correlation(rank_study.embed_steps(embed, same)) == 0
+    # Ties count half, wherever they are.
+    ties = np.repeat(np.linspace(1, 2, 10, dtype=np.float32), 2)
+    ties = ties[:, None] * same
+    found = rank_study.correlation(rank_study.embed_steps(embed, ties))
+    exact = rank_study.correlation(ties.sum(1, keepdims=True))
+    assert found == pytest.approx(exact) and found < 1
 
 
 def test_what_cannot_be_heard_is_told():
@@ -205,8 +237,9 @@ def test_what_cannot_be_heard_is_told():
     quiet = np.concatenate([sounds[:2], 0.01 * sounds[2:]])
     assert "step 3 is silent" in str(rank_study.unfit(quiet, settings))
     same = sounds[[0, 1, 1, 2]]
-    reason = rank_study.unfit(same, settings)
-    assert reason == "steps 2 and 3 sound the same"
+    assert rank_study.unfit(same, settings) is None
+    assert rank_study.alike(same) == "steps 2 and 3 sound the same"
+    assert rank_study.alike(sounds) is None
 
 
 def test_summary():
@@ -220,6 +253,18 @@ def test_summary():
     assert found["mean"] == 0.5
     assert (found["worst"], found["worst_attribute"]) == (0.25, "b")
     assert found["attributes"]["a"] == {"mean": 0.75, "std": 0.25}
+    # What is not to be heard does not count.
+    silent = {"preset": "z", "score": -1.0, "unfit": "step 1 is silent"}
+    scores["m"]["a"].append(silent)
+    scores["m"]["c"] = [silent]
+    again = rank_study.summary(scores)["m"]
+    assert again["attributes"].pop("c") == {"mean": None, "std": None}
+    assert again == found
+    assert "| c " in output.tables(
+        {"m": rank_study.summary(scores)["m"]}, others=False
+    )
+    with pytest.raises(ValueError, match="is silent or too loud"):
+        rank_study.summary({"m": {"c": [silent]}})
 
 
 # The command -----------------------------------------------------------------
@@ -288,7 +333,8 @@ def test_an_interrupted_study_goes_on(study, monkeypatch, capsys):
     changed["presets"]["loud"]["feedback"] = 1.0
     pathlib.Path(study["table"]).write_text(json.dumps(changed))
     command(capsys, **study)
-    assert rendered == [4, 0, 4]
+    # Nothing, the second time.
+    assert rendered == [4, 4]
 
 
 def test_command_tells_of_sweeps_that_cannot_be_heard(study, capsys):
@@ -297,7 +343,72 @@ def test_command_tells_of_sweeps_that_cannot_be_heard(study, capsys):
     pathlib.Path(study["table"]).write_text(json.dumps(quiet))
     study["models"] = "mel128"
     printed = command(capsys, **study)
-    assert "not to be ranked by ear: pitch, loud: step 1 is silent" in printed
+    assert "not counted: pitch, loud: step 1 is silent" in printed
+    content = json.loads(
+        (pathlib.Path(study["out"]) / "ranking.json").read_text()
+    )
+    assert (content["sweeps"], content["counted"]) == (2, 1)
+    summary = content["summary"]["mel128"]
+    assert summary["mean"] == summary["attributes"]["colour"]["mean"]
+    assert "-" in next(x for x in printed.splitlines() if "| pitch" in x)
+
+
+def test_what_studies_do_in_different_ways(study, capsys):
+    """No choice takes the scores of another."""
+    study["models"] = "mel128"
+    scores = {}
+    for name, options in {
+        "ours": {},
+        "rate": {"rate": 16_000},
+        "duration": {"duration": 0.4},
+        "ends": {"ends": "first"},
+    }.items():
+        command(capsys, **study, **options)
+        file = pathlib.Path(study["out"]) / "ranking.json"
+        content = json.loads(file.read_text())
+        scores[name] = content["scores"]["mel128"]["colour"][0]["score"]
+        assert content["seconds"] == options.get("duration", 0.5)
+    notes = pathlib.Path(study["out"]) / "scores.jsonl"
+    # Two sweeps of each, and nothing twice.
+    assert len(set(notes.read_text().split("\n"))) == 8 + 1
+    assert np.isfinite(list(scores.values())).all()
+    with pytest.raises(ValueError, match="--ends=middle: give first"):
+        command(capsys, **study, ends="middle")
+    with pytest.raises(ValueError, match="--rate=10"):
+        command(capsys, **study, rate=10)
+
+
+def test_sounds_are_as_long_at_another_rate():
+    time = np.arange(4000) / 8000
+    sound = np.sin(2 * np.pi * 440 * time)[None].astype(np.float32)
+    found = rank_study._resampled(sound, 8000, 32_000)
+    assert found.shape == (1, 16_000) and found.dtype == np.float32
+    expected = np.sin(2 * np.pi * 440 * np.arange(16_000) / 32_000)
+    inner = slice(500, -500)
+    np.testing.assert_allclose(found[0, inner], expected[inner], atol=5e-3)
+    assert rank_study._resampled(sound, 8000, 8000) is sound
+
+
+def test_renders_may_depend_on_those_before(study, monkeypatch, capsys):
+    """Where that is asked for: of the plug-in that is known to leak."""
+    monkeypatch.setenv("TALNM_VST3", str(plugin("talnm")))
+    rows = [{"parameter": "Filter Cutoff", "interval": [0, 1]}]
+    file = pathlib.Path(study["table"])
+    whole = table(synth="talnm", attributes={"cutoff": rows})
+    file.write_text(json.dumps(whole))
+    study |= {"synth": "talnm", "models": "mel128"}
+    heard = {}
+    embed_steps = rank_study.embed_steps
+    for isolation in ("reset", "none"):
+
+        def noted(embed, sounds, isolation=isolation):
+            heard[isolation] = sounds
+            return embed_steps(embed, sounds)
+
+        monkeypatch.setattr(rank_study, "embed_steps", noted)
+        command(capsys, **study, isolation=isolation)
+    np.testing.assert_array_equal(heard["none"][0], heard["reset"][0])
+    assert np.abs(heard["none"][1:] - heard["reset"][1:]).max() > 1e-3
 
 
 def test_published_models_are_listed_beside_the_papers_synthesizer():
@@ -306,6 +417,15 @@ def test_published_models_are_listed_beside_the_papers_synthesizer():
     )
     text = output.tables(summary, others=True)
     assert "mn20" in text and "0.976" in text and text.count("mel128") == 2
+    # The published figure is that of 320 numbers.
+    assert output.published("mn04_mel") == 0.965
+    assert output.published("mn04") is None
+    assert audio.get("mn04_mel").dimension == 320
+    assert all(
+        name in audio.names()
+        for name in output.PUBLISHED
+        if not name.startswith("OpenL3")
+    )
     assert "mn20" not in output.tables(summary, others=False)
     assert output.published("openl3_mel256_music_6144") == 0.966
     assert output.published("transport640") is None

@@ -18,6 +18,7 @@ from scipy.io import wavfile
 from datasets.presets import reading, writing
 from launch.evaluate import notes, proxy
 from launch.report import page as report
+from launch.runs import plots
 from proxy import spaces
 from tests import commands, matching
 
@@ -202,8 +203,8 @@ def test_every_reference_is_there_and_nothing_is_elsewhere(site):
     for anchor in (r for r in parser.found if r.startswith("#")):
         assert f'id="{anchor[1:]}"' in text
     shown = {site / r for r in local} | {site / "index.html"}
-    kept = {p for p in site.rglob("*") if p.is_file()} - {site / ".nojekyll"}
-    assert kept == shown
+    kept = {p for p in site.rglob("*") if p.is_file()}
+    assert kept - {site / ".nojekyll", site / ".report.json"} == shown
     # A downloaded preset is the one that was predicted.
     files = sorted((site / "sounds/dexed/dexed_ploss").glob("*.json"))
     assert len(files) == 10
@@ -366,6 +367,68 @@ def test_what_is_missing_is_told(tmp_path):
     with pytest.raises(ValueError, match="holds something else"):
         build(tmp_path / "other")
     assert (tmp_path / "other" / "precious").exists()
+
+
+def test_a_page_replaces_only_what_it_wrote(site, tmp_path):
+    runs = [site.parent / "runs" / "proxy"]
+    # A folder of somebody else's, with a file of the same name.
+    (tmp_path / "report.js").write_text("theirs")
+    with pytest.raises(ValueError, match="something else than a page"):
+        report.build(runs, tmp_path, "x")
+    assert (tmp_path / "report.js").read_text() == "theirs"
+    out = tmp_path / "site"
+    report.build(runs, out, "x")
+    before = {path for path in out.rglob("*") if path.is_file()}
+    (out / "CNAME").write_text("theirs")
+    (out / "proxies" / "theirs").touch()
+    (outside := tmp_path / "outside").touch()
+    ranking = site.parent / "runs" / "ranking"
+    report.build([ranking], out, "y")
+    after = {path for path in out.rglob("*") if path.is_file()}
+    assert {out / "CNAME", out / "proxies" / "theirs"} <= after
+    assert not {p for p in after & before if "proxies" in p.parts}
+    (out / ".report.json").write_text(json.dumps(["../outside"]))
+    with pytest.raises(ValueError, match="not below it"):
+        report.build([ranking], out, "z")
+    assert outside.exists()
+
+
+def test_runs_lead_nowhere_else(tmp_path, monkeypatch):
+    """Neither their names nor the files they name."""
+    # What takes the time is of no interest here.
+    monkeypatch.setattr(plots, "sounds", lambda clips, rate, path: path.touch())
+    run = matching_run(tmp_path / "runs", "ploss", 0)
+    config = json.loads((run / "config.json").read_text())
+    config["synth"] = "../../../evil"
+    (run / "config.json").write_text(json.dumps(config))
+    page = report.build([run], tmp_path / "deep" / "site", "x")
+    assert not (tmp_path / "evil").exists()
+    assert {"deep", "runs"} == {path.name for path in tmp_path.iterdir()}
+    assert "evil" in page.read_text()
+    secret = tmp_path / "secret.wav"
+    tone(secret, 200)
+    file = run / "matching/evaluation.json"
+    text = file.read_text()
+    wanted = "in_domain/target/000.wav"
+    for other in (str(secret), "../../../secret.wav"):
+        file.write_text(text.replace(wanted, other))
+        with pytest.raises(ValueError, match="not below it"):
+            report.build([run], tmp_path / "deep" / "site", "x")
+    file.write_text(text)
+    (run / "matching" / wanted).unlink()
+    (run / "matching" / wanted).symlink_to(secret)
+    with pytest.raises(ValueError, match="not below it"):
+        report.build([run], tmp_path / "deep" / "site", "x")
+
+
+def test_a_proxys_name_leads_nowhere_else(site, tmp_path):
+    run = shutil.copytree(site.parent / "runs" / "proxy", tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["name"] = "/../../../evil"
+    (run / "config.json").write_text(json.dumps(config))
+    report.build([run], tmp_path / "deep" / "site", "x")
+    assert {"deep", "run"} == {path.name for path in tmp_path.iterdir()}
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["site"]
 
 
 def test_runs_of_other_targets_are_refused(tmp_path):

@@ -59,7 +59,7 @@ def tiny_plan():
     match = dexed.get_config("match_small")
     match.name, match.run = "tiny_mix", "runs/tiny_mix"
     match.audio_model, match.data = proxy.audio_model, proxy.data
-    match.sampling = proxy.sampling
+    match.prior = proxy.prior
     match.render.update(RENDER)
     match.proxy, match.shard_size = proxy.run, 64
     match.num_train, match.batch, match.epochs = 24, 8, 2

@@ -1,12 +1,16 @@
 import json
+import os
 import pathlib
+import signal
+import struct
 
 import numpy as np
 import pedalboard.io
 import pytest
 import scipy.io.wavfile
 
-from datasets import nsynth, sounds
+from datasets import child, limits, nsynth, sounds
+from launch.runs import plots
 from tests.shared import shared
 
 RATE = 32_000
@@ -111,6 +115,87 @@ def test_what_cannot_be_matched_is_told_in_one_line(tmp_path):
         sounds.read(tmp_path / "missing.wav", RATE)
 
 
+def header(path, rate, channels, size):
+    """A WAV that is a hole of zeros but for its header."""
+    frame = 2 * channels
+    second = rate * frame % 2**32
+    form = struct.pack("<HHIIHH", 1, channels, rate, second, frame, 16)
+    head = b"RIFF" + struct.pack("<I", size + 36) + b"WAVEfmt "
+    head += struct.pack("<I", 16) + form + b"data" + struct.pack("<I", size)
+    with path.open("wb") as file:
+        file.write(head)
+        file.truncate(size + len(head))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".mp3", ".aiff", ".flac", ".wav"])
+def test_damaged_files_cost_no_more_than_themselves(tmp_path, suffix):
+    """Some of these crash their decoder."""
+    fine = wav(tmp_path, note())
+    whole = encode(tmp_path / f"a{suffix}", note(seconds=0.3), RATE)
+    data = whole.read_bytes()
+    rng = np.random.default_rng(0)
+    cuts = {0, 1, *range(600, 700, 7), *rng.integers(len(data), size=20)}
+    for cut in sorted(cuts):
+        whole.write_bytes(data[:cut])
+        try:
+            assert np.isfinite(sounds.read(whole, RATE).audio).all()
+        except ValueError as error:
+            assert str(error).startswith(str(whole)) and "<" not in str(error)
+    assert sounds.read(fine, RATE).audio.any()
+
+
+def test_a_decoder_that_dies_is_replaced(tmp_path, monkeypatch):
+    path = wav(tmp_path, note())
+    whole = sounds.read(path, RATE).audio
+    first = sounds._child
+    sounds.read(path, RATE)
+    assert first is not None and sounds._child is first
+    first.kill()
+    with pytest.raises(ValueError, match=r"sound\.wav is damaged: its"):
+        sounds.read(path, RATE)
+    np.testing.assert_array_equal(sounds.read(path, RATE).audio, whole)
+    # And one that does not answer in time.
+    assert sounds._child is not None
+    os.kill(sounds._child._process.pid, signal.SIGSTOP)
+    hasty = limits.Budget(seconds=0.2)
+    with monkeypatch.context() as patch:
+        patch.setattr(limits, "usual", lambda: hasty)
+        with pytest.raises(ValueError, match=r"busy for more than .*--budget"):
+            sounds.read(path, RATE)
+    np.testing.assert_array_equal(sounds.read(path, RATE).audio, whole)
+
+
+def test_ctrl_c_leaves_no_reply_to_the_next_file(tmp_path, monkeypatch):
+    paths = [wav(tmp_path, note(midi), name=f"{midi}.wav") for midi in (60, 72)]
+    wanted = sounds.read(paths[1], RATE).audio
+
+    def interrupted(self, samples):
+        raise KeyboardInterrupt
+
+    before = sounds._child
+    with monkeypatch.context() as patch:
+        patch.setattr(child.Child, "sound", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sounds.read(paths[0], RATE)
+    np.testing.assert_array_equal(sounds.read(paths[1], RATE).audio, wanted)
+    assert sounds._child is not before
+
+
+def test_memory_and_silence_are_limited(tmp_path):
+    large = header(tmp_path / "large.wav", 1_000_000, 64, 2_000_000_000)
+    with pytest.raises(
+        ValueError, match=r"large\.wav takes more than .*budget"
+    ):
+        sounds.read(large, RATE)
+    hour = header(tmp_path / "hour.wav", RATE, 1, 3600 * RATE * 2)
+    with pytest.raises(ValueError, match="silent for its first 120 s"):
+        sounds.read(hour, RATE)
+    odd = header(tmp_path / "odd.wav", 2_000_000, 1, 1000)
+    with pytest.raises(ValueError, match=r"says that it has 2,000,000 Hz"):
+        sounds.read(odd, RATE)
+
+
 @pytest.mark.parametrize("midi", [28, 40, 60, 75, 96, 107])
 @pytest.mark.parametrize("harmonics", [1, 8])
 def test_pitch_of_steady_tones(midi, harmonics):
@@ -161,6 +246,23 @@ def test_finding_files(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no audio file"):
         sounds.find([str(tmp_path / "empty")])
+
+
+def test_names_lead_nowhere_else_and_can_be_shown(tmp_path):
+    (tmp_path / "sub").mkdir()
+    names = ["...wav", "sub/...wav", "$x_y_z$.wav", os.fsdecode(b"\xff.wav")]
+    for name in names:
+        wav(tmp_path, note(), name=name)
+    found = sounds.find([str(tmp_path)])
+    assert len({item.name for item in found}) == 4
+    for item in found:
+        assert pathlib.PurePath(item.name).parts == (item.name,)
+        assert item.name != ".." and item.name.encode()
+        assert sounds.read(item.path, RATE).audio.any()
+        clip = {item.name: np.zeros(RATE, np.float32)}
+        plots.sounds(clip, RATE, tmp_path / f"{item.name}.png")
+    (alone,) = sounds.find([str(tmp_path / "...wav")])
+    assert alone.name not in ("..", "")
 
 
 def test_notes_of_an_nsynth_folder(tmp_path):

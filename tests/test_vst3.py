@@ -114,6 +114,62 @@ def test_version_is_recorded(renderer):
     assert isinstance(renderer, engines.Renderer)
 
 
+def test_names_without_separators_are_bound():
+    renderer = vst3.PluginRenderer(
+        str(plugin("old_talnm")), spaces.get("talnm"), SHORT, QUICK
+    )
+    first, second = draw(renderer.space, 2)
+    assert not np.array_equal(renderer.render(first), renderer.render(second))
+    renderer.close()
+
+
+def test_texts_of_current_values_make_the_same_table(space):
+    """Of a plug-in that shows no others; what it ignores cannot be told."""
+    scope = {}
+    info = vst3.examine(str(plugin("worn")))
+    exec(vst3_scaffold.source("fixture", info, ["Hazard", "Fault"]), scope)
+    for ours, theirs in zip(
+        scope["SPACE"].parameters, space.parameters, strict=True
+    ):
+        if ours.name in DEAD or not theirs.used:
+            assert not ours.used
+        else:
+            assert dataclasses.replace(ours, index=theirs.index) == theirs
+
+
+# Used parameters of the fixture that "worn" ignores.
+DEAD = ["lfo_rate", "lfo_depth", "noise", "echo"]
+
+
+def test_parameters_that_change_nothing_are_found(space, renderer):
+    assert renderer.dead() == []
+    worn = vst3.PluginRenderer(str(plugin("worn")), space, SHORT, QUICK)
+    assert worn.dead() == DEAD
+    floor = noise.measure(worn, count=2)
+    assert floor["dead"] == DEAD
+    assert "Change nothing: lfo_rate, lfo_depth, noise" in noise.table(floor)
+    with pytest.raises(ValueError, match=r"4 of the 17 .*lfo_rate.*host\.dead"):
+        noise.check(floor, space.num_used, None)
+    noise.check(floor, space.num_used, 0.24)
+    worn.close()
+
+
+def test_the_sound_tells_where_the_state_does_not(space, renderer, monkeypatch):
+    """Of a plug-in whose state cannot be had, or changes by itself."""
+    ask = process.Worker.ask
+
+    def blind(self, method, *arguments, timeout):
+        if method == "moved":
+            raise engines.RenderError("no state")
+        return ask(self, method, *arguments, timeout=timeout)
+
+    monkeypatch.setattr(process.Worker, "ask", blind)
+    assert renderer.dead() == []
+    worn = vst3.PluginRenderer(str(plugin("worn")), space, SHORT, QUICK)
+    assert worn.dead() == DEAD
+    worn.close()
+
+
 # Sound ----------------------------------------------------------------------
 
 
@@ -155,6 +211,30 @@ def test_settings_reach_the_plugin(path, space, values):
     # Halfway through a held note, and after it was let go.
     late = slice(int(0.25 * RATE), int(0.3 * RATE))
     assert np.abs(render(hold=0.1)[late]).max() < np.abs(loud[late]).max()
+
+
+def test_a_note_starts_where_it_should(space):
+    """Of a plug-in that lets events fall on multiples of 64 samples."""
+    settings = dataclasses.replace(SHORT, sample_rate=44_100)
+    base = np.array([p.default for p in space.parameters])
+    sharp = at(space, base, waveform=1, noise=0, **{"amp_attack": 0})
+
+    def onset(grid):
+        driven = dataclasses.replace(QUICK, grid=grid)
+        renderer = vst3.PluginRenderer(
+            str(plugin("worn")), space, settings, driven
+        )
+        audio = renderer.render(sharp)
+        renderer.close()
+        # Data that were made without are other data.
+        assert ("aligned" in renderer.version) == (grid > 1)
+        assert len(audio) == settings.samples
+        return int(np.flatnonzero(audio)[0])
+
+    assert 448 <= onset(1) < 451
+    assert onset(64) == onset(1) - 7
+    with pytest.raises(ValueError, match=r"host\.grid=0"):
+        process.Contract(grid=0)
 
 
 # Repeatability --------------------------------------------------------------

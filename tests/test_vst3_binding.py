@@ -9,6 +9,7 @@ from datasets.engines.vst3 import binding as vst3_binding
 from datasets.engines.vst3 import scaffold as vst3_scaffold
 from proxy import space as sp
 from proxy import spaces
+from tests.plugins import OLD_TALNM
 from tests.shared import shared
 
 
@@ -98,6 +99,51 @@ def test_modules_tell_equal_names_apart():
     assert set(binding.missing) == {"env1:attack", "env2:attack"}
     with pytest.raises(vst3_binding.BindingError, match=r"env1:attack \(near"):
         binding.check(space, "Diva")
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_names_are_compared_without_separators(reverse):
+    """As the source of the open-source TAL-NoiseMaker names them."""
+    space = spaces.get("talnm")
+    wanted = {
+        p.name: OLD_TALNM.get(p.name, p.name.replace("_", ""))
+        for p in space.parameters
+    }
+    names = ["unused", "", *wanted.values(), "unused"]
+    binding = bind(space, names[::-1] if reverse else names)
+    assert binding.missing == ("envelope_reset",) and not binding.extra
+    binding.check(space, "TAL-NoiseMaker")
+    found = by_name(space, names[::-1] if reverse else names)
+    del wanted["envelope_reset"]
+    assert found == wanted
+
+
+def test_what_fits_twice_is_not_matched():
+    space = sp.space(
+        "s", [sp.numerical("osc_1_1", 0.0), sp.numerical("osc_11", 0.0)]
+    )
+    # Which one of ours, and which one of the plug-in's.
+    assert set(bind(space, ["osc11"]).missing) == {"osc_1_1", "osc_11"}
+    one = sp.space("s", [sp.numerical("osc_1_1", 0.0)])
+    binding = bind(one, ["Osc 11", "OSC11"])
+    assert binding.missing == ("osc_1_1",)
+    with pytest.raises(vst3_binding.BindingError, match=r"near: .*osc11|OSC11"):
+        binding.check(one, "P")
+    # What is the same with its separators comes first.
+    assert by_name(space, ["osc 11", "osc 1 1"]) == {
+        "osc_11": "osc 11",
+        "osc_1_1": "osc 1 1",
+    }
+    assert by_name(space, ["osc 11", "osc11"])["osc_11"] == "osc 11"
+    # A parameter's own name, though another was once its own.
+    talnm = spaces.get("talnm")
+    names = [p.name for p in talnm.parameters]
+    assert (
+        by_name(talnm, ["Cutoff", *names])["filter_cutoff"] == "filter_cutoff"
+    )
+    both = [n for n in names if n != "filter_cutoff"]
+    missing = bind(talnm, [*both, "filtercutoff", "cutoff"]).missing
+    assert missing == ("filter_cutoff",)
 
 
 def test_equal_names_are_numbered():

@@ -154,6 +154,37 @@ def test_reader_refuses_by_name(tmp_path, tree, named):
     assert named in str(caught.value)
 
 
+def test_reader_takes_no_more_memory_than_a_file_explains(tmp_path):
+    """A kilobyte that claims gigabytes."""
+    storages, large = {"0": bytes(4096)}, Storage("FloatStorage", "0", 1024)
+    most = 2**62
+    for tree, words in (
+        ({"a": tensor(large, 0, (2**30,), (0,))}, "1,073,741,824 numbers"),
+        ({"a": tensor(large, 0, (most, most), (0, 0))}, "numbers from a stor"),
+        ({i: tensor(large, 0, (1024,), (1,)) for i in range(9999)}, "claim"),
+    ):
+        path = write(tmp_path / "bad.pt", tree, storages)
+        if "claim" in words:
+            # As small as a deflated pickle makes it.
+            with zipfile.ZipFile(path) as archive:
+                data = archive.read("archive/data.pkl")
+            with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr("archive/data.pkl", data)
+                info = zipfile.ZipInfo("archive/data/0")
+                archive.writestr(info, storages["0"])
+        with pytest.raises(ValueError, match=words):
+            pickles.read(path)
+    for data, words in (
+        (b"\x80\x02}r\xff\xff\xff\x7f.", "memo claims 2,147,483,647"),
+        (b"\x80\x05\x96" + (2**40).to_bytes(8, "little") + b".", "bytes"),
+        (bytes(2**25), "33,554,432 bytes"),
+    ):
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("archive/data.pkl", data)
+        with pytest.raises(ValueError, match=words):
+            pickles.read(path)
+
+
 def test_reader_refuses_odd_files(tmp_path):
     tree = {"a": tensor(FLOATS, 0, (4,), (1,))}
     storages = {"0": bytes(16)}

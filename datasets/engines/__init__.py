@@ -13,8 +13,9 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import math
 import os
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,12 @@ from jaxtyping import Bool, Float
 import proxy.spaces
 from proxy import unknown
 from proxy.space import ParameterSpace
+from proxy.synths import dx7
+
+# What `check_level` says of clips that are unfit for a data set.
+UNFIT = ("nan", "silent", "too loud")
+# What renders Dexed without a plug-in.
+ENGINES = ("auto", "jax", "dexed-py")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +144,8 @@ class Renderer:
         when threads always do.
       workers_per_core: workers that keep one core busy; more than one where
         they wait.
+      batch: presets that are rendered together, and cost little less when
+        they are fewer; 0 for an engine that renders one by one.
     """
 
     name: str
@@ -146,6 +155,7 @@ class Renderer:
     host: str = ""
     max_threads: int | None = None
     workers_per_core: int = 1
+    batch: int = 0
 
     def render(
         self,
@@ -195,9 +205,40 @@ class Renderer:
                 reasons.append(str(sound) if failed else None)
         return clips, reasons
 
+    def render_into(
+        self,
+        clips: Sequence[Float[np.ndarray, " samples"]],
+        values: Float[np.ndarray, "batch parameters"],
+        notes: Iterable[int | None] | None = None,
+        *,
+        workers: int = 1,
+    ) -> list[str | None]:
+        """Renders presets, and keeps the sounds that pass the level gate.
+
+        Args:
+          clips: where each sound goes.
+          values: raw plug-in values in [0, 1], all parameters in table order.
+          notes: MIDI note of each preset; `settings.note` when left out.
+          workers: threads to share the work.
+
+        Returns:
+          For each preset None, or why its clip was left as it is: what
+          `check_level` says, or why the engine failed.
+        """
+        sounds, reasons = self.render_batch(values, notes, workers=workers)
+        for row, sound in enumerate(sounds):
+            reasons[row] = reasons[row] or check_level(sound, self.settings)
+            if reasons[row] is None:
+                clips[row][:] = sound
+        return reasons
+
     def at(self, settings: RenderSettings) -> "Renderer":
         """The same engine, with presets made to sound in another way."""
         raise NotImplementedError
+
+    def for_few(self) -> "Renderer":
+        """The engine for a few presets at a time; sounds differ by rounding."""
+        return self
 
     def surely_silent(
         self, values: Float[np.ndarray, "batch parameters"]
@@ -215,6 +256,13 @@ class Renderer:
           where it may not be, or the engine cannot tell.
         """
         return np.zeros(len(values), bool)
+
+    def dead(self) -> list[str]:
+        """Names of parameters that presets vary, and that change nothing.
+
+        Told by trying; an engine that is no plug-in has none.
+        """
+        return []
 
     def read_state(
         self, data: bytes, kind: str
@@ -259,10 +307,13 @@ def check_level(
     # vectorised. Not as a mean of squares, whose large temporary arrays cost
     # a third of a render.
     energy = np.einsum("i,i->", audio, audio, dtype=np.float64)
-    power = float(energy) / len(audio)
-    if not np.isfinite(power):
+    return level_reason((float(energy) / len(audio)) ** 0.5, settings)
+
+
+def level_reason(rms: float, settings: RenderSettings) -> str | None:
+    """As `check_level`, of a clip's root mean square."""
+    if not math.isfinite(rms):
         return "nan"
-    rms = power**0.5
     if rms <= settings.min_rms:
         return "silent"
     if rms >= settings.max_rms:
@@ -377,6 +428,7 @@ def get(
     *,
     plugin: str = "",
     host: Mapping[str, Any] | None = None,
+    engine: str = "dexed-py",
 ) -> Renderer:
     """Returns a renderer by name.
 
@@ -388,6 +440,9 @@ def get(
         its environment variable names (`vst3.variable`).
       host: fields of the plug-in's render contract, `vst3.Contract`, that
         are to be other than usual.
+      engine: one of `ENGINES`: what renders Dexed without a plug-in. "jax"
+        renders batches, "dexed-py" starts at once; "auto" is the first where
+        it can render at this sample rate.
 
     Raises:
       ValueError: no engine has this name, or `host` is out of range.
@@ -395,10 +450,17 @@ def get(
       ImportError: the engine's library is not installed.
     """
     settings = settings or RenderSettings()
+    if engine not in ENGINES:
+        raise ValueError(unknown("config.engine", engine, ENGINES))
     if embedded(name, plugin):
-        from datasets.engines.dexed import DexedRenderer
+        from datasets.engines import dexed, dexed_batch
 
-        return DexedRenderer(settings)
+        if engine == "auto":
+            fast = settings.sample_rate >= dx7.LOWEST_RATE
+            engine = "jax" if fast else "dexed-py"
+        if engine == "jax":
+            return dexed_batch.BatchedDexed(settings)
+        return dexed.DexedRenderer(settings)
     if name not in proxy.spaces.names():
         raise ValueError(unknown("engine", name, proxy.spaces.names()))
     from datasets.engines.vst3 import engine as vst3

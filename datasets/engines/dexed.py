@@ -12,6 +12,7 @@ and conversions of this module work without it.
 
 import functools
 import importlib.metadata
+import importlib.util
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -20,14 +21,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 import proxy.spaces
-from datasets.engines import (
-    Renderer,
-    RenderError,
-    RenderSettings,
-    dx7_level,
-    fade,
-)
+from datasets.engines import Renderer, RenderError, RenderSettings, fade
 from proxy.space import ParameterSpace
+from proxy.synths import dx7, dx7_level
 
 VOICE_BYTES = 156
 NAME_BYTES = slice(145, 155)
@@ -91,21 +87,8 @@ PARAMETERS: Mapping[str, tuple[int, int]] = {
         for byte, (name, most) in enumerate(_VOICE)
     },
 }
-# What makes an operator's level depend on the note and its velocity.
-_SCALING_BYTES = np.array(
-    [
-        PARAMETERS[f"op{operator}_{name}"][0]
-        for operator in range(1, 7)
-        for name in (
-            "l_scale_depth",
-            "r_scale_depth",
-            "rate_scaling",
-            "key_velocity",
-        )
-    ]
-)
-# The plug-in's output is this much quieter than dexed-py's.
-_GAIN = 1 / 8
+# Voices whose loudest levels are told in one call.
+_TOLD = 512
 SWITCHES: Mapping[str, int] = {f"op{n}_switch": n for n in range(1, 7)}
 
 
@@ -241,69 +224,25 @@ def _silence_switched_off(voice: np.ndarray) -> bytes:
     return voice.tobytes()
 
 
-class DexedRenderer(Renderer):
-    """Renders Dexed presets in process; safe to share between threads.
+class Dexed(Renderer):
+    """What both of Dexed's engines share.
 
-    The output of dexed-py is brought to the plug-in's: gain 1/8 and the
-    plug-in's DC blocker, y[n] = x[n] - x[n-1] + (1 - 126 / sample rate) y[n-1].
-    A render takes about 6 ms for 5 s of audio at 44.1 kHz, most of it without
-    the interpreter lock.
-
-    The engine's tables depend on the sample rate and are shared by a whole
-    process: renderers of two sample rates may take turns, but must not render
-    at the same moment.
-
-    Raises:
-      ImportError: dexed-py is not installed.
+    Args:
+      settings: how presets are made to sound; the defaults when left out.
     """
 
     name = "dexed"
-    # More threads than these make data no faster: what is around a render
-    # holds the interpreter lock. (On 16 cores, 2 threads drew and rendered 123
-    # presets a second, 4 threads 116, 4 processes 172.)
-    max_threads = 2
 
     def __init__(self, settings: RenderSettings | None = None) -> None:
-        try:
-            import dexed
-        except ImportError as error:
-            raise ImportError(
-                "the Dexed engine needs dexed-py: pip install dexed-py"
-            ) from error
-        # Takes most of a second, which not every command needs.
-        from scipy import signal
-
-        self._filter = signal.lfilter
         self.settings = settings or RenderSettings()
         self.space = proxy.spaces.get("dexed")
-        self.version = f"dexed-py {importlib.metadata.version('dexed-py')}"
-        self._carriers = np.array(
-            [
-                [n in dexed.get_carriers(algorithm) for n in range(6)]
-                for algorithm in range(32)
-            ]
-        )
-        self._threads = threading.local()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.settings,)
 
-    def at(self, settings: RenderSettings) -> "DexedRenderer":
+    def at(self, settings: RenderSettings) -> "Dexed":
         """As `Renderer.at`."""
         return type(self)(settings)
-
-    def render(
-        self,
-        values: Float[np.ndarray, " parameters"],
-        note: int | None = None,
-    ) -> Float[np.ndarray, " samples"]:
-        """As `Renderer.render`, of all 155 parameters.
-
-        Raises:
-          RenderError: a value is out of range, or a parameter that only the
-            plug-in has is not at its default.
-        """
-        return self.render_voice(to_voices(values, self.space), note)
 
     def surely_silent(
         self, values: Float[np.ndarray, "batch parameters"]
@@ -318,16 +257,67 @@ class DexedRenderer(Renderer):
           RenderError: as in `render`.
         """
         voices = to_voices(values, self.space)
-        plain = np.all(voices[:, _SCALING_BYTES] == 0, axis=1)
-        plain &= voices[:, SWITCHES_BYTE] == 63
-        bound = dx7_level.rms_bound(
-            voices,
-            self._carriers,
-            hold=self.settings.hold,
-            duration=self.settings.duration - self.settings.note_on,
-        )
-        # The envelopes are followed in steps of 25 ms: 5 % of head room.
-        return plain & (bound * _GAIN * 1.05 < self.settings.min_rms)
+        silent = np.zeros(len(voices), bool)
+        for start in range(0, len(voices), _TOLD):
+            part = voices[start : start + _TOLD]
+            bound = dx7_level.rms_bound(
+                # Filled up: one shape, compiled once.
+                np.pad(part, ((0, _TOLD - len(part)), (0, 0))),
+                hold=self.settings.hold,
+                duration=self.settings.duration - self.settings.note_on,
+            )
+            # The envelopes are followed in steps of 25 ms: 5 % of head room.
+            level = np.asarray(bound)[: len(part)] * dx7.GAIN * 1.05
+            silent[start : start + _TOLD] = level < self.settings.min_rms
+        return silent
+
+
+class DexedRenderer(Dexed):
+    """Renders Dexed presets with dexed-py; safe to share between threads.
+
+    The output of dexed-py is brought to the plug-in's: gain 1/8 and the
+    plug-in's DC blocker, y[n] = x[n] - x[n-1] + (1 - 126 / sample rate) y[n-1].
+    A render takes about 6 ms for 5 s of audio at 44.1 kHz, most of it without
+    the interpreter lock.
+
+    The engine's tables depend on the sample rate and are shared by a whole
+    process: renderers of two sample rates may take turns, but must not render
+    at the same moment.
+
+    Raises:
+      ImportError: dexed-py is not installed.
+    """
+
+    # More threads than these make data no faster: what is around a render
+    # holds the interpreter lock. (On 16 cores, 2 threads drew and rendered 123
+    # presets a second, 4 threads 116, 4 processes 172.)
+    max_threads = 2
+
+    def __init__(self, settings: RenderSettings | None = None) -> None:
+        if importlib.util.find_spec("dexed") is None:
+            raise ImportError(
+                "the Dexed engine needs dexed-py: pip install dexed-py"
+            )
+        # Takes most of a second, which not every command needs.
+        from scipy import signal
+
+        self._filter = signal.lfilter
+        super().__init__(settings)
+        self.version = f"dexed-py {importlib.metadata.version('dexed-py')}"
+        self._threads = threading.local()
+
+    def render(
+        self,
+        values: Float[np.ndarray, " parameters"],
+        note: int | None = None,
+    ) -> Float[np.ndarray, " samples"]:
+        """As `Renderer.render`, of all 155 parameters.
+
+        Raises:
+          RenderError: a value is out of range, or a parameter that only the
+            plug-in has is not at its default.
+        """
+        return self.render_voice(to_voices(values, self.space), note)
 
     def render_voice(
         self,
@@ -374,7 +364,7 @@ class DexedRenderer(Renderer):
         local.sound[start:] = sound[:length]
         pole = np.float32(1 - 126 / settings.sample_rate)
         audio = self._filter(
-            np.array([_GAIN, -_GAIN], np.float32),
+            np.array([dx7.GAIN, -dx7.GAIN], np.float32),
             np.array([1, -pole], np.float32),
             local.sound,
         )

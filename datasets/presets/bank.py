@@ -3,24 +3,21 @@
 voices = reading.load("banks/", spaces.get("dexed"))
 voices = bank.gate(voices, engines.get("dexed"), workers=4)
 print(voices.report)
-parts = bank.split(voices.presets)
+parts = splits.split(voices.presets)
 writing.save("match.syx", voices.presets[:1], ["MATCH"], voices.space)
 """
 
 import collections
 import dataclasses
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import tabulate
 import tqdm
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from datasets import engines
 from proxy.space import ParameterSpace
-
-SPLITS = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
 Counts = Mapping[str, int]
 
@@ -150,24 +147,27 @@ def gate(
     dropped = collections.Counter(bank.report.dropped)
     failed: list[str] = []
     values = np.asarray(bank.space.to_plugin(bank.presets), np.float32)
-    sounds = engines.render_many(renderer, values, workers=workers)
-    for row, sound in enumerate(
-        tqdm.tqdm(
-            sounds,
-            "rendering hand-crafted presets",
-            total=len(bank),
-            disable=not progress,
-        )
-    ):
-        if isinstance(sound, engines.RenderError):
-            reason = str(sound)
-            failed.append(f"preset {bank.names[row]!r} set aside: {reason}")
-        else:
-            reason = engines.check_level(sound, renderer.settings)
-        if reason is None:
-            kept.append(row)
-        else:
-            dropped[reason] += 1
+    size = workers * max(renderer.batch, 16)
+    clips = np.empty((size, renderer.settings.samples), np.float32)
+    with tqdm.tqdm(
+        desc="rendering hand-crafted presets",
+        total=len(bank),
+        disable=not progress,
+    ) as bar:
+        for start in range(0, len(bank), size):
+            part = values[start : start + size]
+            reasons = renderer.render_into(
+                list(clips[: len(part)]), part, workers=workers
+            )
+            bar.update(len(part))
+            for row, reason in enumerate(reasons, start):
+                if reason is None:
+                    kept.append(row)
+                    continue
+                dropped[reason] += 1
+                if reason not in engines.UNFIT:
+                    name = bank.names[row]
+                    failed.append(f"preset {name!r} set aside: {reason}")
     report = dataclasses.replace(
         bank.report,
         kept=len(kept),
@@ -175,37 +175,3 @@ def gate(
         warnings=(*bank.report.warnings, *failed),
     )
     return dataclasses.replace(bank.take(kept), report=report)
-
-
-def split(
-    presets: Float[np.ndarray, "presets parameters"], seed: int = 0
-) -> dict[str, Int[np.ndarray, "rows"]]:
-    """Divides presets 80/10/10 into train, validation and test.
-
-    A preset's part follows from its content and the seed alone: adding or
-    removing files moves no preset, and equal presets share a part.
-
-    Args:
-      presets: presets of one space.
-      seed: another seed divides them differently.
-
-    Returns:
-      Rows of each part, ascending. The parts are near 80, 10 and 10 %, as
-      each preset is dealt by itself.
-    """
-    # Rounded, so that the last bits of a float32 do not decide.
-    content = np.rint(np.asarray(presets, np.float64) * 10_000).astype("<i4")
-    key = int(seed).to_bytes(8, "little", signed=True)
-    drawn = np.array(
-        [
-            int.from_bytes(
-                hashlib.blake2b(row.tobytes(), digest_size=8, key=key).digest(),
-                "little",
-            )
-            for row in content
-        ],
-        np.float64,
-    )
-    edges = np.cumsum(list(SPLITS.values()))[:-1] * 2.0**64
-    part = np.searchsorted(edges, drawn, side="right")
-    return {name: np.flatnonzero(part == i) for i, name in enumerate(SPLITS)}

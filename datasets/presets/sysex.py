@@ -6,6 +6,8 @@ which 32 make a bank. Both are described in Dexed's documentation:
 https://github.com/asb2m10/dexed/blob/master/Documentation/sysex-format.txt
 """
 
+import collections
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +22,8 @@ ALL_OPERATORS_ON = 0b111111
 _BANK_HEADER = bytes.fromhex("f0 43 00 09 20 00")
 _VOICE_HEADER = bytes.fromhex("f0 43 00 00 01 1b")
 _END = 0xF7
+# Different problems of a file that are told.
+_SHOWN = 5
 
 # VMEM fields: (byte, lowest bit, bits, VCED byte). An operator takes 17
 # packed bytes and 21 unpacked ones; the other fields follow.
@@ -95,17 +99,8 @@ def messages(data: bytes) -> list[bytes]:
     Bytes between messages are left out; a last message without its F7 comes
     back as far as it goes.
     """
-    parts, start = [], data.find(0xF0)
-    while start >= 0:
-        # A message ends at F7; a stray F0 before it starts another one.
-        end = data.find(_END, start)
-        stop = len(data) if end < 0 else end + 1
-        inner = data.find(0xF0, start + 1, stop)
-        if inner >= 0:
-            stop = inner
-        parts.append(data[start:stop])
-        start = data.find(0xF0, stop)
-    return parts
+    # A message ends at F7; a stray F0 before it starts another one.
+    return re.findall(rb"\xf0[^\xf0\xf7]*\xf7?", data)
 
 
 def parse(
@@ -125,16 +120,23 @@ def parse(
     Raises:
       ValueError: the data hold no voice in any of these formats.
     """
-    parts, problems = [], []
+    parts, found = [], collections.Counter[str]()
     framed = data[:1] == b"\xf0" or (
         len(data) % VMEM_BYTES and b"\xf0\x43" in data
     )
     for message in messages(data) if framed else []:
         voices, problem = _parse_message(message)
         if problem:
-            problems.append(problem)
+            found[problem] += 1
         if voices is not None:
             parts.append(voices)
+    # A file may have as many as it has bytes.
+    problems = [
+        f"{problem} ({count} times)" if count > 1 else problem
+        for problem, count in list(found.items())[:_SHOWN]
+    ]
+    if len(found) > _SHOWN:
+        problems.append(f"and {len(found) - _SHOWN} others")
     if parts:
         return np.concatenate(parts), problems
     if framed:

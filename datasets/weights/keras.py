@@ -46,12 +46,17 @@ def read(
         with h5py.File(io.BytesIO(data)) as file:
             root = file.get("model_weights", file)
             layers: dict[str, dict[str, np.ndarray]] = {}
+            left = _LARGEST
             for layer in map(_text, root.attrs["layer_names"]):
-                weights = map(_text, root[layer].attrs["weight_names"])
-                layers[layer] = {
-                    weight: _array(h5py, root[layer], weight)
-                    for weight in weights
-                }
+                layers[layer] = {}
+                for weight in map(_text, root[layer].attrs["weight_names"]):
+                    data = _dataset(h5py, root[layer], weight)
+                    left -= data.size * data.dtype.itemsize
+                    if left < 0:
+                        raise ValueError(
+                            f"its arrays have more than {_LARGEST:,} bytes"
+                        )
+                    layers[layer][weight] = np.asarray(data[()])
             return layers
     except FileNotFoundError:
         raise
@@ -67,7 +72,7 @@ def _text(name: Any) -> str:
     return name.decode() if isinstance(name, bytes) else str(name)
 
 
-def _array(h5py: Any, group: Any, name: str) -> np.ndarray:
+def _dataset(h5py: Any, group: Any, name: str) -> Any:
     """A plain array of numbers, stored in this very file."""
     place = ""
     for part in name.split("/"):
@@ -81,7 +86,6 @@ def _array(h5py: Any, group: Any, name: str) -> np.ndarray:
         or data.external
         or data.is_virtual
         or data.dtype.kind not in "fiu"
-        or data.size > _LARGEST // 4
     ):
         raise ValueError(f"{name} is not a plain array of numbers")
-    return np.asarray(data[()])
+    return data

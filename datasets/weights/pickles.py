@@ -2,16 +2,23 @@
 
 Such a file may hold more than tensors: settings, callbacks, optimizer states,
 of any class. Reading it here imports none of them and runs none of their code.
+Nor does it take more memory than its size explains, whatever it claims.
 """
 
 import collections
 import contextlib
+import functools
+import io
+import math
 import os
 import pickle
+import pickletools
 import zipfile
 from typing import Any
 
 import numpy as np
+
+from datasets import limits
 
 _STORAGES = {
     "FloatStorage": "<f4",
@@ -24,6 +31,13 @@ _STORAGES = {
     "ByteStorage": "u1",
     "BoolStorage": "?",
 }
+
+
+# Bytes of the part that is not numbers; of large checkpoints it has a few
+# hundred thousand.
+_LARGEST_PICKLE = 2**24
+# Tensors may share numbers, but not so often.
+_MOST_COPIES = 8
 
 
 class _Placeholder:
@@ -45,7 +59,9 @@ class _Placeholder:
     __call__ = __setstate__ = __setitem__ = append = extend = add = _ignore
 
 
+@functools.lru_cache(maxsize=1024)
 def _placeholder(what: str) -> type[_Placeholder]:
+    what = limits.shorten(what)
     return type("Placeholder", (_Placeholder,), {"what": what})
 
 
@@ -65,6 +81,11 @@ def _tensor(storage, offset, size, stride, requires_grad, hooks, metadata=None):
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
     if last >= storage.size:
         return _placeholder("a tensor that reaches beyond its storage")()
+    if math.prod(size) > storage.size:
+        return _placeholder(
+            f"a tensor of {math.prod(size):,} numbers from a storage of "
+            f"{storage.size:,}"
+        )()
     view = np.lib.stride_tricks.as_strided(
         storage[offset:],
         size,
@@ -77,14 +98,26 @@ def _tensor(storage, offset, size, stride, requires_grad, hooks, metadata=None):
 class _Unpickler(pickle.Unpickler):
     """Admits tensors of plain types; the rest becomes placeholders."""
 
-    def __init__(self, file: Any, archive: zipfile.ZipFile, root: str):
-        super().__init__(file)
+    def __init__(
+        self, data: bytes, archive: zipfile.ZipFile, root: str, most: int
+    ):
+        super().__init__(io.BytesIO(data))
         self._archive = archive
         self._root = root
+        # Bytes of tensors that may still be made.
+        self._left = most
+        self._storages: dict[str, np.ndarray] = {}
+
+    def _tensor(self, *arguments: Any) -> Any:
+        tensor = _tensor(*arguments)
+        self._left -= getattr(tensor, "nbytes", 0)
+        if self._left < 0:
+            raise ValueError("its tensors claim more than the file holds")
+        return tensor
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _tensor
+            return self._tensor
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
         if module == "torch" and name in _STORAGES:
@@ -100,6 +133,8 @@ class _Unpickler(pickle.Unpickler):
                 return _placeholder(getattr(kind, "what", "a storage"))()
             case _:
                 return _placeholder(f"a reference to {pid!r}")()
+        if key in self._storages:
+            return self._storages[key].view(dtype)
         try:
             entry = self._archive.getinfo(f"{self._root}/data/{key}")
         except KeyError as error:
@@ -111,7 +146,23 @@ class _Unpickler(pickle.Unpickler):
             return _placeholder(
                 f"storage {key} of {entry.file_size} bytes instead of {size}"
             )()
-        return np.frombuffer(self._archive.read(entry), dtype)
+        self._left -= size
+        if self._left < 0:
+            raise ValueError("its tensors claim more than the file holds")
+        data = np.frombuffer(limits.unzip(self._archive, entry, size), dtype)
+        return self._storages.setdefault(key, data)
+
+
+def _check(data: bytes) -> None:
+    """Looks through a pickle before it is loaded.
+
+    Raises:
+      ValueError: an instruction reserves memory for what is not there.
+    """
+    for count, (code, argument, _) in enumerate(pickletools.genops(data)):
+        # The memo is a list as long as its largest place.
+        if "PUT" in code.name and int(argument or 0) > count:
+            raise ValueError(f"its memo claims {argument:,} entries")
 
 
 def _unpickle(path: str | os.PathLike[str]) -> Any:
@@ -127,11 +178,15 @@ def _unpickle(path: str | os.PathLike[str]) -> Any:
                 raise ValueError("it has no data.pkl")
             root = pickles[0].split("/")[0]
             with contextlib.suppress(KeyError):
-                order = archive.read(f"{root}/byteorder")
+                entry = archive.getinfo(f"{root}/byteorder")
+                order = limits.unzip(archive, entry, 16)
                 if order != b"little":
                     raise ValueError(f"its byte order is {order!r}")
-            with archive.open(pickles[0]) as file:
-                return _Unpickler(file, archive, root).load()
+            entry = archive.getinfo(pickles[0])
+            data = limits.unzip(archive, entry, _LARGEST_PICKLE)
+            _check(data)
+            most = _MOST_COPIES * os.stat(path).st_size
+            return _Unpickler(data, archive, root, most).load()
     except FileNotFoundError:
         raise
     except Exception as error:
@@ -165,8 +220,9 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, np.ndarray):
             what = getattr(value, "what", "") or type(value).__name__
+            shown = limits.shorten(repr(name))
             raise ValueError(
-                f"{os.fspath(path)}: entry {name!r} is {what}, not a tensor "
+                f"{os.fspath(path)}: entry {shown} is {what}, not a tensor "
                 "of a plain number type; it is refused"
             )
     return dict(state)

@@ -89,8 +89,8 @@ def commands(
     estimator = [
         "--config=configs/dexed.py:match_small",
         "--config.audio_model=transport640",
-        "--config.sampling.at_default=0.5",
-        "--config.sampling.at_end=0.1",
+        "--config.prior.uniform=0",
+        "--config.prior.fitted=1",
         f"--config.data={folder / 'data'}",
         f"--config.proxy={proxy}",
         f"--config.run={match}",

@@ -28,10 +28,11 @@ def run_stage(stage: str, options: dict[str, Any]) -> dict[str, Any]:
       memory (GB)" where the device tells.
     """
     devices.keep_memory()
+    name, bits = devices.processor()
     module = importlib.import_module(f"launch.benchmark.{stage}")
     run: Callable[..., list[dict[str, Any]]] = module.run
     result: dict[str, Any] = {
-        "devices": devices.describe(),
+        "devices": f"{devices.describe()}; {name}, {bits}-bit vectors",
         "jax": jax.__version__,
         "rows": run(**options),
     }

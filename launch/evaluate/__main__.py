@@ -7,6 +7,8 @@ over random subsets (mean and spread), in both directions. The baselines, the
 mean embedding and ridge regression on the one-hot preset, are fitted on the
 same training data. Writes evaluation.json and pictures into the run.
 
+`--run pretrained:dexed` is the proxy that comes with the project.
+
 An estimator is scored by the sound of its predictions instead, and several
 of them are compared, see `launch.evaluate.estimator`:
 

@@ -7,7 +7,6 @@ same training data.
 """
 
 import json
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,16 @@ from jaxtyping import Float
 
 from datasets import loader
 from launch import Config
-from launch.runs import build, data, making, noise, opened, plots, tables
+from launch.runs import (
+    build,
+    checkpoints,
+    data,
+    making,
+    noise,
+    opened,
+    plots,
+    tables,
+)
 from proxy import linear, retrieval, spaces
 
 Predict = Callable[[Float[np.ndarray, "samples parameters"]], np.ndarray]
@@ -116,15 +124,16 @@ def test_sets(
     """What a run is tested on.
 
     "synthetic" is the test split where there is one, and "hand-crafted", with
-    a bank, all of its presets when none was trained on, else its test split.
+    a bank, all of its presets when nothing was learned from any, else its test
+    split.
     """
     sets: dict[str, loader.Columns] = {}
     if dataset.synthetic is not None:
         sets["synthetic"] = dataset.synthetic.columns("test")
     if dataset.handcrafted is not None:
         crafted = dataset.handcrafted
-        tuned = config.source == "handcrafted"
-        splits = ("test",) if tuned else crafted.splits
+        seen = data.sees_bank(config)
+        splits = ("test",) if seen else crafted.splits
         parts = [crafted.columns(split) for split in splits]
         sets["hand-crafted"] = {
             name: np.concatenate([part[name] for part in parts])
@@ -230,7 +239,7 @@ def evaluate(
     """Scores a run and writes the results into it.
 
     Args:
-      run: the run directory.
+      run: the run directory, or `pretrained:NAME`.
       which: "best" or "last" checkpoint.
       presets: banks in place of the config's, or None.
 
@@ -239,17 +248,13 @@ def evaluate(
     """
     proxy = opened.open_proxy(run, which)
     config, state, step = proxy.config, proxy.state, proxy.step
-    folder = pathlib.Path(run)
+    folder = checkpoints.place(run)
     if presets is not None:
         config.presets = presets
         dataset = making.ensure(config)
-    elif (folder / data.RECORD).exists():
-        known = data.recorded(folder, config.data)
-        dataset = data.Dataset(known.get("synthetic"), known.get("handcrafted"))
-    else:  # a published model, see `launch.convert`
-        dataset = making.ensure(config)
-        data.record_dataset(folder, dataset)
-    print(f"{run}: {which} checkpoint, step {step:,}{noise.of_run(run)}")
+    else:
+        dataset = making.of_run(folder, config)
+    print(f"{run}: {which} checkpoint, step {step:,}{noise.of_run(folder)}")
     predict = build.predictor(config)
     models: dict[str, Predict] = {
         **fit_baselines(config, dataset),

@@ -4,7 +4,8 @@
     python -m launch.match nsynth-test/ --run RUN --out DIR --seconds 60
 
 Takes WAV, FLAC and MP3 files, folders of them, and folders in NSynth's format.
-RUN is the run of an estimator, or, with --noestimator, of a proxy. For each
+RUN is the run of an estimator, or, with --noestimator, of a proxy;
+`pretrained:dexed` is the one that comes with the project. For each
 sound a folder in DIR holds the ranked presets (.json; .syx for Dexed,
 .vstpreset for a plug-in), their sounds, their distances and a picture. Ctrl-C
 keeps the best so far; the same command goes on with the sounds that are not
@@ -20,7 +21,7 @@ from absl import flags
 from datasets import sounds
 from launch import cli
 from launch.match import files, judge, output
-from launch.runs import devices, making, noise, opened
+from launch.runs import checkpoints, data, devices, making, noise, opened
 
 _RUN = flags.DEFINE_string("run", None, "Run directory.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder for results.", required=True)
@@ -89,8 +90,13 @@ def main(words: list[str]) -> None:
     }
     out = pathlib.Path(_OUT.value)
 
+    run = checkpoints.place(_RUN.value or "")
+
     def open_setup() -> opened.Setup:
-        setup = opened.setup(_RUN.value or "", _PLUGIN.value)
+        config = checkpoints.read_config(run)
+        if config.kind == "proxy" and not (run / data.RECORD).exists():
+            making.of_run(run, opened.open_proxy(run).config)
+        setup = opened.setup(run, _PLUGIN.value)
         if not _PRESETS.value:
             return setup
         setup.config.presets = _PRESETS.value
@@ -104,7 +110,7 @@ def main(words: list[str]) -> None:
         print(f"\n{output.candidates(results[0])}")
     summary = output.summarise(results)
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    floor = noise.of_run(_RUN.value)
+    floor = noise.of_run(run)
     print(f"\n{output.summary_table(summary)}{floor}\nwrote {out}")
     if results and results[-1]["interrupted"]:
         raise KeyboardInterrupt

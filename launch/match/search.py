@@ -256,7 +256,7 @@ def search(
         leave=False,
         bar_format="{desc}: {percentage:3.0f}%|{bar:20}| {postfix}",
     ) as bar:
-        renderer = setup.engine().at(settings)
+        renderer = setup.engine().for_few().at(settings)
         judge = Judge(renderer, target, note, options, bar)
         left: dict[str, np.ndarray] = {}
         until: dict[str, tuple[int, float]] = {}

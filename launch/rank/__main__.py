@@ -7,8 +7,14 @@ ranked by L1 distance to the first and to the last; Spearman's correlation
 with the true order, averaged over presets and attributes, is a model's score.
 Writes ranking.json, ranking.md, ranking.tex and ranking.png. Scores are noted
 as they are found, so an interrupted study goes on with the same command.
+Sweeps with a step that is silent or too loud do not count, and are named.
+
+What other studies may do in another way: --isolation (whether the plug-in is
+made anew between renders), --rate (rendering at another rate than the model's,
+with resampling after it), --duration, --ends (which distances are averaged).
 """
 
+import dataclasses
 import pathlib
 
 from absl import flags
@@ -51,6 +57,21 @@ _OUT = flags.DEFINE_string(
 _WORKERS = flags.DEFINE_integer(
     "workers", 0, "Rendering threads; 0: one per core."
 )
+_ISOLATION = flags.DEFINE_enum(
+    "isolation",
+    None,
+    ["reset", "process", "none"],
+    "Render contract of a plug-in (default: the synthesizer's).",
+)
+_RATE = flags.DEFINE_integer(
+    "rate", 0, "To render at, in Hz, and resample from; 0: the model's own."
+)
+_DURATION = flags.DEFINE_float(
+    "duration", None, "Seconds of a render (default: the table's)."
+)
+_ENDS = flags.DEFINE_list(
+    "ends", ["first", "last"], "Steps that distances are measured to."
+)
 
 
 def main() -> None:
@@ -65,9 +86,19 @@ def main() -> None:
     sweeps = sweeping.sweeps(table, space, presets)
     files = study.weight_files(_WEIGHTS.value, models)
 
-    def renderer(rate: int) -> engines.Renderer:
+    protocol = study.Protocol(_RATE.value, tuple(_ENDS.value))
+
+    def played(rate: int) -> engines.RenderSettings:
         settings = sweeping.settings(table, rate)
-        return engines.get(_SYNTH.value, settings, plugin=_PLUGIN.value)
+        if _DURATION.value is None:
+            return settings
+        return dataclasses.replace(settings, duration=_DURATION.value)
+
+    def renderer(rate: int) -> engines.Renderer:
+        host = {"isolation": _ISOLATION.value}
+        return engines.get(
+            _SYNTH.value, played(rate), plugin=_PLUGIN.value, host=host
+        )
 
     # A plug-in that is missing is told before weights are downloaded.
     renderer(44_100)
@@ -78,7 +109,9 @@ def main() -> None:
         loaded,
         renderer,
         folder / "scores.jsonl",
-        workers=_WORKERS.value,
+        # In one process, so that the table alone tells what follows what.
+        workers=1 if _ISOLATION.value == "none" else _WORKERS.value,
+        protocol=protocol,
     )
     summary = study.summary(result["scores"])
     about = {
@@ -86,12 +119,17 @@ def main() -> None:
         "table": _TABLE.value or f"configs/ranking/{_SYNTH.value}.py",
         "steps": len(sweeps[0].values),
         "sweeps": len(sweeps),
+        "counted": len(sweeps) - len(result["unfit"]),
+        "seconds": played(44_100).duration,
+        "protocol": dataclasses.asdict(protocol),
     }
     output.write(folder, result, summary, about)
     print()
     print(output.tables(summary, others=_SYNTH.value == "talnm"))
     for where, reason in result["unfit"].items():
-        print(f"not to be ranked by ear: {where}: {reason}")
+        print(f"not counted: {where}: {reason}")
+    for where, reason in result["alike"].items():
+        print(f"counted all the same: {where}: {reason}")
     print(f"wrote ranking.json, .md, .tex and .png to {folder}")
 
 

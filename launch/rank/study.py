@@ -1,6 +1,7 @@
 """The ranking study: does the distance to a sound grow as it moves away?"""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -12,7 +13,7 @@ import scipy.stats
 import tqdm
 from jaxtyping import Float
 
-from datasets import engines
+from datasets import engines, nsynth
 from datasets.weights import hosts, published
 from launch.rank import table
 from launch.runs import embedding
@@ -21,8 +22,42 @@ from proxy import audio
 # Neighbouring steps that differ by less than this share of the sound's root
 # mean square, -60 dB, are not heard to differ.
 AUDIBLE = 1e-3
+# Distances that differ by less than this share of an embedding's own size are
+# float32's rounding.
+ROUNDING = 1e-6
+# Another number whenever scores are worked out otherwise: kept ones are old.
+_SCORING = 2
 
 Embed = Callable[[np.ndarray], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """What studies do in different ways; the defaults are ours.
+
+    Attributes:
+      rate: sample rate that is rendered at, in Hz, with the model's made of it
+        by resampling; 0 to render at the model's.
+      ends: steps that distances are measured to, of "first" and "last"; their
+        correlations are averaged.
+    """
+
+    rate: int = 0
+    ends: tuple[str, ...] = ("first", "last")
+
+    def __post_init__(self) -> None:
+        """Checks the fields.
+
+        Raises:
+          ValueError: naming the field and what it may be.
+        """
+        low, high = nsynth.RATES
+        if self.rate and not low <= self.rate <= high:
+            raise ValueError(f"--rate={self.rate}: {low:,} to {high:,} Hz")
+        if not self.ends or set(self.ends) - {"first", "last"}:
+            raise ValueError(
+                f"--ends={','.join(self.ends)}: give first, last or both"
+            )
 
 
 def unfit(
@@ -30,11 +65,17 @@ def unfit(
     settings: engines.RenderSettings,
 ) -> str | None:
     """Why the sounds of a sweep's steps cannot be ranked by ear, or None."""
-    rms = np.sqrt(np.square(sounds, dtype=np.float64).mean(axis=1))
     for step, sound in enumerate(sounds):
         reason = engines.check_level(sound, settings)
         if reason is not None:
-            return f"step {step + 1} is {reason} (RMS {rms[step]:.4f})"
+            rms = np.sqrt(np.square(sound, dtype=np.float64).mean())
+            return f"step {step + 1} is {reason} (RMS {rms:.4f})"
+    return None
+
+
+def alike(sounds: Float[np.ndarray, "steps samples"]) -> str | None:
+    """Which neighbouring steps cannot be told apart, or None."""
+    rms = np.sqrt(np.square(sounds, dtype=np.float64).mean(axis=1))
     moved = np.square(np.diff(sounds, axis=0), dtype=np.float64).mean(axis=1)
     louder = np.maximum(np.maximum(rms[1:], rms[:-1]), 1e-12)
     change = np.sqrt(moved) / louder
@@ -44,22 +85,42 @@ def unfit(
     return None
 
 
+def embed_steps(
+    embed: Embed, sounds: Float[np.ndarray, "steps samples"]
+) -> Float[np.ndarray, "steps embedding"]:
+    """Embeddings of a sweep's steps; equal sounds have equal ones.
+
+    A model's arithmetic may make them differ in their last bits, by where in
+    a batch they are, and ranks would make an order of that.
+    """
+    first: dict[bytes, int] = {}
+    rows = [first.setdefault(s.tobytes(), i) for i, s in enumerate(sounds)]
+    return np.asarray(embed(sounds))[rows]
+
+
 def correlation(
     embeddings: Float[np.ndarray, "steps embedding"],
+    ends: Sequence[str] = ("first", "last"),
 ) -> float:
     """How well distances tell the order of a sweep, in [-1, 1].
 
     The steps are ranked by L1 distance to the first and, in reverse, to the
     last; Spearman's rank correlation with the true order, averaged. It is 1
     when every step is further away than the one before, and 0 for a model
-    that hears no difference at all.
+    that hears no difference at all, but for rounding.
+
+    Args:
+      embeddings: embeddings of the steps, in order.
+      ends: which of "first" and "last" to average over.
     """
     order = np.arange(len(embeddings))
+    rounding = ROUNDING * np.abs(embeddings).sum(axis=1).max()
     scores = []
-    for end, sign in ((0, 1), (-1, -1)):
-        distance = np.abs(embeddings - embeddings[end]).sum(axis=1)
+    for end in ends:
+        place, sign = {"first": (0, 1), "last": (-1, -1)}[end]
+        distance = np.abs(embeddings - embeddings[place]).sum(axis=1)
         score: Any = 0.0
-        if np.ptp(distance) > 0:
+        if np.ptp(distance) > rounding:
             score = scipy.stats.spearmanr(distance, order)[0]
         scores.append(sign * float(score))
     return float(np.mean(scores))
@@ -137,22 +198,24 @@ def _render(
     workers: int,
 ) -> Iterator[np.ndarray]:
     """Sounds of each sweep, `[steps, samples]`."""
-    values = (row for sweep in sweeps for row in sweep.values)
-    clips = engines.render_many(
-        renderer, values, workers=engines.num_workers(workers)
-    )
-    with contextlib.closing(clips):
-        for sweep in sweeps:
-            sounds = []
-            for step in range(len(sweep.values)):
-                clip = next(clips)
-                if isinstance(clip, engines.RenderError):
+    workers = engines.num_workers(workers)
+    size = workers * max(renderer.batch, 16)
+    longest = max((len(sweep.values) for sweep in sweeps), default=1)
+    together = max(1, size // longest)
+    for start in range(0, len(sweeps), together):
+        part = sweeps[start : start + together]
+        values = np.concatenate([sweep.values for sweep in part])
+        clips, reasons = renderer.render_batch(values, workers=workers)
+        end = 0
+        for sweep in part:
+            rows = slice(end, end := end + len(sweep.values))
+            for step, reason in enumerate(reasons[rows], 1):
+                if reason is not None:
                     raise ValueError(
-                        f"{sweep.attribute}, {sweep.preset!r}, step "
-                        f"{step + 1} cannot be rendered: {clip}"
+                        f"{sweep.attribute}, {sweep.preset!r}, step {step} "
+                        f"cannot be rendered: {reason}"
                     )
-                sounds.append(clip)
-            yield np.stack(sounds)
+            yield clips[rows]
 
 
 def run(
@@ -162,6 +225,7 @@ def run(
     file: pathlib.Path,
     *,
     workers: int = 0,
+    protocol: Protocol | None = None,
 ) -> dict[str, Any]:
     """Renders all sweeps, embeds them with every model, and scores them.
 
@@ -172,15 +236,19 @@ def run(
       file: JSON lines; every score is noted there at once, and not worked
         out again while sweep, engine, settings and model are the same.
       workers: number of rendering threads, 0 for one per core.
+      protocol: how it is done; as `Protocol` has it when left out.
 
     Returns:
       "scores": for each model, attribute and base preset, the correlations in
-      the order of the table (a preset may occur twice); "unfit": sweeps that
-      cannot be heard, and why; "engine": its version.
+      the order of the table (a preset may occur twice), with "unfit" where it
+      is not to be counted; "unfit": sweeps that are silent or too loud, and
+      why; "alike": sweeps with steps that sound the same, which count;
+      "engine": its version.
 
     Raises:
       ValueError: a step cannot be rendered.
     """
+    protocol = protocol or Protocol()
     kept = read_kept(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     keys: dict[str, list[str]] = {}
@@ -194,15 +262,17 @@ def run(
         notes.write("\n" if notes.tell() else "")
         for rate in rates:
             bar.set_description(f"{rate / 1000:g} kHz")
-            renderer = make_renderer(rate)
-            version = renderer.version
-            played = json.dumps([version, renderer.settings.to_dict()])
+            renderer = make_renderer(protocol.rate or rate)
+            version, settings = renderer.version, renderer.settings
+            played = json.dumps(
+                [_SCORING, version, settings.to_dict(), protocol.ends]
+            )
             embedders = {
                 name: embed
                 for name, (model, embed) in models.items()
                 if model.sample_rate == rate
             }
-            samples = renderer.settings.samples
+            samples = round(settings.duration * rate)
             for name, embed in embedders.items():
                 identity = f"{played} {_fingerprint(name, embed, samples)}"
                 keys[name] = [_key(sweep, identity) for sweep in sweeps]
@@ -214,17 +284,33 @@ def run(
             bar.update(len(sweeps) - len(todo))
             rendered = _render(renderer, [sweeps[i] for i in todo], workers)
             for i, sounds in zip(todo, rendered, strict=True):
-                reason = unfit(sounds, renderer.settings)
+                found = {
+                    "unfit": unfit(sounds, settings),
+                    "alike": alike(sounds),
+                }
+                sounds = _resampled(sounds, settings.sample_rate, rate)
                 for name, embed in embedders.items():
                     key = keys[name][i]
                     if key not in kept:
-                        score = correlation(np.asarray(embed(sounds)))
-                        entry = {"key": key, "score": score, "unfit": reason}
-                        kept[key] = entry
-                        notes.write(json.dumps(entry) + "\n")
+                        rows = embed_steps(embed, sounds)
+                        score = correlation(rows, protocol.ends)
+                        kept[key] = {"key": key, "score": score, **found}
+                        notes.write(json.dumps(kept[key]) + "\n")
                 notes.flush()
                 bar.update()
     return {**_collect(sweeps, keys, kept), "engine": version}
+
+
+def _resampled(sounds: np.ndarray, rate: int, wanted: int) -> np.ndarray:
+    """The steps' sounds at another rate, as long in samples as they should."""
+    if rate == wanted:
+        return sounds
+    length = round(sounds.shape[1] / rate * wanted)
+    out = np.zeros((len(sounds), length), np.float32)
+    for row, sound in zip(out, sounds, strict=True):
+        made = nsynth.resample(sound, rate, wanted)[:length]
+        row[: len(made)] = made
+    return out
 
 
 def _collect(
@@ -233,36 +319,55 @@ def _collect(
     kept: Mapping[str, Any],
 ) -> dict[str, Any]:
     scores: dict[str, Any] = {}
-    reasons: dict[str, str] = {}
+    told: dict[str, dict[str, str]] = {"unfit": {}, "alike": {}}
     for name, of_model in keys.items():
         scores[name] = {}
         for sweep, key in zip(sweeps, of_model, strict=True):
-            rows = scores[name].setdefault(sweep.attribute, [])
-            rows.append({"preset": sweep.preset, "score": kept[key]["score"]})
-            if kept[key]["unfit"] is not None:
-                where = f"{sweep.attribute}, {sweep.preset}"
-                reasons.setdefault(where, kept[key]["unfit"])
-    return {"scores": scores, "unfit": reasons}
+            entry = kept[key]
+            row = {"preset": sweep.preset, "score": entry["score"]}
+            if entry["unfit"] is not None:
+                row["unfit"] = entry["unfit"]
+            scores[name].setdefault(sweep.attribute, []).append(row)
+            for what, reasons in told.items():
+                if entry[what] is not None:
+                    where = f"{sweep.attribute}, {sweep.preset}"
+                    reasons.setdefault(where, entry[what])
+    return {"scores": scores, **told}
 
 
 def summary(scores: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Means and spreads of the scores that `run` returns.
 
+    Sweeps that are silent or too loud do not count.
+
     Returns:
-      For each model "attributes" (mean and std over base presets), "mean"
-      over attributes, "std" over all sweeps, "worst" and "worst_attribute".
+      For each model "attributes" (mean and std over base presets, None where
+      no sweep counts), "mean" over attributes, "std" over all sweeps, "worst"
+      and "worst_attribute".
+
+    Raises:
+      ValueError: no sweep counts.
     """
     summaries = {}
     for name, attributes in scores.items():
         by_attribute, every = {}, []
         for attribute, rows in attributes.items():
-            values = [row["score"] for row in rows]
+            values = [row["score"] for row in rows if not row.get("unfit")]
             every.extend(values)
             by_attribute[attribute] = {
-                "mean": float(np.mean(values)),
-                "std": float(np.std(values)),
+                "mean": float(np.mean(values)) if values else None,
+                "std": float(np.std(values)) if values else None,
             }
-        means = {name: value["mean"] for name, value in by_attribute.items()}
+        means = {
+            name: value["mean"]
+            for name, value in by_attribute.items()
+            if value["mean"] is not None
+        }
+        if not means:
+            raise ValueError(
+                "every sweep of the table is silent or too loud: nothing can "
+                "be ranked"
+            )
         worst = min(means, key=means.__getitem__)
         summaries[name] = {
             "mean": float(np.mean(list(means.values()))),

@@ -18,7 +18,6 @@ compared without case and punctuation; raw values are the plug-in's, in
 import dataclasses
 import importlib
 import importlib.util
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from datasets import engines
+from datasets import engines, limits
 from datasets.engines.vst3 import binding as vst3_binding
 from proxy import unknown
 from proxy.space import ParameterSpace
@@ -76,7 +75,7 @@ def load(synth: str, file: str | None = None) -> dict[str, Any]:
     path = pathlib.Path(file).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"no table of sweeps at {path} (--table)")
-    table = _json(path)
+    table = limits.read_json(path)
     if not isinstance(table, dict) or not table.get("attributes"):
         raise ValueError(
             f'{path} is no table of sweeps: it has no "attributes"'
@@ -106,7 +105,7 @@ def load_presets(file: str) -> dict[str, dict[str, float]]:
     path = pathlib.Path(file).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"no base presets at {path} (--presets)")
-    document = _json(path)
+    document = limits.read_json(path)
     presets = document.get("presets") if isinstance(document, dict) else None
     if not isinstance(presets, dict):
         raise ValueError(f'{path} holds no "presets": {{name: values}}')
@@ -123,13 +122,6 @@ def load_presets(file: str) -> dict[str, dict[str, float]]:
                 f'"parameter_names" names {len(columns or ())}'
             )
     return read
-
-
-def _json(path: pathlib.Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
 
 
 def settings(table: Mapping[str, Any], rate: int) -> engines.RenderSettings:

@@ -189,7 +189,8 @@ def _players(
             "the source was missing, another one of the same family, as the "
             "name below says."
         )
-    place = f"sounds/{config['synth']}" if inside else "sounds/notes"
+    synth = files.filename(config["synth"])
+    place = f"sounds/{synth}" if inside else "sounds/notes"
     rows: dict[str, list[dict[str, Any] | None]] = {
         "Target": [
             _cell(run, entry["audio"], i, names, f"{place}/target", out, tick)
@@ -203,8 +204,10 @@ def _players(
         if label in rows:  # of several seeds, the first is played
             continue
         method = content["sets"][where]["methods"][ESTIMATOR]
-        folder = f"{place}/{whole.lower().replace(' ', '_').replace(',', '')}"
-        presets = files.read_json(run / "matching" / method["presets"], list)
+        plain = whole.lower().replace(" ", "_").replace(",", "")
+        folder = f"{place}/{files.filename(plain)}"
+        named = files.inside(run / "matching", method["presets"])
+        presets = files.read_json(named, list)
         rows[label] = [
             _cell(run, method["audio"], i, names, folder, out, tick)
             for i in chosen
@@ -222,7 +225,7 @@ def _players(
 
 def _cell(
     run: pathlib.Path,
-    files: dict[str, str],
+    sounds: dict[str, str],
     position: int | None,
     names: Sequence[str],
     folder: str,
@@ -230,11 +233,11 @@ def _cell(
     tick: Callable[[], Any],
 ) -> dict[str, Any] | None:
     """A player and its picture; None where no sound was kept."""
-    if position is None or str(position) not in files:
+    if position is None or str(position) not in sounds:
         return None
     file = f"{folder}/{position:03}"
     (out / folder).mkdir(parents=True, exist_ok=True)
-    source = run / "matching" / files[str(position)]
+    source = files.inside(run / "matching", sounds[str(position)])
     shutil.copyfile(source, out / f"{file}.wav")
     rate, samples = wavfile.read(source)
     clip = samples.astype(np.float32) / 32768
@@ -344,5 +347,6 @@ def _pictures(
             if source.exists():
                 caption = f"{label}: {source.stem.replace('_', ' ')}"
                 folder = f"matching/{i:02}"
-                pictures.append(proxies.copied(source, out, folder, caption))
+                copy = proxies.copied(run, source, out, folder, caption)
+                pictures.append(copy)
     return pictures

@@ -1,17 +1,22 @@
 """The page: finds runs, collects their sections, fills the template."""
 
+import contextlib
+import json
 import pathlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jinja2
 import tqdm
 
+from datasets import files
 from launch.report import estimators, proxies
 from launch.runs import checkpoints
 
 _TEMPLATES = pathlib.Path(__file__).parent / "templates"
+# Marks a folder as a page, and lists the files that were written there.
+_MARKER = ".report.json"
 
 
 def find_runs(places: Iterable[str]) -> list[pathlib.Path]:
@@ -40,23 +45,52 @@ def find_runs(places: Iterable[str]) -> list[pathlib.Path]:
 def build(
     runs: Iterable[pathlib.Path], out: pathlib.Path, title: str
 ) -> pathlib.Path:
-    """Writes the page; replaces one that is there.
+    """Writes the page; replaces one that it wrote before, and nothing else.
 
     Returns:
       The page.
 
     Raises:
-      ValueError: when nothing in the runs was evaluated, or the folder holds
-        something else.
+      ValueError: when nothing in the runs was evaluated, a run names a file
+        outside itself, or the folder holds something else.
     """
-    if out.exists() and any(out.iterdir()):
-        if not (out / "report.js").exists():
-            raise ValueError(
-                f"{out} holds something else than a page; choose another --out"
-            )
-        shutil.rmtree(out)
+    with _replacing(out):
+        return _build(list(runs), out, title)
+
+
+@contextlib.contextmanager
+def _replacing(out: pathlib.Path) -> Iterator[None]:
+    """Removes what was written before, and lists what is written inside."""
+    marker = out / _MARKER
+    if marker.is_file():
+        for name in json.loads(marker.read_text()):
+            file = files.inside(out, name)
+            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it holds something else
+                for folder in file.relative_to(out).parents[:-1]:
+                    (out / folder).rmdir()
+    elif out.exists() and any(out.iterdir()):
+        raise ValueError(
+            f"{out} holds something else than a page of this command's "
+            f"({_MARKER} is missing); choose another --out, or delete it"
+        )
     out.mkdir(parents=True, exist_ok=True)
-    runs = list(runs)
+
+    def there() -> set[str]:
+        found = (path for path in out.rglob("*") if path.is_file())
+        return {str(path.relative_to(out)) for path in found}
+
+    marker.write_text("[]")
+    others = there()
+    try:
+        yield
+    finally:
+        marker.write_text(json.dumps(sorted(there() - others)))
+
+
+def _build(
+    runs: list[pathlib.Path], out: pathlib.Path, title: str
+) -> pathlib.Path:
     configs = {
         run: checkpoints.read_config(run)
         for run in runs

@@ -35,7 +35,7 @@ def sections(
         if not file.exists():
             continue
         content = files.read_json(file)
-        folder = f"{len(entries):02}_{config['name']}"
+        folder = f"{len(entries):02}_{files.filename(config['name'])}"
         pictures = _pictures(run, folder, out)
         pictures += _maps(run, folder, out, tick)
         ours = config["encoder"]
@@ -80,20 +80,39 @@ def _pictures(
 ) -> list[dict[str, str]]:
     """Copies the pictures that the run has."""
     return [
-        copied(source, out, f"proxies/{folder}", caption)
+        copied(run, source, out, f"proxies/{folder}", caption)
         for name, caption in _CAPTIONS.items()
         if (source := run / f"{name}.png").exists()
     ]
 
 
 def copied(
-    source: pathlib.Path, out: pathlib.Path, folder: str, caption: str
+    run: pathlib.Path,
+    source: pathlib.Path,
+    out: pathlib.Path,
+    folder: str,
+    caption: str,
 ) -> dict[str, str]:
-    """Copies a picture into a folder of the page; fields of the template."""
-    target = out / folder / source.name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
-    return {"file": f"{folder}/{source.name}", "caption": caption}
+    """Copies a run's picture into a folder of the page.
+
+    Args:
+      run: folder of the run.
+      source: the picture.
+      out: folder of the page.
+      folder: where in it the picture goes.
+      caption: what to say of it.
+
+    Returns:
+      Fields of the template.
+
+    Raises:
+      ValueError: the picture is a link to something outside the run.
+    """
+    source = files.inside(run, str(source.relative_to(run)))
+    name = f"{files.filename(source.stem)}.png"
+    (out / folder).mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, out / folder / name)
+    return {"file": f"{folder}/{name}", "caption": caption}
 
 
 def _maps(
@@ -104,9 +123,9 @@ def _maps(
     if importlib.util.find_spec("umap") is None:
         return pictures  # the run's own picture of principal axes is there
     for file in sorted(run.glob("embeddings_*.npz")):
-        with np.load(file) as kept:
+        with np.load(files.inside(run, file.name)) as kept:
             audio, predicted = kept["audio"], kept["predicted"]
-        what = file.stem.removeprefix("embeddings_")
+        what = files.filename(file.stem.removeprefix("embeddings_"))
         place = f"proxies/{folder}/umap_{what}.png"
         (out / place).parent.mkdir(parents=True, exist_ok=True)
         plots.embedding_map(audio, predicted, "", out / place, umap=True)
@@ -126,6 +145,7 @@ def rankings(
     """Copies the pictures of rankings of audio models, see `launch.rank`."""
     return [
         copied(
+            run,
             picture,
             out,
             f"models/{i:02}",

@@ -66,6 +66,17 @@ def gradient_transformation(config: Config, **changed: Any) -> Any:
     )
 
 
+def step_options(config: Config) -> dict[str, Any]:
+    """Options of `objective.train_step` that a config sets."""
+    return {
+        "accumulate": config.accumulate,
+        "decay": config.average,
+        "contrastive": config.contrastive.weight,
+        "temperature": config.contrastive.temperature,
+        "equivalent": config.equivalent,
+    }
+
+
 def initial_state(
     config: Config, embeddings: Float[np.ndarray, "samples embedding"]
 ) -> objective.TrainState:
@@ -178,7 +189,7 @@ def engine(config: Config) -> Callable[[], engines.Renderer]:
     """What starts the engine of a config; it can be sent to other processes.
 
     Args:
-      config: with synth, plugin, host, render and audio_model.
+      config: with synth, engine, plugin, host, render and audio_model.
 
     Returns:
       A function that starts an engine at every call, and raises what
@@ -189,7 +200,8 @@ def engine(config: Config) -> Callable[[], engines.Renderer]:
         config.synth,
         settings(config),
         plugin=config.plugin,
-        host=dict(config.host),
+        host={k: v for k, v in config.host.items() if k != "dead"},
+        engine=config.engine,
     )
 
 

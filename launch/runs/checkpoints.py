@@ -26,10 +26,12 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from configs import common
 from datasets import files
 from datasets.spec import differences
 from launch import Config
 from launch.runs import build
+from proxy import audio, pretrained
 from proxy.objective import TrainState
 
 _State = TypeVar("_State")
@@ -433,6 +435,60 @@ def restore_raw(checkpoints: ocp.CheckpointManager, step: int) -> Any:
         raise ValueError(f"{place} cannot be read: {error}") from error
 
 
+def publish(config: Config, variables: Any) -> None:
+    """Writes a run whose only checkpoint holds given weights.
+
+    Args:
+      config: of the run.
+      variables: params and batch_stats of its encoder.
+
+    Raises:
+      ValueError: when the directory belongs to another config.
+    """
+    variables = jax.tree.map(lambda x: np.asarray(x, np.float32), variables)
+    dimension = audio.get(config.audio_model).dimension
+    rows = np.zeros((1, dimension), np.float32)
+    state = dataclasses.replace(
+        build.initial_state(config, rows),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+    )
+    with manager(prepare(config)) as saved:
+        save(saved, 0, state, None)
+        saved.wait_until_finished()
+
+
+def place(run: str | os.PathLike[str]) -> pathlib.Path:
+    """The directory of a run.
+
+    Args:
+      run: the directory, or `pretrained:NAME` for a proxy that comes with the
+        project (`proxy.pretrained`): it becomes a run at first use.
+
+    Raises:
+      ValueError: for an unknown name; lists the known ones.
+    """
+    kind, _, name = os.fspath(run).partition(":")
+    if kind != "pretrained":
+        return pathlib.Path(run)
+    variables, about = pretrained.read(name)
+    folder = pathlib.Path(f"runs/pretrained_{name}_{about['sha256'][:8]}")
+    if (folder / _FOLDER / "0").exists():
+        return folder
+    config = common.proxy_config(about["space"], about["encoder"])
+    config.name, config.run = f"pretrained_{name}", str(folder)
+    config.audio_model = about["audio_model"]
+    config.sizes.update(json.loads(about["sizes"]))
+    config.render.update(json.loads(about["render"]))
+    # What it is scored on, and what a search starts from without a bank.
+    config.data = f"data/pretrained_{name}"
+    config.prior.update({"uniform": 0.0, "fitted": 1.0})
+    config.num_train, config.validation, config.num_test = 4_096, (32, 64), 2048
+    config.shard_size = 1_024
+    publish(config, variables)
+    return folder
+
+
 def start_from(config: Config, state: TrainState) -> TrainState:
     """Replaces fresh weights by those of the best checkpoint of another run.
 
@@ -470,7 +526,7 @@ def read_config(run: str | os.PathLike[str]) -> Config:
       FileNotFoundError: when there is no run.
       ValueError: when it was made before runs had a kind, or is damaged.
     """
-    folder = pathlib.Path(run)
+    folder = place(run)
     path = folder / _CONFIG
     if not path.exists():
         raise FileNotFoundError(
@@ -503,7 +559,7 @@ def load(
       FileNotFoundError: when there is no run, or it has no checkpoint yet.
       ValueError: when it was made before runs had a kind.
     """
-    config, folder = read_config(run), pathlib.Path(run)
+    config, folder = read_config(run), place(run)
     checkpoints = manager(folder, read_only=True)
     if checkpoints.latest_step() is None:
         raise FileNotFoundError(

@@ -21,6 +21,7 @@ from jaxtyping import Int64
 
 from datasets import files, loader, shards
 from datasets.spec import DataSpec
+from launch import Config
 from launch.runs import devices
 
 RECORD = "data.json"
@@ -145,26 +146,46 @@ def recorded(run: pathlib.Path, root: str) -> dict[str, Source]:
 
 
 def training_source(source: str, dataset: Dataset) -> Source:
-    """The data set that a run trains on and is validated on.
+    """The data set that a run is validated on, and trains on.
 
     Returns:
-      That one of the two.
+      That one of the two; for "both", the hand-crafted one.
 
     Raises:
       ValueError: when there is no bank, or no such source.
     """
     if source == "synthetic" and dataset.synthetic is not None:
         return dataset.synthetic
-    if source != "handcrafted":
+    if source not in ("handcrafted", "both"):
         raise ValueError(
-            f"config.source={source!r} (known: synthetic, handcrafted)"
+            f"config.source={source!r} (known: synthetic, handcrafted, both)"
         )
     if dataset.handcrafted is None:
         raise ValueError(
-            "config.source=handcrafted, but there is no bank: set "
+            f"config.source={source}, but there is no bank: set "
             "--config.presets=PATH (see launch.presets)"
         )
     return dataset.handcrafted
+
+
+def training_columns(source: str, dataset: Dataset) -> loader.Columns:
+    """The presets and embeddings that a run trains on.
+
+    Raises:
+      ValueError: as for `training_source`.
+    """
+    columns = training_source(source, dataset).columns("train")
+    if source != "both" or dataset.synthetic is None:
+        return columns
+    return loader.join(dataset.synthetic.columns("train"), columns)
+
+
+def sees_bank(config: Config) -> bool:
+    """Whether a run learns from hand-crafted presets or what is made of them.
+
+    Then it is tested on their test part alone.
+    """
+    return config.source != "synthetic" or config.prior.uniform < 1
 
 
 def matching_rows(
@@ -222,8 +243,8 @@ def validate(
 
     Args:
       source: see `training_source`.
-      shape: rankings, and candidates of each. A hand-crafted split has as
-        many of such rankings as it fills.
+      shape: rankings, and candidates of each. Those of a hand-crafted split
+        overlap when it has not as many presets.
       validator: see `build.validator`.
       state: the training state, on every device.
       mesh: the devices.
@@ -234,22 +255,23 @@ def validate(
     rankings, candidates = shape
     columns = source.columns("validation")
     rows = len(columns["preset"])
-    candidates = min(candidates, rows)
-    rankings = min(rankings, rows // candidates)
-    columns = {k: c[: rankings * candidates] for k, c in columns.items()}
+    candidates, rankings = min(candidates, rows), min(rankings, rows)
+    # Each ranking is for the sound of its first preset.
+    first = np.arange(rankings) * rows // rankings
+    order = (first[:, None] + np.arange(candidates)) % rows
     # Blocks of one shape, so that the validator is compiled once.
     size = max(8192 // candidates, 1)
     size = min(-(-size // mesh.size) * mesh.size, rankings)
     whole = size % mesh.size == 0
     sharding = devices.split(mesh) if whole else devices.replicated(mesh)
     found = []
-    for rows, block in loader.blocks(columns, size * candidates):
-        count = len(rows) // candidates
-        shaped = {
-            key: np.resize(value, (size, candidates, value.shape[-1]))
-            for key, value in block.items()
-        }
-        placed = devices.place(shaped, sharding)
+    for start in range(0, rankings, size):
+        taken = order[start : start + size]
+        count = len(taken)
+        taken = np.resize(taken, (size, candidates))
+        block = {key: column[taken] for key, column in columns.items()}
+        loader.release(columns)
+        placed = devices.place(block, sharding)
         scores = validator(state, placed["preset"], placed["embedding"])
         scores = multihost_utils.process_allgather(scores, tiled=True)
         found.append(np.stack(scores)[:, :count])

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -21,9 +21,9 @@ from datasets.presets import bank as handcrafted
 from datasets.presets import reading
 from datasets.spec import DataSpec, presets_digest, space_digest
 from launch import Config
-from launch.runs import build, embedding, noise
+from launch.runs import build, data, embedding, noise
 from launch.runs.data import NO_BANK, Dataset, Source
-from proxy import audio, spaces
+from proxy import audio, pretrained, priors, spaces, splits
 from proxy.space import ParameterSpace
 
 # Shards with sounds would be large.
@@ -42,8 +42,12 @@ class Maker:
       settings: how presets are made to sound.
       engine: starts the engine; the same one at every call.
       hosted: whether the engine is a plug-in.
+      most_dead: see `noise.check`.
       seed: seed of the synthetic presets.
-      sampling: how synthetic presets are drawn.
+      banks: files and folders of hand-crafted presets.
+      shares: of synthetic presets, by the name of a prior.
+      sampling: arguments of `priors.Uniform`.
+      fitted: file of the fitted prior; empty for the project's own.
       shard_size: rows of a shard.
       embed_batch: rows embedded at once.
       workers: rendering workers, 0 for one per core.
@@ -56,8 +60,12 @@ class Maker:
     settings: engines.RenderSettings
     engine: Callable[[], engines.Renderer]
     hosted: bool
+    most_dead: float | None
     seed: int
-    sampling: dict[str, Any]
+    banks: tuple[str, ...]
+    shares: dict[str, float]
+    sampling: dict[str, float]
+    fitted: str
     shard_size: int
     embed_batch: int
     workers: int
@@ -66,6 +74,22 @@ class Maker:
     def embed(self) -> embedding.Embed:
         """The audio model, loaded at first use."""
         return build.embedder(self.model.name, self.weights)
+
+    @functools.cached_property
+    def bank(self) -> handcrafted.Bank:
+        """The hand-crafted presets, heard or not, read at first use."""
+
+        def read_state(data: bytes, kind: str) -> np.ndarray:
+            return self.engine().read_state(data, kind)
+
+        return reading.load(
+            self.banks, self.space, read_state if self.hosted else None
+        )
+
+    @functools.cached_property
+    def prior(self) -> priors.Prior:
+        """What synthetic presets are drawn from."""
+        return _prior(self)
 
 
 @contextlib.contextmanager
@@ -97,8 +121,12 @@ def maker(
             settings=build.settings(config),
             engine=engine or own,
             hosted=not engines.embedded(config.synth, config.plugin),
+            most_dead=config.host.get("dead"),
             seed=config.data_seed,
+            banks=tuple(filter(None, config.presets.split(","))),
+            shares={k: float(v) for k, v in config.prior.items()},
             sampling={k: float(v) for k, v in config.sampling.items()},
+            fitted=config.fitted,
             shard_size=config.shard_size,
             embed_batch=config.embed_batch,
             workers=config.workers,
@@ -126,6 +154,66 @@ def check(config: Config) -> None:
 
 
 # What is wanted --------------------------------------------------------------
+
+
+def _prior(making: Maker) -> priors.Prior:
+    """The prior, or mixture of priors, of `config.prior`.
+
+    Raises:
+      ValueError: when the shares are none, or something that they need is not
+        there.
+    """
+    space = making.space
+
+    def fitted() -> priors.Prior:
+        try:
+            if not making.fitted:
+                return pretrained.prior(space.name)
+            path = pathlib.Path(making.fitted).expanduser()
+            return priors.from_bytes(path.read_bytes(), space)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"config.fitted={making.fitted}: {error}; or draw uniformly: "
+                "--config.prior.uniform=1 --config.prior.fitted=0"
+            ) from error
+
+    def variations() -> priors.Prior:
+        if not making.banks:
+            raise ValueError(
+                "config.prior.variations: there is no bank to vary; set "
+                "--config.presets=PATH (see launch.presets)"
+            )
+        bank = making.bank.presets
+        parents = bank[splits.split(bank, making.seed)["train"]]
+        return priors.Variations(space, parents)
+
+    known: dict[str, Callable[[], priors.Prior]] = {
+        "uniform": lambda: priors.Uniform(space, **making.sampling),
+        "fitted": fitted,
+        "variations": variations,
+    }
+    given = making.shares
+    if (
+        given.keys() - known.keys()
+        or min(given.values(), default=0) < 0
+        or abs(sum(given.values()) - 1) > 1e-6
+    ):
+        raise ValueError(
+            f"config.prior={given}: it needs shares of {', '.join(known)} that "
+            "are 1 together"
+        )
+    chosen = [name for name in known if given.get(name)]
+    parts = tuple(known[name]() for name in chosen)
+    if len(parts) == 1:
+        return parts[0]
+    return priors.Mixture(parts, tuple(given[name] for name in chosen))
+
+
+def _drawn(making: Maker) -> dict[str, Any]:
+    """What the spec of synthetic presets says of their prior."""
+    if isinstance(making.prior, priors.Uniform):
+        return dict(making.sampling)
+    return {"prior": priors.digest(making.prior)}
 
 
 def _wanted(
@@ -201,7 +289,7 @@ def synthetic(making: Maker, config: Config) -> Source:
         ),
         shard_size=making.shard_size,
         keep_audio=config.keep_audio,
-        **making.sampling,
+        **_drawn(making),
     )
 
 
@@ -260,26 +348,18 @@ def _passing(
     return passed
 
 
-def _handcrafted(
-    making: Maker, banks: Sequence[str]
-) -> tuple[Source, dict[str, Any]]:
+def _handcrafted(making: Maker) -> tuple[Source, dict[str, Any]]:
     """The hand-crafted data set, and its presets and names by split."""
-
-    def read_state(data: bytes, kind: str) -> np.ndarray:
-        return making.engine().read_state(data, kind)
-
-    found = reading.load(
-        banks, making.space, read_state if making.hosted else None
-    )
+    found = making.bank
     digest = presets_digest(found.presets, found.names)
     folder = f"handcrafted-{digest}"
     bank = _passing(making, found, making.root / folder)
     if not len(bank):
         raise ValueError(
-            f"{','.join(banks)}: no preset passes the level gate; see `python "
-            "-m launch.presets inspect --gate`"
+            f"{','.join(making.banks)}: no preset passes the level gate; see "
+            "`python -m launch.presets inspect --gate`"
         )
-    rows = handcrafted.split(bank.presets, making.seed)
+    rows = splits.split(bank.presets, making.seed)
     rows = {name: part for name, part in rows.items() if len(part)}
     source = _wanted(
         making,
@@ -323,7 +403,10 @@ def _build(
             floor = noise.keep(
                 directory, lambda: noise.measure(making.engine())
             )
+            noise.check(floor, making.space.num_used, making.most_dead)
             say(noise.describe(floor), flush=True)
+    if source.spec.prior:
+        given["prior"] = making.prior
     report = precompute.build(
         source.spec,
         directory,
@@ -378,8 +461,21 @@ def ensure(
             print(NO_BANK, flush=True)
         if not config.presets or numbers is not None:
             return Dataset(source, None)
-        crafted, given = _handcrafted(making, config.presets.split(","))
+        crafted, given = _handcrafted(making)
         return Dataset(source, _build(making, crafted, part, **given))
+
+
+def of_run(run: pathlib.Path, config: Config) -> Dataset:
+    """The data of a proxy's run, built only where it has none.
+
+    It has none when it is of a published model, or came with the project.
+    """
+    if (run / data.RECORD).exists():
+        known = data.recorded(run, config.data)
+        return Dataset(known.get("synthetic"), known.get("handcrafted"))
+    dataset = ensure(config)
+    data.record_dataset(run, dataset)
+    return dataset
 
 
 def matching_source(
@@ -409,7 +505,7 @@ def matching_source(
     part = {"task": task, "num_tasks": num_tasks}
     with maker(config, engine) as making:
         if config.presets:
-            crafted, given = _handcrafted(making, config.presets.split(","))
+            crafted, given = _handcrafted(making)
             return _build(making, crafted, part, **given)
         if jax.process_index() == 0:
             print(f"{NO_BANK}; synthetic presets stand in for them", flush=True)
@@ -423,6 +519,6 @@ def matching_source(
                 (split, config.stand_in[split])
                 for split in ("train", "validation", "test")
             ),
-            **making.sampling,
+            **_drawn(making),
         )
         return _build(making, source, part)

@@ -60,7 +60,8 @@ def measure(renderer: engines.Renderer, *, count: int = 8) -> dict[str, Any]:
       "presets" (how many), "plugin" and "host" (versions), and for each of
       `COMPARISONS` the largest difference of two samples and the mean
       distance over presets, by `METRICS`; "fresh" only where a fresh process
-      made a difference.
+      made a difference. "dead" are the parameters that change nothing, see
+      `engines.Renderer.dead`.
 
     Raises:
       ShardError: (a `ValueError`) no preset gives a sound.
@@ -81,6 +82,7 @@ def measure(renderer: engines.Renderer, *, count: int = 8) -> dict[str, Any]:
         "presets": len(first),
         "plugin": renderer.version,
         "host": renderer.host,
+        "dead": renderer.dead(),
         "order": _differences(first, backwards, rate),
         "process": _differences(first, alone, rate),
     }
@@ -108,6 +110,35 @@ def read(directory: pathlib.Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     return files.read_json(path)
+
+
+def check(floor: dict[str, Any], varied: int, most: float | None) -> None:
+    """Refuses a plug-in that ignores many of the parameters presets vary.
+
+    Args:
+      floor: what `measure` returned.
+      varied: number of parameters that presets vary.
+      most: largest share of them that may change nothing; a tenth when None.
+
+    Raises:
+      ValueError: naming them, and how to go on all the same.
+    """
+    most = 0.1 if most is None else most
+    lost = floor.get("dead", [])
+    if len(lost) > most * varied:
+        raise ValueError(
+            f"{floor['plugin']}: {len(lost)} of the {varied} parameters that "
+            f"presets vary change neither its sound nor its state "
+            f"({_listed(lost)}). Is it whole, and the version that the table "
+            "is of? `python -m launch.plugin inspect` tells more; to build "
+            f"all the same: --config.host.dead={len(lost) / varied:.2f}, "
+            "rounded up"
+        )
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(names[:8]) + more
 
 
 def of_run(run: str | pathlib.Path, before: str = "\n") -> str:
@@ -149,6 +180,8 @@ def table(floor: dict[str, Any]) -> str:
         for name in kept
     ]
     largest = {name: floor[name]["max_difference"] for name in kept}
+    lost = floor.get("dead", [])
+    dead = f"Change nothing: {_listed(lost)}.\n" if lost else ""
     if max(largest.values()) <= QUIET:
         advice = "A render depends on its preset alone."
     elif largest.get("fresh", 0.0) <= QUIET:
@@ -164,5 +197,5 @@ def table(floor: dict[str, Any]) -> str:
     head = ["rendered again", "largest difference", *METRICS]
     return (
         f"{floor['plugin']}, {floor['presets']} presets one after the other, "
-        f"compared with the same\n{tables.markdown(rows, head)}\n{advice}"
+        f"compared with the same\n{tables.markdown(rows, head)}\n{dead}{advice}"
     )

@@ -60,7 +60,7 @@ def open_proxy(run: str | os.PathLike[str], which: str = "best") -> ProxyRun:
     """Opens the run of a proxy.
 
     Args:
-      run: directory of the run.
+      run: directory of the run, or `pretrained:NAME`.
       which: "best" or "last" checkpoint.
 
     Raises:
@@ -328,11 +328,11 @@ class Setup:
     )
 
 
-def setup(run: str, plugin: str | None = None) -> Setup:
+def setup(run: str | os.PathLike[str], plugin: str | None = None) -> Setup:
     """Opens the run of an estimator or of a proxy to match sounds with.
 
     Args:
-      run: directory of the run.
+      run: directory of the run, or `pretrained:NAME`.
       plugin: path of a VST3 plug-in in place of the run's; None for that.
 
     Returns:
@@ -361,7 +361,7 @@ def setup(run: str, plugin: str | None = None) -> Setup:
         guess = functools.partial(_guess, matching_run)
     else:
         proxy, guess = open_proxy(run), None
-        known = data.recorded(pathlib.Path(run), config.data)
+        known = data.recorded(checkpoints.place(run), config.data)
         source = known.get("handcrafted") or known["synthetic"]
     return Setup(
         config=config,

@@ -24,6 +24,8 @@ STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "grid.alpha": 0.3,
     "legend.frameon": False,
+    # Names from outside may hold dollar signs.
+    "text.parse_math": False,
 }
 # Okabe and Ito's palette, told apart by colour-blind readers.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")

@@ -11,7 +11,7 @@ from datasets import engines, loader
 from matching import distances
 
 # Presets rendered in one call.
-_BLOCK = 128
+_BLOCK = 256
 
 
 def render(

@@ -140,8 +140,7 @@ def _map_step(config: Config, mesh: jax.sharding.Mesh) -> Any:
         build.encoder(config),
         spaces.get(config.synth),
         lambda **rates: build.gradient_transformation(config, **rates),
-        accumulate=config.accumulate,
-        decay=config.average,
+        **build.step_options(config),
     )
 
     def with_best(tree: Any, batch: Any, rates: Any) -> tuple[Any, Any]:
@@ -290,7 +289,7 @@ def train(
     for folder in folders:
         data.record_dataset(folder, dataset)
     source = data.training_source(config.source, dataset)
-    columns = source.columns("train")
+    columns = data.training_columns(config.source, dataset)
     epoch_steps = data.steps_per_epoch(len(columns["preset"]), config.batch)
     total = config.epochs * epoch_steps
     # As many devices as share the members out evenly.

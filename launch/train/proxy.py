@@ -45,7 +45,7 @@ def train(
     dataset = making.ensure(config)
     data.record_dataset(run, dataset)
     source = data.training_source(config.source, dataset)
-    columns = source.columns("train")
+    columns = data.training_columns(config.source, dataset)
     state = build.initial_state(config, columns["embedding"])
     if config.init:
         state = checkpoints.start_from(config, state)
@@ -56,8 +56,7 @@ def train(
             spaces.get(config.synth),
             build.gradient_transformation(config),
             axis_name=devices.AXIS,
-            accumulate=config.accumulate,
-            decay=config.average,
+            **build.step_options(config),
         ),
         mesh,
     )

@@ -3,8 +3,11 @@
 #
 #     tests/vst3_fixture/build.sh FOLDER [NAME [g++ options ...]]
 #
-# makes FOLDER/NAME.vst3 and prints its path. Options: -DGLOBAL_STATE, and
-# -DPARAMETER_TABLE='"FILE"' for a parameter list of its own (see table.h).
+# makes FOLDER/NAME.vst3 and prints its path. Options: -DGLOBAL_STATE,
+# -DDEAD_FROM=N and -DEVENT_GRID=N (see instrument.cpp),
+# -DPARAMETER_TABLE='"FILE"' for a parameter list of its own (see table.h), and
+# -DCURRENT_TEXTS for a plug-in that shows the text of its current value,
+# whichever value it is asked about.
 # It needs g++ and the DISTRHO Plugin Framework; DPF names its folder when it
 # does not lie where Debian puts it.
 set -euo pipefail
@@ -24,9 +27,20 @@ shift $(($# < 2 ? $# : 2))
 bundle="$folder/$name.vst3"
 binaries="$bundle/Contents/$(uname -m)-linux"
 mkdir -p "$binaries"
+main="$dpf/distrho"
+case " $* " in *" -DCURRENT_TEXTS "*)
+  main="$folder/.$name.distrho.$$"
+  trap 'rm -rf "$main"' EXIT
+  cp -r "$dpf/distrho" "$main"
+  shown='float value = fPlugin.getParameterValue(index);'
+  sed -i "/v3_result getParameterStringForValue(/,/^    }/ {
+    s/float value = .*;/$shown/
+  }" "$main/src/DistrhoPluginVST3.cpp"
+  grep -qF "$shown" "$main/src/DistrhoPluginVST3.cpp"
+esac
 g++ -std=gnu++17 -O2 -fPIC -shared -fvisibility=hidden -w \
   -DDISTRHO_PLUGIN_TARGET_VST3 "$@" -I"$here" -I"$dpf/distrho" \
-  "$here/instrument.cpp" "$dpf/distrho/DistrhoPluginMain.cpp" \
+  "$here/instrument.cpp" "$main/DistrhoPluginMain.cpp" \
   -o "$binaries/.$name.$$"
 # Whole or not at all: others may be building the same one.
 mv "$binaries/.$name.$$" "$binaries/$name.so"

@@ -6,6 +6,9 @@
 // instance of its own, with rand() seeded. With -DGLOBAL_STATE its slow
 // oscillator belongs to the process, and only a fresh process helps.
 //
+// With -DDEAD_FROM=N it ignores its parameters from the N-th on. With
+// -DEVENT_GRID=N what happens, happens at a multiple of N samples.
+//
 // With a parameter table of its own every parameter moves the levels of
 // sixteen partials.
 
@@ -99,6 +102,9 @@ class Instrument : public Plugin {
     }
 
     void setParameterValue(uint32_t index, float value) override {
+#ifdef DEAD_FROM
+        if (index >= DEAD_FROM) return;
+#endif
         raw_[index] = value / most(index);
     }
 
@@ -109,6 +115,9 @@ class Instrument : public Plugin {
              const MidiEvent* events, uint32_t count) override {
         uint32_t next = 0;
         for (uint32_t i = 0; i < frames; ++i) {
+#ifdef EVENT_GRID
+            if (i % EVENT_GRID == 0)
+#endif
             for (; next < count && events[next].frame <= i; ++next)
                 handle(events[next]);
             const float sample = tick();

@@ -1,10 +1,11 @@
 """Which parameter of a plug-in is which parameter of a space: by name.
 
 Never by position: a plug-in's next version inserts a parameter. Names are
-compared without case and punctuation; some were renamed by the plug-in's
-makers. Where a plug-in shows one name several times, the space tells them
-apart by a module before it ("env1:attack"), or by a number behind it
-("level#2"); the n-th of these is the n-th the plug-in shows.
+compared without case, punctuation and what separates words, as long as that
+leaves no choice; some were renamed by the plug-in's makers. Where a plug-in
+shows one name several times, the space tells them apart by a module before it
+("env1:attack"), or by a number behind it ("level#2"); the n-th of these is the
+n-th the plug-in shows.
 """
 
 import collections
@@ -18,13 +19,31 @@ from proxy.space import ParameterSpace
 # By space: our name, and what other versions of the plug-in call it.
 RENAMED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "dexed": {"middle_c": ("transpose",)},
+    # As the open-source version's own source (DISTRHO's ports) calls them.
+    "talnm": {
+        "master_volume": ("volume",),
+        "filter_cutoff": ("cutoff",),
+        "filter_resonance": ("resonance",),
+        "filter_keyfollow": ("keyfollow",),
+        "portamento_amount": ("portamento",),
+        "velocity_filter": ("velocitycutoff",),
+        "master_high_pass": ("highpass",),
+        "master_detune": ("detune",),
+        "envelope_destination": ("envelopeeditordest1",),
+        "envelope_speed": ("envelopeeditorspeed",),
+        "envelope_amount": ("envelopeeditoramount",),
+        "envelope_one_shot_mode": ("envelopeoneshot",),
+        "delay_x2_l": ("delayfactorl",),
+        "delay_x2_r": ("delayfactorr",),
+    },
 }
 
 # What is no part of a preset: the host's own switches, and one parameter for
 # each MIDI controller, which many plug-ins add by the thousand.
 _SKIPPED = re.compile(
     r"(midi_.*|(master_|plugin_|host_|soft_)?bypass|panic|all_notes_off"
-    r"|(current_|preset_|midi_)?program(_change|_number)?|p\d\d\d|reserved.*|)"
+    r"|(current_|preset_|midi_)?program(_change|_number)?|p\d\d\d|reserved.*"
+    r"|unused\d*|)"
 )
 
 
@@ -35,6 +54,11 @@ class BindingError(ValueError):
 def plain(name: str) -> str:
     """A name without case and punctuation: "Osc 1: FM" is "osc_1_fm"."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def joined(name: str) -> str:
+    """A name without separators, too: "Osc 1: FM" is "osc1fm"."""
+    return plain(name).replace("_", "")
 
 
 def skipped(name: str) -> bool:
@@ -72,13 +96,22 @@ class Binding:
       missing: parameters of the space without a match, used or not.
       extra: places in the plug-in's list that nothing is bound to, without
         those that are no part of a preset.
-      near: for each of `missing`, the plug-in's nearest unbound names.
+      free: the plug-in's names of these by what they are without case and
+        punctuation.
     """
 
     positions: Mapping[int, int]
     missing: tuple[str, ...]
     extra: tuple[int, ...]
-    near: Mapping[str, tuple[str, ...]]
+    free: Mapping[str, str]
+
+    def near(self, name: str) -> str:
+        """What to say of the plug-in's names that are like a missing one."""
+        close = difflib.get_close_matches
+        found = close(plain(name), self.free, n=3)
+        found += close(_bare(name), self.free, n=2)
+        named = ", ".join(self.free[match] for match in dict.fromkeys(found))
+        return named or "nothing like it"
 
     def check(self, space: ParameterSpace, plugin: str) -> None:
         """Checks that every used parameter has a match.
@@ -92,8 +125,7 @@ class Binding:
             return
         lines = []
         for name in lost[:8]:
-            near = ", ".join(self.near[name]) or "nothing like it"
-            lines.append(f"{name} (near: {near})")
+            lines.append(f"{name} (near: {self.near(name)})")
         more = f" and {len(lost) - 8} more" if len(lost) > 8 else ""
         raise BindingError(
             f"{plugin} lacks {len(lost)} of the {space.num_used} parameters "
@@ -117,7 +149,6 @@ def bind(space: ParameterSpace, names: Sequence[str]) -> Binding:
     for i, name in enumerate(names):
         if not skipped(name):
             places[plain(name)].append(i)
-    renamed = RENAMED.get(space.name, {})
     bare = collections.defaultdict(list)
     for row, parameter in enumerate(space.parameters):
         bare[_bare(parameter.name)].append(row)
@@ -131,8 +162,7 @@ def bind(space: ParameterSpace, names: Sequence[str]) -> Binding:
             taken.add(place)
 
     for row, parameter in enumerate(space.parameters):
-        called = (parameter.name, *renamed.get(parameter.name, ()))
-        found = [p for name in called for p in places.get(plain(name), ())]
+        found = places.get(plain(parameter.name), [])
         if len(found) == 1:
             take(row, found[0])
     # A name shown several times: only if the space knows it as often.
@@ -142,19 +172,44 @@ def bind(space: ParameterSpace, names: Sequence[str]) -> Binding:
         if len(open_rows) == len(rows) == len(found):
             for row, place in zip(rows, found, strict=True):
                 take(row, place)
+    for row, place in _alike(space, names, places, positions).items():
+        take(row, place)
     free = [p for ps in places.values() for p in ps if p not in taken]
     missing = [
         p.name for i, p in enumerate(space.parameters) if i not in positions
     ]
-    texts = {plain(names[p]): names[p] for p in sorted(free)}
-    near = {
-        name: tuple(
-            texts[match]
-            for match in dict.fromkeys(
-                difflib.get_close_matches(plain(name), texts, n=3)
-                + difflib.get_close_matches(_bare(name), texts, n=2)
-            )
-        )
-        for name in missing
-    }
-    return Binding(positions, tuple(missing), tuple(sorted(free)), near)
+    free = sorted(free)
+    texts = {plain(names[place]): names[place] for place in free}
+    return Binding(positions, tuple(missing), tuple(free), texts)
+
+
+def _alike(
+    space: ParameterSpace,
+    names: Sequence[str],
+    places: Mapping[str, Sequence[int]],
+    positions: Mapping[int, int],
+) -> dict[int, int]:
+    """Matches of what is left, without separators or under another name.
+
+    Only where one parameter and one name of the plug-in are left for each
+    other: "osc11tune" may be either of osc_1_1_tune and osc_11_tune.
+    """
+    taken = set(positions.values())
+    shown, wanted = (
+        collections.defaultdict[str, list[int]](list) for _ in "12"
+    )
+    for place in (p for found in places.values() for p in found):
+        if place not in taken:
+            shown[joined(names[place])].append(place)
+    renamed = RENAMED.get(space.name, {})
+    for row, parameter in enumerate(space.parameters):
+        if row not in positions:
+            for name in (parameter.name, *renamed.get(parameter.name, ())):
+                wanted[joined(name)].append(row)
+    found = [
+        (rows[0], shown[name][0])
+        for name, rows in wanted.items()
+        if len(rows) == 1 and len(shown[name]) == 1
+    ]
+    rows = collections.Counter(row for row, _ in found)
+    return {row: place for row, place in found if rows[row] == 1}

@@ -132,8 +132,10 @@ class PluginRenderer(Renderer):
         with self.pool.lend() as worker:
             info = worker.info
         self.title, self.host = info["name"], info["host"]
+        aligned = ", aligned" if contract.grid > 1 else ""
         self.version = (
-            f"{self.title} {info['version']} (VST3, {contract.isolation})"
+            f"{self.title} {info['version']} "
+            f"(VST3, {contract.isolation}{aligned})"
         )
         if not info["instrument"]:
             raise PluginError(f"{path}: {self.title} is no instrument")
@@ -165,7 +167,10 @@ class PluginRenderer(Renderer):
     ) -> np.ndarray:
         """One render; raises `RenderError`, its message one of the faults."""
         settings, contract = self.settings, self.pool.contract
-        times = (settings.note_on, settings.note_on + settings.hold)
+        rate = settings.sample_rate
+        shift = -round(settings.note_on * rate) % contract.grid
+        start = settings.note_on + shift / rate
+        samples = settings.samples + shift
         try:
             with self.pool.lend(fresh) as worker:
                 length, memory = worker.ask(
@@ -173,16 +178,16 @@ class PluginRenderer(Renderer):
                     values,
                     note,
                     settings.velocity,
-                    times,
-                    settings.samples,
-                    settings.sample_rate,
+                    (start, start + settings.hold),
+                    samples,
+                    rate,
                     contract.isolation == "reset",
                     timeout=contract.timeout,
                 )
                 worker.remember(memory)
-                if length != settings.samples:
+                if length != samples:
                     raise RenderError("wrong length")
-                audio = worker.sound(length)
+                audio = worker.sound(length)[shift:]
                 # One pass tells nearly always; two more when in doubt.
                 energy = np.dot(audio, audio)
                 if not np.isfinite(energy) and not np.isfinite(audio).all():
@@ -260,6 +265,72 @@ class PluginRenderer(Renderer):
                 "it loads slowly, set --config.host.warm_up to some seconds. "
                 "Finished shards are kept"
             )
+
+    def dead(self) -> list[str]:
+        """As `Renderer.dead`: neither in the plug-in's state nor in its sound.
+
+        Each is moved as far from its default as presets move it; those that
+        the state does not show, in three presets that are heard.
+
+        Raises:
+          PluginError: the plug-in cannot be loaded any more.
+        """
+        rows = [
+            row
+            for row, parameter in enumerate(self.space.parameters)
+            if parameter.used and row in self._positions
+        ]
+        base = np.array([p.default for p in self.space.parameters])
+        moves = [
+            (self._positions[row], self._far(row, base[row])) for row in rows
+        ]
+        try:
+            with self.pool.lend() as worker:
+                # In a process for one render, this was it.
+                worker.renders += 1
+                bound = self._bound(base)
+                ask = functools.partial(worker.ask, timeout=LOAD_SECONDS)
+                shown = ask("moved", bound, moves)
+        except (DeadError, RenderError):
+            shown = [False] * len(rows)
+        left = [row for row, seen in zip(rows, shown, strict=True) if not seen]
+        uniform = np.random.default_rng(0).random((2, self.space.num_used))
+        drawn = self.space.from_uniform(uniform.astype(np.float32))
+        for values in (base, *np.asarray(self.space.to_plugin(drawn))):
+            if left:
+                left = self._unheard(values, left)
+        return [self.space.parameters[row].name for row in left]
+
+    def _far(self, row: int, value: float) -> float:
+        """The raw value of a parameter that is furthest from another."""
+        parameter = self.space.parameters[row]
+        ends = parameter.interval or parameter.values or (value,)
+        return float(max(ends, key=lambda end: abs(end - value)))
+
+    def _unheard(self, values: np.ndarray, rows: list[int]) -> list[int]:
+        """Those parameters that do not change how a preset sounds."""
+
+        def sound(values: np.ndarray) -> np.ndarray:
+            bound = self._bound(values)
+            return self._attempt(bound, self.settings.note, fresh=False)
+
+        try:
+            first, again = sound(values), sound(values)
+        except RenderError:
+            return rows
+        # Of a plug-in that does not repeat, a change has to be larger.
+        noise = 2 * np.abs(first - again).max()
+        left = []
+        for row in rows:
+            moved = np.array(values)
+            moved[row] = self._far(row, values[row])
+            try:
+                if np.abs(sound(moved) - first).max() > noise:
+                    continue
+            except RenderError:
+                continue  # silence, too, is a change
+            left.append(row)
+        return left
 
     def read_state(
         self, data: bytes, kind: str

@@ -1,29 +1,20 @@
 """One plug-in in a process of its own, which the engine starts.
 
-It is run as a script and imports as little as it can, so that a fresh process
-costs a tenth of a second. Requests come in and replies go out over one pipe,
-sounds through a file that both sides have in memory; the script's arguments
-are the descriptors of the two. It ends when the pipe does, and the kernel ends
-it when a plug-in hangs and nobody is left to notice.
+See `datasets.child`, which runs it.
 """
 
 import ctypes
 import importlib.metadata
-import mmap
-import multiprocessing.connection
+import itertools
 import os
 import re
 import resource
-import signal
-import sys
 from typing import Any
 
 import numpy as np
 
 # Plug-ins render blocks of this many samples.
 _BLOCK = 8192
-# Seconds that a hanging call may take, above what its caller waits.
-_GRACE = 30.0
 
 _libc = ctypes.CDLL(None)
 
@@ -142,12 +133,59 @@ class Host:
 
     def texts(self, places: list[int]) -> list[list[str]]:
         """Value texts of parameters, at 1,001 raw values from 0 to 1."""
-        parameters = self.plugin._parameters
         grid = [float(x) for x in np.linspace(0, 1, 1001)]
-        return [
-            [parameters[p].get_text_for_raw_value(x) for x in grid]
+        parameters = self.plugin._parameters
+        found = {
+            p: [parameters[p].get_text_for_raw_value(x) for x in grid]
             for p in places
-        ]
+        }
+        # Old plug-ins show their current value's, whatever they are asked
+        # about. That takes longer, so a few values are tried first.
+        same = [p for p in places if len(set(found[p])) == 1]
+        tried = self._current_texts(same, grid[::500])
+        moving = [p for p in same if len(set(tried[p])) > 1]
+        found.update(self._current_texts(moving, grid))
+        return [found[p] for p in places]
+
+    def _current_texts(
+        self, places: list[int], grid: list[float]
+    ) -> dict[int, list[str]]:
+        """Value texts of parameters that are moved, all of them at once."""
+        parameters = self.plugin._parameters
+        before = {p: parameters[p].raw_value for p in places}
+        found: dict[int, list[str]] = {p: [] for p in places}
+        for x in grid if places else ():
+            self._set(dict.fromkeys(places, x))
+            # The part that shows texts is told when the other has to play.
+            self._process([], 0.001, 44_100)
+            for p in places:
+                found[p].append(parameters[p].get_text_for_raw_value(x))
+        self._set(before)
+        return found
+
+    def moved(
+        self, values: dict[int, float], moves: list[tuple[int, float]]
+    ) -> list[bool]:
+        """Whether each of some moves, one after the other, is in the state.
+
+        All False where the state changes by itself, or there is none.
+        """
+        self._reset()
+        self._set(values)
+
+        def state() -> bytes:
+            # The part that makes the sound is told when it next has to.
+            self._process([], 0.02, 44_100)
+            return bytes(self.plugin.preset_data)
+
+        state()
+        states = [state(), state()]
+        if states[0] != states[1]:
+            return [False] * len(moves)
+        for place, value in moves:
+            self._set({place: value})
+            states.append(state())
+        return [a != b for a, b in itertools.pairwise(states[1:])]
 
     def state(self) -> bytes:
         """The plug-in's initial state, in the layout of .vstpreset files."""
@@ -166,34 +204,3 @@ class Host:
         name = "raw_state" if kind == "state" else "preset_data"
         getattr(self._class, name).fset(self.plugin, data)
         return [p.raw_value for p in self.plugin._parameters]
-
-
-def main() -> None:
-    """Answers requests until the pipe ends."""
-    # Ctrl-C goes to the whole group; the parent decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    pipe = multiprocessing.connection.Connection(int(sys.argv[1]))
-    shared = mmap.mmap(int(sys.argv[2]), 0)
-    host = Host(np.frombuffer(shared, np.float32))
-    while True:
-        try:
-            method, limit, arguments = pipe.recv()
-        except EOFError:
-            return
-        signal.setitimer(signal.ITIMER_REAL, limit + _GRACE)
-        try:
-            reply = True, getattr(host, method)(*arguments)
-        except Exception as error:
-            reply = False, f"{type(error).__name__}: {error}"
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        try:
-            pipe.send(reply)
-        except BrokenPipeError:
-            return
-
-
-if __name__ == "__main__":
-    main()
-    # Not by way of the interpreter's end: plug-ins crash when they are
-    # unloaded, and there is nothing left to save.
-    os._exit(0)

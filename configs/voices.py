@@ -1,0 +1,65 @@
+r"""Retrieval of real DX7 voices: an encoder that knows modules.
+
+    python -m launch.train --config configs/voices.py --config.presets=BANK
+    python -m launch.evaluate --run runs/voices_modules
+
+`--config configs/voices.py:hn_oh`, or another encoder, for comparison;
+`--config.num_train` and `--config.epochs` for more presets or less time, and a
+`--config.data` of its own for each number of presets or prior.
+
+Trains on the voices of the bank's training part, on variations of them and on
+presets drawn from the fitted prior that comes with the project, each in other
+forms that sound the same; validates on the bank's validation part, and is
+tested among 3,144 voices of its test part. No part sees another.
+
+Hardware: two CPU cores, an hour from nothing, or one GPU.
+Expected: see proxy/README.md.
+"""
+
+from configs import common
+
+# Voices of the bank that are trained on, for the length of the cosine.
+_VOICES = 14_088
+
+
+def get_config(encoder="modules"):
+    config = common.proxy_config("dexed", encoder)
+    config.name = f"voices_{encoder}"
+
+    config.audio_model = "transport640"
+    config.data = "data/voices"
+    config.num_train = 131_072
+    config.validation = (128, 64)
+    config.num_test = 4_096
+    config.shard_size = 2_048
+    config.prior.update({"uniform": 0.0, "fitted": 0.3, "variations": 0.7})
+    config.source = "both"
+
+    config.equivalent = True
+    config.contrastive.update({"weight": 0.1, "temperature": 0.04})
+    # Averages in decibels are far from zero.
+    config.center = True
+    config.average = 0.999
+    config.batch = 256
+    config.epochs = 40
+    config.optimizer.update(
+        {
+            "learning_rate": 1e-3,
+            "minimum": 1e-5,
+            "warmup_steps": 500,
+            "warmup_factor": 0.1,
+            "restart_steps": 0,
+            "b1": 0.9,
+            "b2": 0.98,
+            "eps": 1e-8,
+            "weight_decay": 0.01,
+            "clip_norm": 1.0,
+        }
+    )
+    # To the end, whatever the command line says of these.
+    presets = config.get_ref("num_train") + _VOICES
+    steps = presets // config.get_ref("batch") * config.get_ref("epochs")
+    config.optimizer.cosine_steps = steps - 500
+
+    config.evaluation.update({"subset": 3_144, "repeats": 10})
+    return config

@@ -49,6 +49,7 @@ FIELDS: dict[str, str | tuple[str, ...]] = {
     "host.isolation": ("", "reset", "process"),
     "host.warm_up": "[0, 3600] or None",
     "host.timeout": "(0, 1e5] or None",
+    "host.dead": "[0, 1] or None",
     "workers": "whole [0, 1e4]",
     # Encoder and estimator.
     "encoder": _TEXT,

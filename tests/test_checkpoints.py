@@ -163,7 +163,9 @@ def test_checkpoints_of_an_unknown_config_are_refused(tmp_path):
         checkpoints.prepare(config_of(tmp_path, "b", checkpoints=str(place)))
 
 
-@pytest.mark.parametrize("text", ["", '{"run": "a', "[]", "\udcff"])
+@pytest.mark.parametrize(
+    "text", ["", '{"run": "a', "[]", "\udcff", '{"kind": "proxy", "a.b": 1}']
+)
 def test_a_cut_config_is_named(tmp_path, text):
     config = config_of(tmp_path)
     path = checkpoints.prepare(config) / "config.json"
@@ -171,7 +173,7 @@ def test_a_cut_config_is_named(tmp_path, text):
     for read in (checkpoints.read_config, checkpoints.load):
         with pytest.raises(ValueError, match=r"config\.json is damaged"):
             read(config.run)
-    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+    with pytest.raises(ValueError, match=r"json is damaged|another config"):
         checkpoints.prepare(config)
     path.unlink()
     checkpoints.prepare(config)

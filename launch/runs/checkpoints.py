@@ -524,7 +524,7 @@ def read_config(run: str | os.PathLike[str]) -> Config:
 
     Raises:
       FileNotFoundError: when there is no run.
-      ValueError: when it was made before runs had a kind.
+      ValueError: when it was made before runs had a kind, or is damaged.
     """
     folder = place(run)
     path = folder / _CONFIG
@@ -533,7 +533,11 @@ def read_config(run: str | os.PathLike[str]) -> Config:
             f"no run at {folder} ({_CONFIG} is missing); train one with "
             "python -m launch.train --config FILE"
         )
-    config = ml_collections.ConfigDict(files.read_json(path))
+    fields = files.read_json(path)
+    try:
+        config = ml_collections.ConfigDict(fields)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
     if config.get("kind") not in ("proxy", "estimator"):
         raise ValueError(
             f"{folder} was made by an earlier version of this project: its "

@@ -130,6 +130,7 @@ def match_config(base: Any, size: str) -> Any:
         "shard_size",
         "embed_batch",
         "data_seed",
+        "engine",
         "prior",
         "fitted",
         "sampling",

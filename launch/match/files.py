@@ -71,8 +71,11 @@ def _finished(folder: pathlib.Path, asked: Mapping[str, Any]) -> Any:
     path = folder / output.RESULT
     if not path.exists():
         return None
-    result = json.loads(path.read_text())
-    same = result["asked"] == asked and not result["interrupted"]
+    try:
+        result = json.loads(path.read_text())
+        same = result["asked"] == asked and not result["interrupted"]
+    except (KeyError, TypeError, ValueError):  # cut off: matched again
+        return None
     return result if same else None
 
 

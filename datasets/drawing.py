@@ -204,6 +204,26 @@ def _next(
                 row.tried = -1
 
 
+class _Clips(Sequence[np.ndarray]):
+    """Where the sounds of rows go; only one that is kept takes memory."""
+
+    def __init__(
+        self, rows: Sequence[Row], rooms: list[np.ndarray], samples: int
+    ) -> None:
+        self._rows, self._rooms, self._samples = rows, rooms, samples
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, i: Any) -> Any:
+        row = self._rows[i]
+        try:
+            row.audio = self._rooms.pop()
+        except IndexError:
+            row.audio = np.empty(self._samples, np.float32)
+        return row.audio
+
+
 def heard(
     renderer: engines.Renderer,
     wanted: Iterable[Row],
@@ -243,19 +263,13 @@ def heard(
             _next(renderer, seed, prior, new)
             under_way.extend(new)
             ready.extend(new)
-            # Full batches, or what there is when nothing else goes on.
-            while len(flying) < workers and (
+            # Full batches, or what there is when nothing else goes on; one more
+            # than there are workers, so that none waits for this thread.
+            while len(flying) <= workers and (
                 len(ready) >= size or (ready and not flying)
             ):
                 part = [ready.popleft() for _ in range(min(size, len(ready)))]
-                clips = []
-                for row in part:
-                    row.audio = (
-                        rooms.pop()
-                        if rooms
-                        else np.empty(renderer.settings.samples, np.float32)
-                    )
-                    clips.append(row.audio)
+                clips = _Clips(part, rooms, renderer.settings.samples)
                 values = np.stack([row.values[row.tried] for row in part])
                 flying[pool.submit(renderer.render_into, clips, values)] = part
             if not flying:
@@ -272,7 +286,6 @@ def heard(
                     if reason is None:
                         done.add(row)
                         continue
-                    rooms.append(row.audio)
                     row.fail(reason)
                     again.append(row)
             _next(renderer, seed, prior, again)

@@ -46,9 +46,9 @@ SET_ASIDE = "set_aside.json"
 # Rows per call to a worker: large enough to make the hand-over cheap, small
 # enough to spread a block over all workers.
 _CHUNK = 16
-# Batches of rows under way with an engine that renders batches: two that are
+# Batches of rows under way with an engine that renders batches: some that are
 # rendered, and rows that wait for one before them to be heard.
-_BATCHES = 4
+_BATCHES = 6
 
 Embed = Callable[[np.ndarray], Any]
 Counts = collections.Counter[str]

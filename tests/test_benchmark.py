@@ -33,6 +33,7 @@ def test_unknown_stages_are_named():
 def test_renders_and_shards_beside_the_bare_engine(monkeypatch):
     monkeypatch.setattr(benchmark_render, "_PRESETS", 8)
     monkeypatch.setattr(benchmark_render, "_TURNS", 1)
+    monkeypatch.setattr(benchmark_render, "_BATCHES", 1)
     monkeypatch.setattr(dexed_batch, "BATCH", 8)
     rows = {row["what"]: row for row in benchmark_render.run(0.05)}
     bare = rows["bare dexed-py"]

@@ -34,7 +34,10 @@ def _compiled() -> Callable[..., tuple[Array, Array]]:
     """
     options = {}
     if jax.default_backend() == "cpu":
-        options = {"xla_cpu_multi_thread_eigen": False}
+        options = {
+            "xla_cpu_multi_thread_eigen": False,
+            "xla_cpu_enable_concurrency_optimized_scheduler": False,
+        }
     return jax.jit(
         _render,
         static_argnames=("settings",),

@@ -21,6 +21,7 @@ _MODEL = "transport640"
 # turns, so that a machine that others use slows both.
 _PRESETS = 256
 _TURNS = 3
+_BATCHES = 8
 
 
 def run(
@@ -101,7 +102,8 @@ def run(
     embed(clips[:_PRESETS])
     alone = rates(lambda _: embed(clips), _PRESETS)
     measurements[f"{_MODEL} alone"] = alone, "sounds"
-    count = max(1, round(seconds * 20 / _PRESETS)) * _PRESETS
+    # So many that those do not weigh which are the last, and wait.
+    count = _BATCHES * _PRESETS
     for way, given in (
         ("rendered", np.resize(kept, (count, space.num_used))),
         ("drawn, rendered", None),

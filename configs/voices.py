@@ -41,7 +41,7 @@ def get_config(encoder="modules"):
     config.center = True
     config.average = 0.999
     config.batch = 256
-    config.epochs = 40
+    config.epochs = 24
     config.optimizer.update(
         {
             "learning_rate": 1e-3,

@@ -206,7 +206,7 @@ def test_fine_tuning_on_a_bank_and_its_evaluation(finished, tmp_path):
     assert "is another model (sizes.hidden: " in output
 
 
-def test_fine_tuning_alone_needs_no_synthetic_presets(tmp_path):
+def test_fine_tuning_alone_needs_no_synthetic_presets(tmp_path, monkeypatch):
     config = quickstart.get_config()
     config.data = str(tmp_path)
     config.presets = str(shared("presets/Dexed_01.syx"))
@@ -216,9 +216,25 @@ def test_fine_tuning_alone_needs_no_synthetic_presets(tmp_path):
     assert dataset.synthetic is None and dataset.handcrafted is not None
     assert not (tmp_path / "synthetic").exists()
     # It can be evaluated all the same.
-    assert list(evaluate_proxy.test_sets(config, dataset)) == ["hand-crafted"]
-    predict = evaluate_proxy.fit_baselines(config, dataset)["mean embedding"]
+    sets = evaluate_proxy.test_sets(config, dataset)
+    assert "synthetic" not in sets
+    # Near copies of what is trained on are left out of another table.
     columns = dataset.handcrafted.columns("train")
+    seen = []
+
+    def first_is_near(held_out, train):
+        seen.append(len(train))
+        return np.arange(len(held_out)) == 0
+
+    monkeypatch.setattr(
+        evaluate_proxy.proxy_splits, "near_copies", first_is_near
+    )
+    sets = evaluate_proxy.test_sets(config, dataset)
+    np.testing.assert_array_equal(
+        sets["no near copies"]["preset"], sets["hand-crafted"]["preset"][1:]
+    )
+    assert seen == [len(columns["preset"])]
+    predict = evaluate_proxy.fit_baselines(config, dataset)["mean embedding"]
     np.testing.assert_allclose(
         predict(columns["preset"])[0], columns["embedding"].mean(0), atol=1e-5
     )

@@ -28,9 +28,11 @@ from launch.runs import (
     tables,
 )
 from proxy import linear, retrieval, spaces
+from proxy import splits as proxy_splits
 
 Predict = Callable[[Float[np.ndarray, "samples parameters"]], np.ndarray]
 _TOP = (1, 5, 10)
+_FAR = "no near copies"
 # Embeddings kept for the page, and those that a picture's axes are fitted to.
 _KEPT = 1024
 _DRAWN = 4096
@@ -125,7 +127,8 @@ def test_sets(
 
     "synthetic" is the test split where there is one, and "hand-crafted", with
     a bank, all of its presets when nothing was learned from any, else its test
-    split.
+    split. `_FAR` is the rest of that when near copies of training presets are
+    left out (`proxy.splits.near_copies`).
     """
     sets: dict[str, loader.Columns] = {}
     if dataset.synthetic is not None:
@@ -139,6 +142,13 @@ def test_sets(
             name: np.concatenate([part[name] for part in parts])
             for name in parts[0]
         }
+        if seen:
+            held_out = sets["hand-crafted"]
+            near = proxy_splits.near_copies(
+                held_out["preset"], crafted.columns("train")["preset"]
+            )
+            if near.any() and (~near).sum() > 1:
+                sets[_FAR] = {k: x[~near] for k, x in held_out.items()}
     return sets
 
 
@@ -187,10 +197,10 @@ def fit_baselines(config: Config, dataset: data.Dataset) -> dict[str, Predict]:
 _COLUMNS = (
     ("MRR p>a", "mrr/preset_to_audio", 4),
     ("MRR a>p", "mrr/audio_to_preset", 4),
-    ("MRR@5", "mrr@5/preset_to_audio", 4),
-    ("R@1", "recall@1_cosine/preset_to_audio", 3),
-    ("R@5", "recall@5_cosine/preset_to_audio", 3),
-    ("R@10", "recall@10_cosine/preset_to_audio", 3),
+    ("R@1 p>a", "recall@1_l1/preset_to_audio", 3),
+    ("R@1 a>p", "recall@1_l1/audio_to_preset", 3),
+    ("R@10 p>a", "recall@10_l1/preset_to_audio", 3),
+    ("R@10 a>p", "recall@10_l1/audio_to_preset", 3),
     ("norm. rank", "mean_normalized_rank/preset_to_audio", 4),
     ("L1", "l1", 4),
     ("centroids", "centroid_distance", 3),
@@ -266,11 +276,14 @@ def evaluate(
             name: score(model, columns, **config.evaluation)
             for name, model in models.items()
         }
+        found = {name: s.pop("ranks") for name, s in scores.items()}
+        if where == _FAR:
+            continue
         audio = np.array(columns["embedding"][:_DRAWN])
         predicted = models[config.encoder](columns["preset"][:_DRAWN])
         slug = where.replace(" ", "_").replace("-", "_")
         plots.rank_histogram(
-            {name: s.pop("ranks") for name, s in scores.items()},
+            found,
             scores[config.encoder]["subset"],
             f"{config.name}: sound of a preset, {where}",
             folder / f"ranks_{slug}.png",

@@ -1,11 +1,11 @@
 """Finds presets that sound like a recording.
 
-    python -m launch.match SOUND.wav --run RUN --out DIR
+    python -m launch.match SOUND.wav
     python -m launch.match nsynth-test/ --run RUN --out DIR --seconds 60
 
 Takes WAV, FLAC and MP3 files, folders of them, and folders in NSynth's format.
-RUN is the run of an estimator, or, with --noestimator, of a proxy;
-`pretrained:dexed` is the one that comes with the project. For each
+RUN is the run of an estimator or of a proxy; when left out, the proxy of Dexed
+that comes with the project, and presets drawn from its prior. For each
 sound a folder in DIR holds the ranked presets (.json; .syx for Dexed,
 .vstpreset for a plug-in), their sounds, their distances and a picture. Ctrl-C
 keeps the best so far; the same command goes on with the sounds that are not
@@ -23,8 +23,8 @@ from launch import cli
 from launch.match import files, judge, output
 from launch.runs import checkpoints, data, devices, making, noise, opened
 
-_RUN = flags.DEFINE_string("run", None, "Run directory.", required=True)
-_OUT = flags.DEFINE_string("out", None, "Folder for results.", required=True)
+_RUN = flags.DEFINE_string("run", "pretrained:dexed", "Run directory.")
+_OUT = flags.DEFINE_string("out", "matches", "Folder for results.")
 _PRESETS = flags.DEFINE_string(
     "presets", None, "File or folder of banks, in place of the run's."
 )
@@ -60,7 +60,12 @@ _WORKERS = flags.DEFINE_integer(
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of all random choices.")
 _STAGES = [
-    flags.DEFINE_bool(stage, True, f"Whether to do this: {stage}.")
+    flags.DEFINE_bool(
+        stage,
+        None if stage == "estimator" else True,
+        f"Whether to do this: {stage}"
+        + (" (default: if the run is one)." if stage == "estimator" else "."),
+    )
     for stage in judge.STAGES
 ]
 
@@ -70,8 +75,13 @@ def main(words: list[str]) -> None:
     print(devices.describe(), flush=True)
     if not words:
         raise ValueError("no sound given: name audio files or folders of them")
+    run = checkpoints.place(_RUN.value)
+    kind = checkpoints.read_config(run).kind
+    wanted = {flag.name: flag.value for flag in _STAGES}
+    if wanted["estimator"] is None:
+        wanted["estimator"] = kind == "estimator"
     options = judge.Options(
-        stages=tuple(flag.name for flag in _STAGES if flag.value),
+        stages=tuple(stage for stage, value in wanted.items() if value),
         seconds=_SECONDS.value,
         evaluations=_EVALUATIONS.value,
         candidates=_CANDIDATES.value,
@@ -90,11 +100,8 @@ def main(words: list[str]) -> None:
     }
     out = pathlib.Path(_OUT.value)
 
-    run = checkpoints.place(_RUN.value or "")
-
     def open_setup() -> opened.Setup:
-        config = checkpoints.read_config(run)
-        if config.kind == "proxy" and not (run / data.RECORD).exists():
+        if kind == "proxy" and not (run / data.RECORD).exists():
             making.of_run(run, opened.open_proxy(run).config)
         setup = opened.setup(run, _PLUGIN.value)
         if not _PRESETS.value:

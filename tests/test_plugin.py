@@ -412,7 +412,7 @@ def test_matching_starts_the_plugin_once(diva, tmp_path, monkeypatch):
         "launch.match",
         f"--run={run}",
         f"--out={tmp_path}/out",
-        "--noestimator",
+        # The run of a proxy: there is no estimator to ask.
         "--evaluations=24",
         "--nearest=8",
         "--starts=2",

@@ -14,7 +14,7 @@ to DX7 voices and comes with the project. Uniform ones, as in the paper
 their own), say little about presets made by hand unless they are millions.
 
 Hardware: two CPU cores, about four minutes from nothing to the table.
-Expected: see the README's table.
+Expected: see the table in proxy/README.md.
 """
 
 from typing import Any

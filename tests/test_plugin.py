@@ -162,6 +162,8 @@ def test_a_plugin_that_ignores_parameters_is_refused(
         "--config=configs/quickstart.py",
         f"--config.plugin={path}",
         *fixture_options(tmp_path),
+        "--config.prior.uniform=1",
+        "--config.prior.fitted=0",
         "--config.audio_model=mel128",
         "--config.num_train=8",
         "--config.validation=(1,8)",

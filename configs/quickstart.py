@@ -13,7 +13,7 @@ to DX7 voices and comes with the project. Uniform ones, as in the paper
 (`--config.prior.fitted=0 --config.prior.uniform=1`, with a `--config.data` of
 their own), say little about presets made by hand unless they are millions.
 
-Hardware: two CPU cores, about four minutes from nothing to the table.
+Hardware: two CPU cores, four to eight minutes from nothing to the table.
 Expected: see the table in proxy/README.md.
 """
 

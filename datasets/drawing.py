@@ -69,7 +69,8 @@ def draw(
     return np.asarray(prior.from_uniform(uniform), np.float32)
 
 
-_NOTHING: Any = np.zeros(0, bool)
+def _nothing() -> Any:
+    return np.zeros(0, bool)
 
 
 @dataclasses.dataclass(eq=False)
@@ -98,19 +99,19 @@ class Row:
     owner: Any = None
     name: str = ""
     drawn: Float[np.ndarray, "attempts parameters"] = dataclasses.field(
-        default_factory=lambda: _NOTHING
+        default_factory=_nothing
     )
     values: Float[np.ndarray, "attempts plugin"] = dataclasses.field(
-        default_factory=lambda: _NOTHING
+        default_factory=_nothing
     )
     silent: Bool[np.ndarray, " attempts"] = dataclasses.field(
-        default_factory=lambda: _NOTHING
+        default_factory=_nothing
     )
     tried: int = -1
     first: int = 0
     last: str = "silent"
     audio: Float[np.ndarray, " samples"] = dataclasses.field(
-        default_factory=lambda: _NOTHING
+        default_factory=_nothing
     )
     redrawn: collections.Counter[str] = dataclasses.field(
         default_factory=collections.Counter

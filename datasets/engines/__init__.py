@@ -26,8 +26,8 @@ from proxy import unknown
 from proxy.space import ParameterSpace
 from proxy.synths import dx7
 
-# What `check_level` says of clips that are unfit for a data set.
-UNFIT = ("nan", "silent", "too loud")
+# What `check_level` says of sounds that are whole, and unfit for a data set.
+UNFIT = ("silent", "too loud")
 # What renders Dexed without a plug-in.
 ENGINES = ("auto", "jax", "dexed-py")
 

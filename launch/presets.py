@@ -35,8 +35,8 @@ from proxy import priors, spaces, splits
 class Source:
     """A published bank.
 
-    The digest of the first download is recorded and later ones are held to
-    it. None is pinned: neither file could be reached when this was written.
+    Its address names a commit. The digest of the first download is recorded
+    and later ones are held to it; none is known beforehand.
 
     Attributes:
       urls: where it is published; the next is tried when a file is gone.
@@ -64,8 +64,8 @@ SOURCES = {
     ),
     "learnfm": Source(
         urls=(
-            f"{_GITHUB}/bwhitman/learnfm/HEAD/compact.bin",
-            # The same author's later project, which carried it along.
+            # The same author's later project, which carried it along: no
+            # commit of learnfm itself is known to hold it.
             f"{_GITHUB}/shorepine/alles/"
             "4e889c866d3333584977e3727e8008660bb418e5/compact.bin",
         ),

@@ -1,6 +1,7 @@
 """The adapter for models in PyTorch, with libraries that only pretend."""
 
 import contextlib
+import re
 import sys
 import types
 
@@ -89,6 +90,7 @@ class Coder:
 def libraries(monkeypatch):
     """Puts the pretended libraries in place; returns DAC's network."""
     network = Network()
+    loaded = network.loaded = {}
     torch = types.SimpleNamespace(
         cuda=types.SimpleNamespace(is_available=lambda: False),
         inference_mode=contextlib.nullcontext,
@@ -97,7 +99,8 @@ def libraries(monkeypatch):
     )
 
     def pretrained(thing):
-        def load(source):
+        def load(source, revision=None):
+            loaded[source] = revision
             if source == "absent":
                 raise OSError("no connection")
             return thing
@@ -137,6 +140,15 @@ def test_embeddings_are_averaged_over_time(libraries):
         assert found.dtype == np.float32
         expected = sign * np.arange(20)
         np.testing.assert_allclose(found, expected[:, None] + 0 * found)
+
+
+def test_revisions_of_the_hub_are_pinned(libraries):
+    for name in ("clap", "dac", "dac_latents"):
+        hosts.load(name)
+        revision = libraries.loaded[audio.get(name).weights]
+        assert re.fullmatch("[0-9a-f]{40}", revision)
+    hosts.load("dac", "folder")
+    assert libraries.loaded["folder"] is None
 
 
 def test_weights_are_told_apart(libraries):

@@ -13,8 +13,9 @@ comes through them; `AudioModel.differentiable` says so.
   11 Hz; `m2l_features`: of the encoder's features before its bottleneck.
 
 transformers comes with the extra `torch-models`. music2latent is under CC
-BY-NC 4.0, so it is installed by hand. Both download their weights themselves;
-where there is no network, `path` names a folder with them.
+BY-NC 4.0, so it is installed by hand. Both download their weights themselves,
+transformers those of one revision; where there is no network, `path` names a
+folder with them.
 """
 
 import dataclasses
@@ -29,6 +30,11 @@ from jaxtyping import Float
 
 from proxy import audio
 
+# Commits of the models on the Hugging Face hub.
+_REVISIONS = {
+    "laion/larger_clap_music": "a0b4534a14f58e20944452dff00a22a06ce629d1",
+    "descript/dac_44khz": "c1bc521685adf9cfe247bc39a5ca58917eda1ac4",
+}
 # Clips that go through a model together.
 _BLOCK = 16
 
@@ -56,7 +62,8 @@ def load(name: str, path: str | None = None) -> Loaded:
     Args:
       name: name of a model of `proxy.audio` outside JAX.
       path: the weights: for models of transformers, a folder or another name
-        of the same kind on the Hugging Face hub; for music2latent, a file.
+        of the same kind on the Hugging Face hub, of which the newest revision
+        is taken; for music2latent, a file.
 
     Returns:
       The model, on an accelerator when PyTorch sees one.
@@ -117,6 +124,12 @@ def _library(model: audio.AudioModel, library: str) -> Any:
         ) from error
 
 
+def _revision(source: str | None) -> dict[str, str]:
+    """The argument that pins a model of the hub, where its commit is known."""
+    known = _REVISIONS.get(source or "")
+    return {"revision": known} if known else {}
+
+
 def _digest(network: Any) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
@@ -144,8 +157,10 @@ def _clap(
     shorter than 10 s are repeated to fill them, as its feature extractor does.
     """
     source = path or model.weights
-    extractor = transformers.ClapFeatureExtractor.from_pretrained(source)
-    network = transformers.ClapModel.from_pretrained(source).eval().to(device)
+    pin = _revision(source)
+    extractor = transformers.ClapFeatureExtractor.from_pretrained(source, **pin)
+    network = transformers.ClapModel.from_pretrained(source, **pin)
+    network = network.eval().to(device)
 
     def forward(sounds: np.ndarray) -> np.ndarray:
         inputs = extractor(
@@ -174,7 +189,8 @@ def _dac(
     (NeurIPS 2023). Clips are filled up with zeros to whole frames.
     """
     source = path or model.weights
-    network = transformers.DacModel.from_pretrained(source).eval().to(device)
+    network = transformers.DacModel.from_pretrained(source, **_revision(source))
+    network = network.eval().to(device)
     hop = int(np.prod(network.config.downsampling_ratios))
 
     def forward(sounds: np.ndarray) -> np.ndarray:

@@ -5,6 +5,11 @@ They are not part of this project: they are downloaded once, into
 published format, and converted whenever they are loaded. Neither PyTorch nor
 Keras is needed; OpenL3's take h5py.
 
+What an address holds may be replaced by its publisher: AudioMAE's names a
+commit, EfficientAT's and PaSST's a release, OpenL3's a branch of which no
+commit is known here. So the checksum of the first download is recorded, and
+later ones are held to it, see `download.fetch`; that of `mn04` is known.
+
 * `mn01` to `mn40`: MIT, https://github.com/fschmid56/EfficientAT;
 * `passt_s`, `passt_l`: Apache-2.0, https://github.com/kkoutini/PaSST;
 * `openl3_*`: CC BY 4.0, https://github.com/marl/openl3, branch `models`;
@@ -28,7 +33,8 @@ _PASST = "https://github.com/kkoutini/PaSST/releases/download/"
 _OPENL3 = "https://github.com/marl/openl3/raw/models/"
 _AUDIOMAE = (
     "https://huggingface.co/gaunernst/"
-    "vit_base_patch16_1024_128.audiomae_as2m_ft_as20k/resolve/main/"
+    "vit_base_patch16_1024_128.audiomae_as2m_ft_as20k/"
+    "resolve/3058f72115c8cd670377b9c36d5774cabfdd7ac7/"
 )
 
 

@@ -103,6 +103,9 @@ FIELDS: dict[str, str | tuple[str, ...]] = {
     "evaluation.seed": _SEED,
 }
 
+# Fields that a saved config may lack: what reads them knows what that means.
+_LATER = {"checkpoints", "data_seed", "host.dead"}
+
 _INTERVAL = re.compile(r"(two )?(whole )?([\[(])(\S+), (\S+)([\])])( or None)?")
 
 
@@ -136,6 +139,60 @@ def _words(allowed: str | tuple[str, ...]) -> str:
     return " or ".join(map(repr, allowed))
 
 
+def unlike(
+    content: Mapping[str, Any], usual: Mapping[str, Any], inside: str = ""
+) -> list[str]:
+    """How the fields of a saved config differ in kind from those of a new one.
+
+    Args:
+      content: the saved one.
+      usual: a new one, of the same kind of experiment.
+      inside: the section that both are, with a dot behind it.
+
+    Returns:
+      In words, every field that is missing or of another type; those of the
+      table are held against it by `outside`.
+    """
+    wrong = []
+    for name, value in usual.items():
+        field = inside + name
+        if name not in content:
+            if field not in _LATER:
+                wrong.append(f"{field} is missing (a new run has {value!r})")
+            continue
+        found = content[name]
+        if isinstance(value, Mapping):
+            if isinstance(found, Mapping):
+                wrong += unlike(found, value, f"{field}.")
+            else:
+                wrong.append(f"{field}={found!r}, need fields in braces")
+        elif field not in FIELDS and not isinstance(found, type(value)):
+            if value is None and isinstance(found, str):
+                continue
+            need = "a text" if value is None else f"the like of {value!r}"
+            wrong.append(f"{field}={found!r}, need {need}")
+    return wrong
+
+
+def outside(content: Mapping[str, Any]) -> list[str]:
+    """Fields of the table that are out of range, in words.
+
+    Args:
+      content: of an experiment; fields that it has not are not missed.
+    """
+    wrong = []
+    for field, allowed in FIELDS.items():
+        value: Any = content
+        for part in field.split("."):
+            if not isinstance(value, Mapping) or part not in value:
+                break
+            value = value[part]
+        else:
+            if not fits(value, allowed):
+                wrong.append(f"{field}={value!r}, need {_words(allowed)}")
+    return wrong
+
+
 def check(config: Any) -> None:
     """Checks the fields of a config that are in the table.
 
@@ -145,17 +202,6 @@ def check(config: Any) -> None:
     Raises:
       ValueError: listing every field that is out of range, and its range.
     """
-    content, wrong = config.to_dict(), []
-    for field, allowed in FIELDS.items():
-        value: Any = content
-        for part in field.split("."):
-            if not isinstance(value, Mapping) or part not in value:
-                break
-            value = value[part]
-        else:
-            if not fits(value, allowed):
-                wrong.append(
-                    f"config.{field}={value!r}, need {_words(allowed)}"
-                )
+    wrong = [f"config.{field}" for field in outside(config.to_dict())]
     if wrong:
         raise ValueError(f"out of range: {'; '.join(wrong)}")

@@ -9,10 +9,10 @@ import ml_collections
 import numpy as np
 import pytest
 
-from configs import quickstart
+from configs import dexed, quickstart
 from datasets import files
 from launch.runs import checkpoints
-from tests import test_loop
+from tests import commands, test_loop
 
 
 @pytest.fixture(scope="module")
@@ -179,3 +179,53 @@ def test_a_cut_config_is_named(tmp_path, text):
     checkpoints.prepare(config)
     again = checkpoints.read_config(config.run)
     assert isinstance(again, ml_collections.ConfigDict)
+
+
+@pytest.mark.parametrize("experiment", ["hn_oh", "match"])
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("synth", None, "synth is missing .a new run has 'dexed'."),
+        ("render.note", None, "render.note is missing .a new run has 60."),
+        ("render", 5, "render=5, need fields in braces"),
+        ("host", None, "host is missing"),
+        ("audio_model", [1], r"audio_model=\[1\], need a name"),
+        ("plugin", {"a": 1}, r"plugin=\{'a': 1\}, need the like of ''"),
+        ("checkpoints", 5, "checkpoints=5, need the like of ''"),
+        ("evaluation.seed", "x", "evaluation.seed='x', need whole"),
+        ("data", 3.5, "data=3.5, need a name or path"),
+        ("optimizer.b1", True, "optimizer.b1=True, need"),
+    ],
+)
+def test_every_command_names_fields_that_a_config_lacks(
+    tmp_path, experiment, field, value, words
+):
+    config = dexed.get_config(experiment)
+    config.run = str(tmp_path / "run")
+    path = checkpoints.prepare(config) / "config.json"
+    part = content = json.loads(path.read_text())
+    *sections, last = field.split(".")
+    for section in sections:
+        part = part[section]
+    part.pop(last)
+    if value is not None:
+        part[last] = value
+    path.write_text(json.dumps(content))
+    for command in (
+        ("launch.evaluate", f"--run={config.run}"),
+        ("launch.match", f"--run={config.run}", "x.wav", f"--out={tmp_path}"),
+        ("launch.report", config.run, f"--out={tmp_path / 'site'}"),
+    ):
+        with pytest.raises(ValueError, match=words) as error:
+            commands.run(*command)
+        assert str(path) in str(error.value), command
+        assert "train again" in str(error.value)
+
+
+def test_fields_that_came_later_may_be_missing(tmp_path):
+    config = config_of(tmp_path)
+    path = checkpoints.prepare(config) / "config.json"
+    content = json.loads(path.read_text())
+    del content["checkpoints"], content["data_seed"], content["host"]["dead"]
+    path.write_text(json.dumps(content))
+    assert checkpoints.read_config(config.run).synth == "dexed"

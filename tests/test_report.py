@@ -15,6 +15,7 @@ import pytest
 from playwright import sync_api
 from scipy.io import wavfile
 
+from configs import dexed
 from datasets.presets import reading, writing
 from launch.evaluate import notes, proxy
 from launch.report import page as report
@@ -62,9 +63,8 @@ def matching_run(folder, schedule, seed, *, stand_in=False):
     run = folder / f"{schedule}_{seed}"
     run.mkdir(parents=True)
     config = {
-        "kind": "estimator",
+        **dexed.get_config("match_small").to_dict(),
         "name": run.name,
-        "synth": "dexed",
         "schedule": schedule,
         "data": str(folder.parent / "data"),
     }
@@ -121,14 +121,11 @@ def proxy_run(folder, picture):
     run = folder / "proxy"
     run.mkdir()
     config = {
-        "kind": "proxy",
+        **dexed.get_config("hn_oh").to_dict(),
         "name": "a_proxy",
-        "synth": "dexed",
-        "encoder": "hn_oh",
         "audio_model": "mel128",
         "num_train": 512,
         "epochs": 3,
-        "init": "",
         "data": str(folder.parent / "data"),
     }
     (run / "config.json").write_text(json.dumps(config))
@@ -357,7 +354,8 @@ def test_what_is_missing_is_told(tmp_path):
     with pytest.raises(FileNotFoundError, match="no run at"):
         report.find_runs([str(tmp_path)])
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/config.json").write_text('{"name": "x", "kind": "proxy"}')
+    config = dexed.get_config("hn_oh")
+    (tmp_path / "run/config.json").write_text(config.to_json())
     runs = report.find_runs([str(tmp_path)])
     build = functools.partial(report.build, runs, title="x")
     with pytest.raises(ValueError, match=r"evaluated; run .*--run .*/run"):

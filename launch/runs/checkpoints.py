@@ -26,7 +26,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from configs import common
+from configs import common, matching, ranges
 from datasets import files
 from datasets.spec import differences
 from launch import Config
@@ -524,7 +524,8 @@ def read_config(run: str | os.PathLike[str]) -> Config:
 
     Raises:
       FileNotFoundError: when there is no run.
-      ValueError: when it was made before runs had a kind, or is damaged.
+      ValueError: when it was made before runs had a kind, or is damaged:
+        lists the fields that are missing, of another type or out of range.
     """
     folder = place(run)
     path = folder / _CONFIG
@@ -543,6 +544,15 @@ def read_config(run: str | os.PathLike[str]) -> Config:
             f"{folder} was made by an earlier version of this project: its "
             f'{_CONFIG} has no "kind", "proxy" or "estimator"; train it again '
             "under another --config.run (its data can stay)"
+        )
+    usual = common.proxy_config("dexed", "tfm")
+    if config.kind == "estimator":
+        usual = matching.match_config(usual, "")
+    wrong = ranges.unlike(fields, usual.to_dict()) + ranges.outside(fields)
+    if wrong:
+        raise ValueError(
+            f"{path} is damaged, or of another version: {'; '.join(wrong)}; "
+            "put that right, or train again under another --config.run"
         )
     return config
 

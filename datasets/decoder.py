@@ -3,8 +3,6 @@
 Decoders crash on damaged files, and hang or ask for gigabytes on others.
 """
 
-import contextlib
-import resource
 from typing import Any
 
 import numpy as np
@@ -24,17 +22,9 @@ class Host:
     """
 
     def __init__(self, sound: np.ndarray) -> None:
+        import pedalboard.io  # noqa: F401, which takes some memory itself
+
         self.sound = sound
-
-    def limit(self, most: int) -> None:
-        """Grants so many bytes of memory above what is in use."""
-        import pedalboard.io  # noqa: F401, which takes some itself
-
-        with contextlib.suppress(OSError), open("/proc/self/status") as file:
-            words = [line.split() for line in file]
-            used = next(int(w[1]) for w in words if w[0] == "VmData:") * 1024
-            hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-            resource.setrlimit(resource.RLIMIT_DATA, (used + most, hard))
 
     def read(
         self, path: bytes, rate: int, most: float, silence: float, quiet: float

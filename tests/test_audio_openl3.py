@@ -260,9 +260,28 @@ def test_reader_refuses(tmp_path, monkeypatch):
     (tmp_path / "b.h5").write_bytes(b"no such thing")
     with pytest.raises(ValueError, match=r"b\.h5 is not a Keras"):
         keras.read(tmp_path / "b.h5")
+    with pytest.raises(FileNotFoundError, match=r"c\.h5"):
+        keras.read(tmp_path / "c.h5")
     monkeypatch.setattr(keras, "_LARGEST", 100)
     with pytest.raises(ValueError, match="more than 100 bytes"):
         keras.read(path)
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(ImportError, match=r"synth-proxy-jax\[openl3\]"):
         keras.read(path)
+
+
+def test_a_crash_of_the_library_is_one_error(tmp_path, monkeypatch):
+    small = {"conv": {"conv/kernel:0": np.ones(3, np.float32)}}
+    path = write(tmp_path / "a.h5", small)
+    host = tmp_path / "host.py"
+    host.write_text(
+        "import os\n"
+        "class Host:\n"
+        "    def __init__(self, sound): pass\n"
+        "    def read(self, path, largest): os.abort()\n"
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(keras, "_HOST", host)
+        with pytest.raises(ValueError, match=r"a\.h5 is not .* in a crash"):
+            keras.read(path)
+    assert keras.read(path)["conv"]["conv/kernel:0"].sum() == 3

@@ -1,15 +1,16 @@
 """Keras's weights files, read without Keras."""
 
-import gzip
-import importlib
-import io
+import importlib.util
 import os
-from typing import Any
+import pathlib
 
 import numpy as np
 
+from datasets import child, limits
+
 # Uncompressed; OpenL3's files have 19 MB.
 _LARGEST = 1 << 27
+_HOST = pathlib.Path(__file__).with_name("hdf5.py")
 
 
 def read(
@@ -17,7 +18,8 @@ def read(
 ) -> dict[str, dict[str, np.ndarray]]:
     """Reads a Keras weights file (HDF5, gzip-compressed or not).
 
-    Only plain arrays of numbers inside the file itself are read.
+    Only plain arrays of numbers inside the file itself are read, in a process
+    of its own: the HDF5 library may crash on a damaged file.
 
     Args:
       path: what `model.save_weights` or `model.save` wrote.
@@ -26,66 +28,30 @@ def read(
       Arrays by layer and weight, in the order of the file.
 
     Raises:
-      ValueError: when the file is damaged, too large or no such file.
+      FileNotFoundError: when there is no such file.
+      ValueError: when the file is damaged, or costs more to read than it may.
       ImportError: when h5py is not installed; says how to install it.
     """
-    try:
-        h5py = importlib.import_module("h5py")
-    except ImportError as error:
+    if importlib.util.find_spec("h5py") is None:
         raise ImportError(
             f"{os.fspath(path)} is in Keras's HDF5 format, which takes h5py: "
             "pip install 'synth-proxy-jax[openl3]'"
-        ) from error
+        )
+    file = pathlib.Path(path).absolute()
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file}")
+    wait = limits.usual().seconds
+    reader = child.Child(_HOST)
     try:
-        with open(path, "rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if packed else open(path, "rb") as file:
-            data = file.read(_LARGEST + 1)
-        if len(data) > _LARGEST:
-            raise ValueError(f"it has more than {_LARGEST:,} bytes")
-        with h5py.File(io.BytesIO(data)) as file:
-            root = file.get("model_weights", file)
-            layers: dict[str, dict[str, np.ndarray]] = {}
-            left = _LARGEST
-            for layer in map(_text, root.attrs["layer_names"]):
-                layers[layer] = {}
-                for weight in map(_text, root[layer].attrs["weight_names"]):
-                    data = _dataset(h5py, root[layer], weight)
-                    left -= data.size * data.dtype.itemsize
-                    if left < 0:
-                        raise ValueError(
-                            f"its arrays have more than {_LARGEST:,} bytes"
-                        )
-                    layers[layer][weight] = np.asarray(data[()])
-            return layers
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        # Whatever a malformed file provokes, the file is to blame.
-        raise ValueError(
-            f"{os.fspath(path)} is not a Keras weights file this project "
-            f"reads: {error}"
-        ) from error
-
-
-def _text(name: Any) -> str:
-    return name.decode() if isinstance(name, bytes) else str(name)
-
-
-def _dataset(h5py: Any, group: Any, name: str) -> Any:
-    """A plain array of numbers, stored in this very file."""
-    place = ""
-    for part in name.split("/"):
-        place = f"{place}/{part}" if place else part
-        link = group.get(place, getlink=True)
-        if not isinstance(link, h5py.HardLink):
-            raise ValueError(f"{name} is a link to elsewhere")
-    data = group[name]
-    if (
-        not isinstance(data, h5py.Dataset)
-        or data.external
-        or data.is_virtual
-        or data.dtype.kind not in "fiu"
-    ):
-        raise ValueError(f"{name} is not a plain array of numbers")
-    return data
+        reader.ask("limit", 8 * _LARGEST, timeout=wait)
+        return reader.ask("read", os.fsencode(file), _LARGEST, timeout=wait)
+    except child.ReplyError as error:
+        reason = error.args[1]
+    except child.DeadError as error:
+        reason = f"reading it ends in a {error}{reader.last_words()}"
+    finally:
+        reader.close()
+    raise ValueError(
+        f"{os.fspath(path)} is not a Keras weights file this project reads: "
+        f"{reason}"
+    )

@@ -5,6 +5,7 @@ models and the like are checked where they are looked up.
 """
 
 import re
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -165,12 +166,14 @@ def unlike(
             if isinstance(found, Mapping):
                 wrong += unlike(found, value, f"{field}.")
             else:
-                wrong.append(f"{field}={found!r}, need fields in braces")
+                wrong.append(
+                    f"{field}={reprlib.repr(found)}, need fields in braces"
+                )
         elif field not in FIELDS and not isinstance(found, type(value)):
             if value is None and isinstance(found, str):
                 continue
             need = "a text" if value is None else f"the like of {value!r}"
-            wrong.append(f"{field}={found!r}, need {need}")
+            wrong.append(f"{field}={reprlib.repr(found)}, need {need}")
     return wrong
 
 
@@ -189,7 +192,9 @@ def outside(content: Mapping[str, Any]) -> list[str]:
             value = value[part]
         else:
             if not fits(value, allowed):
-                wrong.append(f"{field}={value!r}, need {_words(allowed)}")
+                wrong.append(
+                    f"{field}={reprlib.repr(value)}, need {_words(allowed)}"
+                )
     return wrong
 
 

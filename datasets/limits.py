@@ -140,8 +140,10 @@ def unzip(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, most: int) -> bytes:
             # With a size, or it would unpack whatever the data give.
             data = file.read(entry.file_size)
     except Exception as error:
-        # Whatever a malformed archive provokes, the archive is to blame.
-        raise ValueError(f"cannot be unpacked ({error})") from None
+        # Whatever a malformed archive provokes, the archive is to blame. The
+        # error may quote it.
+        reason = shorten(str(error))
+        raise ValueError(f"cannot be unpacked ({reason})") from None
     if len(data) != entry.file_size:
         raise ValueError(
             f"is cut short: {len(data):,} of {entry.file_size:,} bytes"

@@ -1,180 +1,103 @@
-"""Files with flipped bits or cut short: what is right, or one clear error.
+"""Files damaged at random: what is right, or one clear error.
 
-An error is clear when it is of a type that commands tell in one line, is made
-by this project and names the file.
+The attempts are those of `python -m launch.benchmark faults`, fewer of them.
 """
 
-import functools
+import concurrent.futures
 import gc
 import json
+import os
 import pathlib
-import shutil
+import random
+import time
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from configs import quickstart, ranges
-from datasets import files, loader, shards
-from datasets.weights import pickles
-from launch.runs import checkpoints, metrics
-from proxy import spaces
-from proxy.published import encoders as published
-from tests import commands, test_convert, test_shards
-
-# Of a file, where and which bits are flipped, and what share is left.
-DAMAGE = st.tuples(
-    st.integers(0, 2**20),
-    st.lists(st.tuples(st.floats(0, 1), st.integers(0, 7)), max_size=4),
-    st.sampled_from((1.0, 1.0, 1.0, 0.99, 0.5, 0.0)),
-).filter(lambda damage: damage[1] or damage[2] < 1)
+from datasets import files, limits
+from launch.benchmark import attempts, faults, kills, mutations, samples, stages
+from tests import commands
 
 
 def hostile(examples):
-    """Runs a test on as many damages, the same ones every time."""
+    """Runs a test with as many seeds, the same ones every time."""
     return lambda test: settings(
         derandomize=True,
         deadline=None,
         max_examples=examples,
         database=None,
-        suppress_health_check=[HealthCheck.function_scoped_fixture],
-    )(given(damage=DAMAGE)(test))
+        suppress_health_check=[HealthCheck.too_slow],
+    )(given(seed=st.integers(0, 2**32))(test))
 
 
-def spoil(content: bytes, damage) -> bytes:
-    _, flips, share = damage
-    spoiled = bytearray(content)
-    flips = {(int(place * (len(content) - 1)), bit) for place, bit in flips}
-    for place, bit in flips if content else ():
-        spoiled[place] ^= 1 << bit
-    return bytes(spoiled[: int(share * len(content))])
+# Of each kind: enough to see that what follows is not by luck.
+EXAMPLES = {
+    "banks": 300,
+    "sounds": 200,
+    "shards": 100,
+    "columns": 60,
+    "checkpoints": 60,
+    "weights": 200,
+    "configs": 200,
+    "HDF5": 20,
+}
 
 
-class Folder:
-    """A folder that can be made whole again."""
+@pytest.mark.parametrize("kind", EXAMPLES)
+def test_damaged_files_are_read_or_refused(kind, tmp_path, monkeypatch):
+    if kind == "HDF5":
+        pytest.importorskip("h5py")
+    # Some WAVs keep their decoder busy.
+    hasty = limits.Budget(seconds=0.4)
+    if kind == "sounds":
+        monkeypatch.setattr(limits, "usual", lambda: hasty)
+    attempt = attempts.KINDS[kind](tmp_path)
+    outcomes = set()
 
-    def __init__(self, path: pathlib.Path) -> None:
-        self.path = path
-        self.files = {
-            file: file.read_bytes()
-            for file in sorted(path.rglob("*"))
-            if file.is_file()
-        }
+    @hostile(EXAMPLES[kind])
+    def run(seed):
+        outcomes.add(attempt(random.Random(seed)))
 
-    def spoil(self, damage, among=lambda file: True) -> pathlib.Path:
-        """Damages one file of a whole folder; returns which."""
-        shutil.rmtree(self.path)
-        for file, content in self.files.items():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(content)
-        chosen = [file for file in self.files if among(file)]
-        file = chosen[damage[0] % len(chosen)]
-        file.write_bytes(spoil(self.files[file], damage))
-        return file
+    run()
+    # Damage is seen, or mended.
+    assert (attempts.RIGHT if kind == "columns" else attempts.ERROR) in outcomes
 
 
-# Data sets -------------------------------------------------------------------
-
-SPEC = test_shards.SPEC
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    """A data set, its columns decoded, and what is in them."""
-    path = tmp_path_factory.mktemp("data") / "set"
-    test_shards.write_all(path, SPEC)
-    columns = open_all(path)
-    return Folder(path), {k: np.array(c) for k, c in columns.items()}
+def test_every_kind_is_tested():
+    assert attempts.KINDS.keys() <= EXAMPLES.keys()
 
 
-def open_all(path):
-    return loader.open_columns(path, SPEC, "train", shards.column_names(SPEC))
-
-
-@hostile(150)
-def test_data_sets(dataset, damage):
-    folder, wanted = dataset
-    spoiled = folder.spoil(damage)
-    try:
-        columns = open_all(folder.path)
-    except files.ShardError as error:
-        assert str(folder.path) in str(error)
-        assert ".cache" not in str(spoiled)  # what can be made anew is
-    else:
-        for name, column in columns.items():
-            np.testing.assert_array_equal(column, wanted[name])
-
-
-@hostile(60)
-def test_verifying_data_sets(dataset, damage):
-    folder, wanted = dataset
+def test_verifying_data_sets(tmp_path):
+    wanted = samples.dataset(tmp_path / "set")
+    folder = mutations.Folder(tmp_path / "set")
     verify = commands.load("launch.precompute")["verify"]
-    spoiled = folder.spoil(damage, lambda file: ".cache" not in str(file))
-    content = spoiled.read_bytes()
-    try:
-        verify(folder.path.parent)
-    except files.ShardError as error:
-        assert str(folder.path) in str(error)
-    else:
-        # What is read is as before, e.g. another blank in JSON.
-        assert ".array_record" not in spoiled.name or spoiled.suffix == ".json"
-        for name in ("features.json", "dataset_info.json"):
-            path = folder.path / name
-            assert json.loads(path.read_text()) == json.loads(
-                folder.files[path]
-            )
-        for name, column in open_all(folder.path).items():
-            np.testing.assert_array_equal(column, wanted[name])
-    assert spoiled.read_bytes() == content
 
-
-# Runs ------------------------------------------------------------------------
-
-
-def state(step):
-    return {"x": jnp.full(7, step), "y": {"z": jnp.arange(step)[:4] * 1.5}}
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run with checkpoints at the steps 8 (the best) and 12."""
-    config = quickstart.get_config()
-    config.run = str(tmp_path_factory.mktemp("runs") / "run")
-    path = checkpoints.prepare(config)
-    with checkpoints.manager(path) as saved:
-        for step in (8, 12):
-            checkpoints.save(saved, step, state(step), {"mrr": 1 / step})
-    with metrics.Writer(path) as writer:
-        for step in range(1, 13):
-            writer.write(step, loss=1 / step)
-    shutil.rmtree(path / "tensorboard")
-    return Folder(path)
-
-
-def restored(path, read_only):
-    with checkpoints.manager(path, read_only=read_only) as saved:
-        step = saved.latest_step()
-        found = checkpoints.restore(saved, state(step), step)
-        raw = checkpoints.restore_raw(saved, step)
-    for tree in (found, raw):
-        np.testing.assert_array_equal(tree["x"], state(step)["x"])
-        np.testing.assert_array_equal(tree["y"]["z"], state(step)["y"]["z"])
-    return step
-
-
-@hostile(60)
-def test_checkpoints(run, damage):
-    spoiled = run.spoil(damage, lambda file: "checkpoints" in str(file))
-    try:
-        assert restored(run.path, True) == 12
-    except ValueError as error:
-        assert str(spoiled) in str(error)
-        # Training goes on from what is whole.
-        assert restored(run.path, False) == (
-            8 if "/12/" in str(spoiled) else 12
+    @hostile(60)
+    def run(seed):
+        spoiled = folder.spoil(
+            random.Random(seed), lambda file: ".cache" not in str(file)
         )
+        content = spoiled.read_bytes()
+        try:
+            verify(tmp_path)
+        except files.ShardError as error:
+            assert str(folder.path) in str(error)
+        else:
+            # What is read is as before, e.g. another blank in JSON.
+            if ".array_record" in spoiled.name and spoiled.suffix != ".json":
+                assert content == folder.files[spoiled]
+            for name in ("features.json", "dataset_info.json"):
+                path = folder.path / name
+                assert json.loads(path.read_text()) == json.loads(
+                    folder.files[path]
+                )
+            for name, column in samples.columns(folder.path).items():
+                np.testing.assert_array_equal(column, wanted[name])
+        assert spoiled.read_bytes() == content
+
+    run()
 
 
 @pytest.fixture
@@ -186,61 +109,132 @@ def tidy():
 
 # Coroutines of orbax are left behind.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@hostile(60)
-def test_checkpoints_without_digests(run, tidy, damage):
+def test_checkpoints_without_digests(tidy, tmp_path):
     """Of an earlier version: damage may go unnoticed, but ends in one line."""
-    run.spoil(damage, lambda file: "/12/" in str(file))
-    for step in ("8", "12"):
-        (run.path / "checkpoints" / step / "sha256.json").unlink()
-    try:
-        restored(run.path, False)
-    except ValueError as error:
-        assert str(run.path) in str(error)
-    except AssertionError:
-        pass  # other numbers
+    samples.run(tmp_path / "run")
+    folder = mutations.Folder(tmp_path / "run")
+
+    @hostile(60)
+    def run(seed):
+        folder.spoil(random.Random(seed), lambda file: "/12/" in str(file))
+        for step in ("8", "12"):
+            (folder.path / "checkpoints" / step / "sha256.json").unlink()
+        try:
+            attempts.restored(folder.path, False)
+        except ValueError as error:
+            assert str(folder.path) in str(error)
+        except attempts.WrongError:
+            pass  # other numbers
+
+    run()
 
 
-@hostile(200)
-def test_configs_and_metrics(run, damage):
-    spoiled = run.spoil(
-        damage,
-        lambda file: (
-            file.suffix in (".json", ".jsonl") and file.parent == run.path
-        ),
+# The benchmark ---------------------------------------------------------------
+
+WAYS = ("right", "clear", "vague", "silent", "defect", "crash", "hang")
+
+
+def way(draw):
+    return WAYS[draw.randrange(len(WAYS))]
+
+
+def lenient(folder: pathlib.Path) -> attempts.Attempt:
+    """A reader that lets everything pass, crashes and hangs."""
+
+    def attempt(draw):
+        match way(draw):
+            case "clear":
+                return attempts.clear(ValueError(f"{folder} is cut"), folder)
+            case "vague":
+                return attempts.clear(ValueError("something is off"), folder)
+            case "silent":
+                return attempts.same(np.zeros(3), np.ones(3))
+            case "defect":
+                return [][0]
+            case "crash":
+                os._exit(3)
+            case "hang":
+                time.sleep(600)
+        return attempts.RIGHT
+
+    return attempt
+
+
+def test_what_is_neither_right_nor_clear_is_counted(
+    monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setitem(attempts.KINDS, "lenient", lenient)
+    monkeypatch.setattr(faults, "_HANGS", 2.0)
+    seed, count = 288, 8
+    ways = [way(random.Random(f"{seed} {n}")) for n in range(count)]
+    assert set(ways) == set(WAYS)
+    (row,) = faults.run(count=count, seed=seed, kinds=["lenient"])
+    right, clear = ways.count("right"), ways.count("clear")
+    assert row == {
+        "kind": "lenient",
+        "tried": count,
+        "one clear error": clear,
+        "right": right,
+        "anything else": count - right - clear,
+    }
+    told = capsys.readouterr().out
+    for number, words in (
+        (ways.index("vague"), "unclear: something is off"),
+        (ways.index("silent"), "silently"),
+        (ways.index("defect"), "IndexError"),
+        (ways.index("crash"), "crash (3)"),
+        (ways.index("hang"), "hang: more than 2 s"),
+    ):
+        assert any(
+            f"lenient, number {number}: " in line and words in line
+            for line in told.splitlines()
+        ), told
+
+
+def test_a_fault_fails_the_command(monkeypatch):
+    rows = [
+        {"kind": "x", "anything else": 2},
+        {"kind": "y", "anything else": 1},
+    ]
+    result = {"devices": "", "rows": rows}
+    monkeypatch.setattr(stages, "run_stage", lambda stage, options: result)
+    pool = concurrent.futures.ThreadPoolExecutor
+    monkeypatch.setattr(
+        concurrent.futures, "ProcessPoolExecutor", lambda n, _: pool(n)
     )
-    try:
-        config = checkpoints.read_config(run.path)
-        list(metrics.read(run.path))
-        ranges.check(config)
-    except ValueError as error:
-        assert str(spoiled) in str(error) or "config." in str(error)
+    with pytest.raises(RuntimeError, match="3 faults end in anything else"):
+        commands.run("launch.benchmark", "faults")
 
 
-# Weights ---------------------------------------------------------------------
+def test_unknown_kinds_are_named():
+    with pytest.raises(ValueError, match="unknown kind 'bank'"):
+        faults.run(kinds=["bank"])
 
 
-@functools.cache
-def weights(folder: pathlib.Path):
-    tensors = test_convert.published_state("hn_oh", "talnm", 192)
-    path = test_convert.lightning_file(folder / "x.ckpt", tensors)
-    return path, path.read_bytes(), tensors
-
-
-@hostile(200)
-def test_weights(tmp_path_factory, damage):
-    base = tmp_path_factory.getbasetemp()
-    path, content, wanted = weights(base)
-    path.write_bytes(spoil(content, damage))
-    try:
-        found = pickles.read_lightning(path)
-    except ValueError as error:
-        assert str(path) in str(error)
-        return
-    # What no checksum covers, e.g. the names, is held against the encoder.
-    try:
-        published.from_published("hn_oh", spaces.get("talnm"), found)
-    except ValueError:
-        return
-    assert found.keys() == wanted.keys()
-    for name, tensor in found.items():
-        np.testing.assert_array_equal(tensor, wanted[name])
+def test_what_a_killed_command_leaves_is_compared(monkeypatch, tmp_path):
+    """With a command that ends otherwise when it was killed."""
+    code = (
+        "import json, pathlib, sys, time\n"
+        "folder, otherwise = pathlib.Path(sys.argv[1]), sys.argv[2] == 'yes'\n"
+        "folder.mkdir(parents=True, exist_ok=True)\n"
+        "time.sleep(0.2)\n"
+        "result = {'seconds': time.time(), 'of': str(folder)}\n"
+        "result['whole'] = otherwise and folder.parent.name == 'whole'\n"
+        "(folder / 'x.json').write_text(json.dumps(result))\n"
+    )
+    (tmp_path / "command.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    for otherwise, wanted in (("no", "right"), ("yes", "anything else")):
+        monkeypatch.setattr(
+            kills,
+            "_command",
+            lambda name, folder, whole, otherwise=otherwise: [
+                "command",
+                str(folder / "data"),
+                otherwise,
+            ],
+        )
+        root = tmp_path / otherwise
+        root.mkdir()
+        counted = kills.killed("precompute", 2, 0, root)
+        assert counted == {wanted: 2}

@@ -185,3 +185,17 @@ def test_every_command_takes_the_factor(tmp_path):
     (line,) = refused.stderr.strip().splitlines()
     assert line.startswith("error: ") and "--budget=4" in line
     assert "presets kept" in inspect("--budget=2").stdout
+
+
+def test_what_a_damaged_archive_says_is_short():
+    """A header's name may be as long as the file, and is quoted."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a", bytes(60_000))
+    data = bytearray(buffer.getvalue())
+    data[26:28] = (50_000).to_bytes(2, "little")  # of the name, in bytes
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        (entry,) = archive.infolist()
+        with pytest.raises(ValueError, match="cannot be unpacked") as error:
+            limits.unzip(archive, entry, 2**20)
+    assert len(str(error.value)) < 300

@@ -5,6 +5,7 @@
     python -m launch.benchmark render --synth=NAME --plugin=PATH
     python -m launch.benchmark train --encoders hn_oh,tfm
     python -m launch.benchmark memory --sizes=4096,16384
+    python -m launch.benchmark faults --count=2000
 
 Stages: render (presets to sound and to shards), audio (sound to embedding),
 loader (shards to batches), train (batches to parameters), matching (the
@@ -14,7 +15,10 @@ share of the stage's physical limit: the bare engine's rate per core, the best
 matrix product measured in the same run, or the memory's bandwidth. Each stage
 runs in a process of its own, so that its peak memory is its own, too. The
 stage memory, which takes minutes and only runs when it is named, runs the
-commands themselves on the quickstart at several sizes.
+commands themselves on the quickstart at several sizes. So does faults: it
+damages files of every kind at random, kills commands at random moments and
+resumes them, and fails when that ends in anything but what is right or one
+clear error.
 Absolute figures drift on a shared machine: run it in turns with what it is
 compared to.
 """
@@ -48,6 +52,16 @@ _PLUGIN = flags.DEFINE_string(
 _SIZES = flags.DEFINE_list(
     "sizes", None, "Numbers of presets of the memory stage, ascending."
 )
+_COUNT = flags.DEFINE_integer(
+    "count", 2000, "Damaged files of each kind in faults.", lower_bound=0
+)
+_KILLS = flags.DEFINE_integer(
+    "kills", 10, "Times that faults kills each command.", lower_bound=0
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the damages and moments of faults.")
+_KINDS = flags.DEFINE_list(
+    "kinds", None, "Kinds of files, and commands, of faults; all of them."
+)
 _JSON = flags.DEFINE_string("json", None, "File to write the figures to.")
 
 
@@ -57,6 +71,12 @@ def _options(stage: str) -> dict[str, Any]:
         "render": {"synth": _SYNTH.value, "plugin": _PLUGIN.value},
         "audio": {"models": _MODELS.value, "batch": _BATCH.value},
         "train": {"encoders": _ENCODERS.value, "batch": _BATCH.value},
+        "faults": {
+            "count": _COUNT.value,
+            "seed": _SEED.value,
+            "times": _KILLS.value,
+            "kinds": _KINDS.value,
+        },
         "memory": {"presets": _SIZES.value and list(map(int, _SIZES.value))},
     }.get(stage, {})
     options = {k: v for k, v in given.items() if v is not None}
@@ -82,6 +102,9 @@ def main(words: list[str]) -> None:
     if _JSON.value:
         text = json.dumps(results, indent=1) + "\n"
         pathlib.Path(_JSON.value).write_text(text)
+    faults = results.get("faults", {}).get("rows", [])
+    if wrong := sum(row["anything else"] for row in faults):
+        raise RuntimeError(f"{wrong} faults end in anything else; see above")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ def _peak(command: Sequence[str], folder: pathlib.Path) -> float:
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _tone(path: pathlib.Path) -> None:
+def tone(path: pathlib.Path) -> None:
+    """Writes two seconds of a tone, note 69."""
     from scipy.io import wavfile
 
     time = np.arange(2 * _RATE) / _RATE
@@ -100,7 +101,7 @@ def commands(
     ]
     yield "train (estimator)", ["launch.train", *estimator]
     yield "evaluate (estimator)", ["launch.evaluate", f"--run={match}"]
-    _tone(folder / "tone.wav")
+    tone(folder / "tone.wav")
     search = [str(folder / "tone.wav"), f"--out={folder / 'matched'}"]
     search += [f"--run={match}", "--evaluations=500", "--note=69"]
     yield "match", ["launch.match", *search]

@@ -15,8 +15,8 @@ import tabulate
 from launch.runs import devices
 
 STAGES = ("render", "audio", "loader", "train", "matching")
-# Only when named: takes minutes.
-ON_DEMAND = ("memory",)
+# Only when named: take minutes.
+ON_DEMAND = ("memory", "faults")
 
 
 def run_stage(stage: str, options: dict[str, Any]) -> dict[str, Any]:

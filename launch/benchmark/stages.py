@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import tabulate
+from absl import logging
 
 from launch.runs import devices
 
@@ -28,6 +29,7 @@ def run_stage(stage: str, options: dict[str, Any]) -> dict[str, Any]:
       memory (GB)" where the device tells.
     """
     devices.keep_memory()
+    logging.set_verbosity(logging.ERROR)
     name, bits = devices.processor()
     module = importlib.import_module(f"launch.benchmark.{stage}")
     run: Callable[..., list[dict[str, Any]]] = module.run

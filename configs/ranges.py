@@ -136,16 +136,24 @@ def _words(allowed: str | tuple[str, ...]) -> str:
     return " or ".join(map(repr, allowed))
 
 
-def check(config: Any) -> None:
+def check(config: Any, kind: str | None = None) -> None:
     """Checks the fields of a config that are in the table.
 
     Args:
       config: an experiment; fields that it has not are not missed.
+      kind: "proxy" or "estimator", where only one of them will do.
 
     Raises:
-      ValueError: listing every field that is out of range, and its range.
+      ValueError: listing every field that is out of range, and its range; or
+        the config is of another kind.
     """
     content, wrong = config.to_dict(), []
+    if kind not in (None, content.get("kind")):
+        raise ValueError(
+            f"config.kind={content.get('kind')!r}: this needs the experiment "
+            f"of {'a proxy' if kind == 'proxy' else 'an estimator'}, see "
+            "configs/"
+        )
     for field, allowed in FIELDS.items():
         value: Any = content
         for part in field.split("."):

@@ -198,15 +198,24 @@ def outside(content: Mapping[str, Any]) -> list[str]:
     return wrong
 
 
-def check(config: Any) -> None:
+def check(config: Any, kind: str | None = None) -> None:
     """Checks the fields of a config that are in the table.
 
     Args:
       config: an experiment; fields that it has not are not missed.
+      kind: "proxy" or "estimator", where only one of them will do.
 
     Raises:
-      ValueError: listing every field that is out of range, and its range.
+      ValueError: listing every field that is out of range, and its range; or
+        the config is of another kind.
     """
-    wrong = [f"config.{field}" for field in outside(config.to_dict())]
+    content = config.to_dict()
+    if kind not in (None, content.get("kind")):
+        raise ValueError(
+            f"config.kind={content.get('kind')!r}: this needs the experiment "
+            f"of {'a proxy' if kind == 'proxy' else 'an estimator'}, see "
+            "configs/"
+        )
+    wrong = [f"config.{field}" for field in outside(content)]
     if wrong:
         raise ValueError(f"out of range: {'; '.join(wrong)}")

@@ -269,6 +269,9 @@ def test_bad_members_are_told():
     assert found[0].data_seed == config.data_seed
     with pytest.raises(ValueError, match="twice: runs/quickstart/seed1"):
         members.configs(config, [1, 1], [])
+    config.kind = "estimator"
+    with pytest.raises(ValueError, match="needs the experiment of a proxy"):
+        members.configs(config, [], [])
 
 
 def test_checkpoints_may_lie_elsewhere(finished, tmp_path):

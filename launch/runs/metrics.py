@@ -1,12 +1,13 @@
 """Metrics of a run: JSON lines for programs, TensorBoard for people."""
 
 import json
-import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any, Self
 
 import tensorboardX
+
+from datasets import files
 
 FILE = "metrics.jsonl"
 
@@ -58,10 +59,9 @@ class Writer:
             return
         kept = [r for r in read(run) if r["step"] <= resume_step]
         path = run / FILE
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("w") as file:
-            file.writelines(json.dumps(r) + "\n" for r in kept)
-        os.replace(temporary, path)
+        files.write_atomically(
+            path, "".join(json.dumps(r) + "\n" for r in kept)
+        )
         self._file = path.open("a")
         self._board = tensorboardX.SummaryWriter(
             str(run / "tensorboard"), purge_step=resume_step + 1

@@ -68,7 +68,7 @@ def main() -> None:
     """Runs the command."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     config, trials = _CONFIG.value, _TRIALS.value
-    ranges.check(config)
+    ranges.check(config, "proxy")
     space = studies.read_space(_SPACE.value, config)
     seeds = cli.numbers(_SEEDS, int)
     start = -(-trials // 4) if _START.value is None else _START.value

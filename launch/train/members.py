@@ -93,7 +93,7 @@ def configs(
         member.seed = seed
         member.optimizer.learning_rate = rate
         member.run = str(pathlib.Path(config.run, f"seed{seed}_rate{rate:g}"))
-        ranges.check(member)
+        ranges.check(member, "proxy")
         if member.run in members:
             raise ValueError(f"a member is there twice: {member.run}")
         members[member.run] = member

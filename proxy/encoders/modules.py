@@ -198,53 +198,32 @@ def _dense(size: int, dtype: Any, name: str, **options: Any) -> nn.Dense:
     )
 
 
-class Modules(nn.Module):
+class Modules(mlp.Encoder):
     """`modules`: shared networks, messages along the graph, dense layers.
 
     What the nodes of a routing have become is summed, what is heard and what
     modulates apart; what other modules say stands side by side.
 
     Attributes:
-      space: the parameter space.
-      dimension: size of the embedding.
       hidden: size of the dense layers behind.
       blocks: number of residual blocks of two dense layers each.
       token: size of what is known of a module.
       hops: how often nodes send messages, where there is a routing; the
         longest chain of a DX7 has three links.
       knots: see `features`.
-      axis_name: unused: nothing here looks at more than one preset.
-      dtype: compute type, that of weights and input when None.
     """
 
-    space: ParameterSpace
-    dimension: int
     hidden: int = 512
     blocks: int = 2
     token: int = 192
     hops: int = 3
     knots: int = 17
-    axis_name: str | None = None
-    dtype: Any = None
 
-    @nn.compact
-    def __call__(
-        self, relaxed: Float[Array, "batch width"], *, train: bool = False
+    def embed(
+        self, relaxed: Float[Array, "batch width"], train: bool
     ) -> Float[Array, "batch embedding"]:
-        """Embeds relaxed presets.
-
-        Args:
-          relaxed: presets as `space.to_relaxed` encodes them.
-          train: changes nothing.
-
-        Returns:
-          Predicted audio embeddings.
-
-        Raises:
-          ValueError: when the last axis is not the space's width.
-        """
+        """Tokens, messages along the graph, dense layers and head."""
         del train
-        inputs.check(relaxed, self.space)
         tokens = ModuleTokens(
             self.space, self.token, self.knots, self.dtype, name="tokens"
         )(relaxed)
@@ -269,7 +248,7 @@ class Modules(nn.Module):
         return mlp.head(x, self.dimension, self.dtype)
 
 
-class ModuleTransformer(nn.Module):
+class ModuleTransformer(mlp.Encoder):
     """`modules_tfm`: a transformer over one token for each module.
 
     Where the space has a routing, attention is biased, differently in each
@@ -279,39 +258,29 @@ class ModuleTransformer(nn.Module):
     it by distance). Modules outside the routing have learned positions.
 
     Attributes:
-      space: the parameter space.
-      dimension: size of the embedding.
       hidden: size of a token.
       blocks: number of blocks.
       heads: number of attention heads.
       factor: size of a block's ReLU network over that of a token.
       knots: see `features`.
-      axis_name: unused: nothing here looks at more than one preset.
-      dtype: compute type, that of weights and input when None.
     """
 
-    space: ParameterSpace
-    dimension: int
     hidden: int = 256
     blocks: int = 4
     heads: int = 8
     factor: float = 4.0
     knots: int = 17
-    axis_name: str | None = None
-    dtype: Any = None
 
-    @nn.compact
-    def __call__(
-        self, relaxed: Float[Array, "batch width"], *, train: bool = False
+    def embed(
+        self, relaxed: Float[Array, "batch width"], train: bool
     ) -> Float[Array, "batch embedding"]:
-        """Embeds relaxed presets; as `Modules.__call__`.
+        """Tokens, blocks and head.
 
         Raises:
-          ValueError: when the last axis is not the space's width, or the
-            token size is not a multiple of the number of heads.
+          ValueError: when the token size is not a multiple of the number of
+            heads.
         """
         del train
-        inputs.check(relaxed, self.space)
         if self.hidden % self.heads:
             raise ValueError(
                 f"modules_tfm: hidden={self.hidden} must be a multiple of "

@@ -5,6 +5,7 @@
     python -m launch.benchmark render --synth=NAME --plugin=PATH
     python -m launch.benchmark train --encoders hn_oh,tfm
     python -m launch.benchmark memory --sizes=4096,16384
+    python -m launch.benchmark gradient --voices=BANK
 
 Stages: render (presets to sound and to shards), audio (sound to embedding),
 loader (shards to batches), train (batches to parameters), matching (the
@@ -13,8 +14,10 @@ file, so that two machines or two commits compare. Every rate stands beside its
 share of the stage's physical limit: the bare engine's rate per core, the best
 matrix product measured in the same run, or the memory's bandwidth. Each stage
 runs in a process of its own, so that its peak memory is its own, too. The
-stage memory, which takes minutes and only runs when it is named, runs the
-commands themselves on the quickstart at several sizes.
+stages memory and gradient take minutes and only run when they are named: memory
+runs the commands themselves on the quickstart at several sizes, and gradient
+compares the gradients of Dexed's engine and of the pretrained proxy with what
+the engine does.
 Absolute figures drift on a shared machine: run it in turns with what it is
 compared to.
 """
@@ -48,6 +51,9 @@ _PLUGIN = flags.DEFINE_string(
 _SIZES = flags.DEFINE_list(
     "sizes", None, "Numbers of presets of the memory stage, ascending."
 )
+_VOICES = flags.DEFINE_string(
+    "voices", None, "A file of DX7 voices, of the gradient stage."
+)
 _JSON = flags.DEFINE_string("json", None, "File to write the figures to.")
 
 
@@ -58,6 +64,7 @@ def _options(stage: str) -> dict[str, Any]:
         "audio": {"models": _MODELS.value, "batch": _BATCH.value},
         "train": {"encoders": _ENCODERS.value, "batch": _BATCH.value},
         "memory": {"presets": _SIZES.value and list(map(int, _SIZES.value))},
+        "gradient": {"voices": _VOICES.value, "batch": _BATCH.value},
     }.get(stage, {})
     options = {k: v for k, v in given.items() if v is not None}
     return {"seconds": _SECONDS.value, **options}
@@ -69,6 +76,8 @@ def main(words: list[str]) -> None:
     for word in words:
         if word not in known:
             raise ValueError(unknown("stage", word, known))
+    if "gradient" in words and not _VOICES.value:
+        raise ValueError("the gradient stage needs --voices=FILE")
     results: dict[str, dict[str, Any]] = {}
     spawn = multiprocessing.get_context("spawn")
     for stage in words or stages.STAGES:

@@ -15,8 +15,8 @@ import tabulate
 from launch.runs import devices
 
 STAGES = ("render", "audio", "loader", "train", "matching")
-# Only when named: takes minutes.
-ON_DEMAND = ("memory",)
+# Only when named: they take minutes.
+ON_DEMAND = ("memory", "gradient")
 
 
 def run_stage(stage: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -57,6 +57,6 @@ def show(stage: str, result: dict[str, Any]) -> str:
         intfmt=",",
     )
     memory = [f"{k}: {v:g}" for k, v in result.items() if k.startswith("peak")]
-    if stage in ON_DEMAND:  # its work is done in other processes
+    if stage == "memory":  # its work is done in other processes
         memory = []
     return f"\n{stage}\n{table}\n{', '.join(memory)}"

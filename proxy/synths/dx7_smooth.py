@@ -20,8 +20,7 @@ How a change travels:
   fall from a higher start lies higher; a rise forgets where it began. An
   envelope that reaches its target later starts its next segment later. Each
   is linear along the engine's own course, block by block.
-- **Rates.** Steps are exponential in them: 41/64 of an eighth of an octave and
-  twice that, by (R 41 >> 6) and (4 + q & 3) << q / 4.
+- **Rates.** The speed of a segment doubles with about six steps.
 - **Feedback.** Doubles with each step. What an operator played before is the
   engine's; its change is followed back `_PASSES` samples. Followed without
   end it would grow without end where strong feedback turns into noise.

@@ -6,10 +6,11 @@ import json
 import pytest
 
 from datasets.engines import dexed_batch
+from launch.benchmark import gradient as benchmark_gradient
 from launch.benchmark import loader as benchmark_loader
 from launch.benchmark import memory as benchmark_memory
 from launch.benchmark import render as benchmark_render
-from tests import commands
+from tests import commands, shared
 
 
 def test_stages_run_in_processes_of_their_own(capsys, tmp_path):
@@ -92,3 +93,21 @@ def test_memory_of_a_command_that_fails(tmp_path):
         benchmark_memory._peak(
             ["launch.evaluate", f"--run={tmp_path / 'none'}"], tmp_path
         )
+
+
+def test_gradients_beside_what_the_engine_does(monkeypatch):
+    monkeypatch.setattr(benchmark_gradient, "_BATCH", 16)
+    levels = {"output levels": (("output_level",), 3)}
+    monkeypatch.setattr(benchmark_gradient, "_GROUPS", levels)
+    bank = str(shared.shared("presets/Dexed_01.syx"))
+    (row,) = benchmark_gradient.run(bank, batch=3)
+    assert row["parameters"] == "output levels" and row["voices"] == 3
+    for way in ("twin", "proxy"):
+        assert row[f"{way}: mean"] > 0.3
+        assert row[f"{way}: above 0"] > 0.6
+    assert row["chance: mean"] < row["twin: mean"]
+
+
+def test_gradients_of_no_voices():
+    with pytest.raises(ValueError, match="needs --voices"):
+        commands.run("launch.benchmark", "gradient")

@@ -11,15 +11,19 @@ import pytest
 
 from datasets import engines
 from datasets.engines import dexed
+from datasets.presets import reading, sysex
 from launch.exactness import cases as exactness
+from proxy.audio import transport
 from proxy.synths import (
     dx7,
     dx7_control,
     dx7_level,
     dx7_operators,
+    dx7_smooth,
     dx7_tables,
     output,
 )
+from tests import shared
 
 # The others: python -m launch.exactness.
 RATES = (16_000, 44_100)
@@ -447,3 +451,67 @@ def test_a_byte_out_of_its_range_is_named():
     voices[1, 134] = 32
     with pytest.raises(ValueError, match="byte 134 of voice 1 is 32"):
         dx7.check(voices, **GOOD)
+
+
+# Its gradient -----------------------------------------------------------------
+
+
+def test_the_smooth_twin_sounds_like_the_engine(cases):
+    case = cases[44_100]
+    count = 64
+    given = {
+        "note": case.note[:count],
+        "velocity": case.velocity[:count],
+        "hold": case.hold[:count],
+        "duration": 0.2,
+        "sample_rate": 44_100,
+    }
+    voices = jnp.asarray(case.voices[:count])
+    true = dx7.render(voices, **given)
+    twin = dx7_smooth.render(voices, jnp.zeros(voices.shape), **given)
+    level, error = output.rms(true), output.rms(twin - true)
+    heard = np.asarray(level > 0.01)
+    assert heard.sum() > 16
+    assert np.quantile((error / level)[heard], 0.9) < 0.02
+
+
+def test_the_gradient_points_where_the_engine_goes():
+    packed = np.fromfile(shared.shared("presets/dx7_voices.bin"), np.uint8)
+    parsed, _ = sysex.parse(packed[: 8 * 128].tobytes())
+    voices, _ = reading.repair(parsed)
+    given = {
+        "note": 60,
+        "velocity": 100,
+        "hold": 0.2,
+        "duration": 0.3,
+        "sample_rate": 32_000,
+    }
+    levels = 21 * np.arange(6) + 16
+
+    def distances(sounds, targets):
+        return jnp.abs(transport.transport640(sounds) - targets).mean(-1)
+
+    true = jax.jit(lambda voices: dx7.render(voices, **given))
+    targets = jnp.roll(transport.transport640(true(voices)), 1, 0)
+
+    def loss(change):
+        sounds = dx7_smooth.render(jnp.asarray(voices), change, **given)
+        return distances(sounds, targets).sum()
+
+    found = np.asarray(jax.grad(loss)(jnp.zeros(voices.shape)))
+    differences = np.zeros((len(voices), 6))
+    for k, column in enumerate(levels):
+        low, high = voices.astype(int), voices.astype(int)
+        low[:, column] = np.maximum(low[:, column] - 3, 0)
+        high[:, column] = np.minimum(high[:, column] + 3, 99)
+        ends = [
+            distances(true(jnp.asarray(v, jnp.uint8)), targets)
+            for v in (low, high)
+        ]
+        width = high[:, column] - low[:, column]
+        differences[:, k] = (ends[1] - ends[0]) / width
+    found = found[:, levels]
+    cosines = (found * differences).sum(1) / (
+        np.linalg.norm(found, axis=1) * np.linalg.norm(differences, axis=1)
+    )
+    assert np.median(cosines) > 0.8 and cosines.mean() > 0.6, cosines

@@ -49,11 +49,11 @@ EXAMPLES = {
 def test_damaged_files_are_read_or_refused(kind, tmp_path, monkeypatch):
     if kind == "HDF5":
         pytest.importorskip("h5py")
-    # Some WAVs keep their decoder busy.
+    attempt = attempts.KINDS[kind](tmp_path)
+    # Some WAVs keep their decoder busy; whole sounds were read at leisure.
     hasty = limits.Budget(seconds=0.4)
     if kind == "sounds":
         monkeypatch.setattr(limits, "usual", lambda: hasty)
-    attempt = attempts.KINDS[kind](tmp_path)
     outcomes = set()
 
     @hostile(EXAMPLES[kind])

@@ -39,6 +39,7 @@ class Network:
         self.channels = channels
         self.config = types.SimpleNamespace(downsampling_ratios=[2, 4, 8, 8])
         self.weight = np.arange(3.0)
+        self.loaded = {}
 
     def eval(self):
         return self
@@ -90,7 +91,7 @@ class Coder:
 def libraries(monkeypatch):
     """Puts the pretended libraries in place; returns DAC's network."""
     network = Network()
-    loaded = network.loaded = {}
+    loaded = network.loaded
     torch = types.SimpleNamespace(
         cuda=types.SimpleNamespace(is_available=lambda: False),
         inference_mode=contextlib.nullcontext,

@@ -6,6 +6,7 @@
     python -m launch.benchmark train --encoders hn_oh,tfm
     python -m launch.benchmark memory --sizes=4096,16384
     python -m launch.benchmark faults --count=2000
+    python -m launch.benchmark gradient --voices=BANK
 
 Stages: render (presets to sound and to shards), audio (sound to embedding),
 loader (shards to batches), train (batches to parameters), matching (the
@@ -14,11 +15,12 @@ file, so that two machines or two commits compare. Every rate stands beside its
 share of the stage's physical limit: the bare engine's rate per core, the best
 matrix product measured in the same run, or the memory's bandwidth. Each stage
 runs in a process of its own, so that its peak memory is its own, too. The
-stage memory, which takes minutes and only runs when it is named, runs the
-commands themselves on the quickstart at several sizes. So does faults: it
-damages files of every kind at random, kills commands at random moments and
-resumes them, and fails when that ends in anything but what is right or one
-clear error.
+stages memory, gradient and faults take minutes and only run when they are
+named. Memory runs the commands themselves on the quickstart at several sizes.
+Gradient compares the gradients of Dexed's engine and of the pretrained proxy
+with what the engine does. Faults damages files of every kind at random, kills
+commands at random moments and resumes them, and fails when that ends in
+anything but what is right or one clear error.
 Absolute figures drift on a shared machine: run it in turns with what it is
 compared to.
 """
@@ -62,6 +64,9 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the damages and moments of faults.")
 _KINDS = flags.DEFINE_list(
     "kinds", None, "Kinds of files, and commands, of faults; all of them."
 )
+_VOICES = flags.DEFINE_string(
+    "voices", None, "A file of DX7 voices, of the gradient stage."
+)
 _JSON = flags.DEFINE_string("json", None, "File to write the figures to.")
 
 
@@ -78,6 +83,7 @@ def _options(stage: str) -> dict[str, Any]:
             "kinds": _KINDS.value,
         },
         "memory": {"presets": _SIZES.value and list(map(int, _SIZES.value))},
+        "gradient": {"voices": _VOICES.value, "batch": _BATCH.value},
     }.get(stage, {})
     options = {k: v for k, v in given.items() if v is not None}
     return {"seconds": _SECONDS.value, **options}
@@ -89,6 +95,8 @@ def main(words: list[str]) -> None:
     for word in words:
         if word not in known:
             raise ValueError(unknown("stage", word, known))
+    if "gradient" in words and not _VOICES.value:
+        raise ValueError("the gradient stage needs --voices=FILE")
     results: dict[str, dict[str, Any]] = {}
     spawn = multiprocessing.get_context("spawn")
     for stage in words or stages.STAGES:

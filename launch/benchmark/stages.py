@@ -16,8 +16,8 @@ from absl import logging
 from launch.runs import devices
 
 STAGES = ("render", "audio", "loader", "train", "matching")
-# Only when named: take minutes.
-ON_DEMAND = ("memory", "faults")
+# Only when named: they take minutes.
+ON_DEMAND = ("memory", "faults", "gradient")
 
 
 def run_stage(stage: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -59,6 +59,6 @@ def show(stage: str, result: dict[str, Any]) -> str:
         intfmt=",",
     )
     memory = [f"{k}: {v:g}" for k, v in result.items() if k.startswith("peak")]
-    if stage in ON_DEMAND:  # its work is done in other processes
+    if stage == "memory":  # its work is done in other processes
         memory = []
     return f"\n{stage}\n{table}\n{', '.join(memory)}"

@@ -111,7 +111,7 @@ def _lanes(batch: int) -> tuple[tuple[int, int], tuple[int, int]]:
     return narrow, (batch, -(-batch // 8))
 
 
-def _slots(batch: int) -> int:
+def slots(batch: int) -> int:
     """Room for the outputs of feedback loops, in groups of those lanes."""
     return max(sum(-(-batch // n) * n for n in n) for n in _lanes(batch))
 
@@ -180,7 +180,7 @@ def _group(
     return group + 1, memory, looped
 
 
-def _loops(
+def _play_loops(
     control: Control,
     route: Routing,
     memory: Memory,
@@ -189,20 +189,7 @@ def _loops(
     lanes: tuple[int, int],
     feedback: Callable[[Loop, Memory], tuple[Memory, Array]],
 ) -> tuple[Memory, Array, Array, Array]:
-    """Plays the feedback loops of a batch, in groups.
-
-    Args:
-      control: what the operators are told.
-      route: how they are connected.
-      memory: of the loops.
-      looped: to be written into.
-      lanes: loops in a group of short ones, and of long ones.
-      feedback: plays a group.
-
-    Returns:
-      The loops' memory; their outputs, one loop a slot; the slot of each
-      voice's loop; the blocks [blocks, batch] in which it ran.
-    """
+    """As `loops`, with `lanes` loops in a group, short ones and long ones."""
     batch = len(route.fed)
     long = route.length > 1
     first = jnp.where(long, 0, route.output)
@@ -229,6 +216,39 @@ def _loops(
         )
         base += groups * width
     return memory, looped, slot, on
+
+
+def loops(
+    control: Control,
+    route: Routing,
+    memory: Memory,
+    looped: Int[Array, "blocks slots 64"],
+) -> tuple[Memory, Array, Array, Array]:
+    """Plays the feedback loops of a batch, in groups.
+
+    Args:
+      control: what the operators are told.
+      route: how they are connected.
+      memory: of the loops.
+      looped: int16, to be written into; as many slots as `slots` says.
+
+    Returns:
+      The loops' memory; their outputs, one loop a slot; the slot of each
+      voice's loop; the blocks [blocks, batch] in which it ran.
+    """
+    narrow, wide = _lanes(len(route.fed))
+    return jax.lax.platform_dependent(
+        control,
+        route,
+        memory,
+        looped,
+        cuda=functools.partial(
+            _play_loops, lanes=wide, feedback=dx7_operators.feedback_kernel
+        ),
+        default=functools.partial(
+            _play_loops, lanes=narrow, feedback=dx7_operators.feedback
+        ),
+    )
 
 
 def _sources(
@@ -458,19 +478,7 @@ def render_into(
     def chunk(i: Array, carry: tuple):
         state, memory, looped, sound = carry
         state, control = dx7_control.control(told, state, blocks, sample_rate)
-        narrow, wide = _lanes(batch)
-        memory, looped, slot, on = jax.lax.platform_dependent(
-            control,
-            route,
-            memory,
-            looped,
-            cuda=functools.partial(
-                _loops, lanes=wide, feedback=dx7_operators.feedback_kernel
-            ),
-            default=functools.partial(
-                _loops, lanes=narrow, feedback=dx7_operators.feedback
-            ),
-        )
+        memory, looped, slot, on = loops(control, route, memory, looped)
         source = _sources(control, route, on)
         parts = Part(*(x.transpose(2, 1, 0) for x in (*control[:4], source)))
         sound = jax.lax.platform_dependent(
@@ -489,7 +497,7 @@ def render_into(
     carry = (
         dx7_control.start(told),
         (none, none),
-        jnp.zeros((blocks, _slots(batch), BLOCK), jnp.int16),
+        jnp.zeros((blocks, slots(batch), BLOCK), jnp.int16),
         jnp.zeros_like(sound),
     )
     return jax.lax.fori_loop(0, chunks, chunk, carry)[-1]

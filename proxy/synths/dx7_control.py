@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt, UInt8
+from jaxtyping import Array, Bool, Float, Int, Num, UInt, UInt8
 
 from proxy.synths import dx7_tables as tables
 from proxy.synths.dx7_tables import BLOCK, OPERATORS
@@ -266,9 +266,9 @@ def start(note: Note) -> State:
     )
 
 
-def _of_segment(
-    values: Int[Array, "4 *shape"], segment: Int[Array, "*shape"]
-) -> Int[Array, "*shape"]:
+def of_segment(
+    values: Num[Array, "4 *shape"], segment: Int[Array, "*shape"]
+) -> Num[Array, "*shape"]:
     """Takes the value of each envelope's segment; of the fourth at its end."""
     first = jnp.where(segment == 0, values[0], values[1])
     return jnp.where(
@@ -308,8 +308,8 @@ def envelope_step(
     """
 
     def enter(where: Array, entered: Array, segment: Array, pause: Array):
-        target = _of_segment(note.targets, entered)
-        stays = _of_segment(note.pauses, entered)
+        target = of_segment(note.targets, entered)
+        stays = of_segment(note.pauses, entered)
         stays = jnp.where((entered < 4) & (target == level), stays, 0)
         return (
             jnp.where(where, entered, segment),
@@ -322,8 +322,8 @@ def envelope_step(
     over = (pause > 0) & (left <= 0)
     segment, pause = enter(over, segment + 1, segment, jnp.maximum(left, 0))
 
-    target = _of_segment(note.targets, segment)
-    increment = _of_segment(note.increments, segment)
+    target = of_segment(note.targets, segment)
+    increment = of_segment(note.increments, segment)
     rising = target > level
     floor = jnp.maximum(level, 1716 << 16)
     risen = floor + (((17 << 24) - floor) >> 24) * increment
@@ -360,8 +360,8 @@ def pitch_step(
       Level and segment after the block.
     """
     segment = jnp.where(released, 3, segment)
-    target = _of_segment(note.pitch_targets, segment)
-    increment = _of_segment(note.pitch_increments, segment)
+    target = of_segment(note.pitch_targets, segment)
+    increment = of_segment(note.pitch_increments, segment)
     moved = jnp.where(
         target > level,
         jnp.minimum(level + increment, target),

@@ -120,7 +120,8 @@ def init_state(
     Returns:
       The state at step 0.
     """
-    variables = encoder.init(key, jnp.zeros((2, width)), train=False)
+    # Compiled, since op by op it takes many times longer.
+    variables: Any = jax.jit(encoder.init)(key, jnp.zeros((2, width)))
     params = dict(variables["params"])
     if bias is not None:
         params["head"] = {**params["head"], "bias": bias}

@@ -21,8 +21,9 @@ def test_features_are_values_and_hats(synth: str) -> None:
     space = spaces.get(synth)
     preset = np.asarray(space.sample(jax.random.key(0), (3,)))
     relaxed = jnp.asarray(space.to_relaxed(preset))
+    features = jax.jit(modules.features, static_argnums=(1, 2, 3))
     for alike in space.layouts:
-        found = modules.features(relaxed, space, alike, 5)
+        found = features(relaxed, space, alike, 5)
         for place, module in enumerate(alike):
             values, hats = [], []
             for column in space.module_columns[module]:
@@ -55,9 +56,12 @@ def test_operators_that_exchange_places_are_one_preset(name: str) -> None:
     # What feeds back keeps its place only where it does something.
     loud = presets[:, space.index("feedback")] > 0
     assert (other != presets).any(1)[loud].sum() > 10
-    variables = encoder.init(jax.random.key(1), space.to_relaxed(presets))
+    variables = jax.jit(encoder.init)(
+        jax.random.key(1), space.to_relaxed(presets)
+    )
+    apply = jax.jit(encoder.apply)
     here, there = (
-        encoder.apply(variables, space.to_relaxed(x))[loud]
+        np.asarray(apply(variables, space.to_relaxed(x)))[loud]
         for x in (presets, other)
     )
     np.testing.assert_allclose(here, there, atol=1e-4)
@@ -73,17 +77,18 @@ def test_the_graph_matters(name: str) -> None:
     presets = np.repeat(preset, 32, axis=0)
     presets[:, space.index("algorithm")] = np.arange(32)
     relaxed = jnp.asarray(space.to_relaxed(presets))
-    variables = encoder.init(jax.random.key(1), relaxed)
+    variables = jax.jit(encoder.init)(jax.random.key(1), relaxed)
+    apply = jax.jit(encoder.apply)
     # Without what tells the algorithms apart, only the graph does.
     layouts = [space.module_names[alike[0]] for alike in space.layouts]
     own = variables["params"]["tokens"][f"layout_{layouts.index('algorithm')}"]
     own["kernel"] = jnp.zeros_like(own["kernel"])
-    found = np.asarray(encoder.apply(variables, relaxed))
+    found = np.asarray(apply(variables, relaxed))
     apart = np.abs(found[:, None] - found).max(-1)[np.triu_indices(32, 1)]
     assert np.median(apart) > 1e-3
     # Half one algorithm, half another: between, and not either.
     mixed = (relaxed[:1] + relaxed[31:]) / 2
-    between = np.asarray(encoder.apply(variables, mixed))[0]
+    between = np.asarray(apply(variables, mixed))[0]
     assert np.abs(between - found[[0, 31]]).max(-1).min() > 1e-4
 
 

@@ -28,6 +28,9 @@ def _batch(count=32, seed=0):
     }
 
 
+_predict = jax.jit(objective.predict, static_argnums=0)
+
+
 def _run(name, optimizer, steps, **options):
     """Trains a few steps."""
     state = objective.init_state(
@@ -78,8 +81,8 @@ def test_moving_average_follows_the_parameters():
         after.average,
     )
     relaxed = SPACE.to_relaxed(_batch()["preset"])
-    averaged = objective.predict(encoder, after, relaxed)
-    plain = objective.predict(encoder, after.replace(average=None), relaxed)
+    averaged = _predict(encoder, after, relaxed)
+    plain = _predict(encoder, after.replace(average=None), relaxed)
     assert np.abs(averaged - plain).max() > 1e-6
 
 
@@ -92,7 +95,7 @@ def test_the_output_can_start_at_a_given_bias():
         for b in (None, bias)
     ]
     relaxed = SPACE.to_relaxed(_batch()["preset"])
-    zero, moved = (objective.predict(encoder, s, relaxed) for s in states)
+    zero, moved = (_predict(encoder, s, relaxed) for s in states)
     np.testing.assert_allclose(moved, zero + bias, rtol=1e-5, atol=1e-5)
 
 

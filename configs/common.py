@@ -146,8 +146,9 @@ def proxy_config(
     config.host = ml_collections.ConfigDict(
         {
             # Of its render contract (datasets/engines/vst3/), what is to be
-            # other than known: isolation, "reset" or "process"; seconds, at
-            # most, until a first sound; seconds until a render has hung.
+            # other than known: isolation, "reset", "flush" or "process";
+            # seconds, at most, until a first sound; seconds until a render
+            # has hung.
             "isolation": "",
             "warm_up": config_dict.placeholder(float),
             "timeout": config_dict.placeholder(float),

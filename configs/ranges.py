@@ -47,7 +47,7 @@ FIELDS: dict[str, str | tuple[str, ...]] = {
     "prior.uniform": "[0, 1e6]",
     "prior.fitted": "[0, 1e6]",
     "prior.variations": "[0, 1e6]",
-    "host.isolation": ("", "reset", "process"),
+    "host.isolation": ("", "reset", "flush", "process"),
     "host.warm_up": "[0, 3600] or None",
     "host.timeout": "(0, 1e5] or None",
     "host.dead": "[0, 1] or None",

@@ -46,7 +46,7 @@ _SAMPLE_RATE = flags.DEFINE_integer(
 _ISOLATION = flags.DEFINE_enum(
     "isolation",
     None,
-    ["reset", "process"],
+    ["reset", "flush", "process"],
     "Render contract (default: the synthesizer's).",
 )
 _WARM_UP = flags.DEFINE_float(

@@ -480,7 +480,7 @@ class ParameterSpace:
           to the widest block, and `real [categorical, choices]`, which of
           them are not padding.
         """
-        choices = np.arange(max(self.cardinalities, default=1))
+        choices = np.arange(max(self.cardinalities, default=1), dtype=np.int32)
         real = choices < np.array(self.cardinalities, int)[:, None]
         first = self.category_offsets[:, None]
         return np.where(real, first + choices, first), real

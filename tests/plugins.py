@@ -96,6 +96,11 @@ VARIANTS = {
         "'P','x','F','5'",
         ["-DCURRENT_TEXTS", "-DDEAD_FROM=14", "-DEVENT_GRID=64"],
     ),
+    "steady": (
+        "Proxy Fixture",
+        "'P','x','F','6'",
+        ["-DSTEADY", "-DSETUP_MS=100"],
+    ),
 }
 
 
@@ -106,7 +111,8 @@ def plugin(variant="fixture"):
       variant: "fixture"; "diva", "talnm" or "old_talnm" for an instrument with
         exactly the parameters of that plug-in; "worn" for one that shows only
         its current value's text, ignores its last parameters, and lets
-        events fall on multiples of 64 samples.
+        events fall on multiples of 64 samples; "steady" for one that takes
+        long to make and forgets what it played once that has died away.
 
     Returns:
       The .vst3 folder. Where it cannot be built the test is skipped, or,
@@ -117,7 +123,7 @@ def plugin(variant="fixture"):
     name, identity, more = VARIANTS[variant]
     options = [f'-DFIXTURE_NAME="{name}"', f"-DFIXTURE_ID={identity}", *more]
     table = None
-    if variant not in ("fixture", "worn"):
+    if variant not in ("fixture", "worn", "steady"):
         table = _table(variant.removeprefix("old_"), variant == "old_talnm")
     digest = hashlib.sha256("\0".join([*options, table or ""]).encode())
     for file in sorted(FOLDER.iterdir()):

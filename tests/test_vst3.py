@@ -309,6 +309,32 @@ def test_state_of_the_process_needs_fresh_processes():
     leaking.close()
 
 
+def test_silence_in_place_of_a_new_instance(path, space):
+    flush = process.Contract(isolation="flush")
+    values = draw(space, 8)
+    # Four end at once; the echo of the others is heard for long.
+    values[::2] = at(space, values[::2], echo=0.0, amp_release=0.1)
+    steady = vst3.PluginRenderer(str(plugin("steady")), space, SHORT, flush)
+    first = [steady.render(row) for row in values]
+    back = [steady.render(row) for row in values[::-1]][::-1]
+    assert steady.pool.started == 1
+    fresh = steady.at(SHORT)
+    alone = []
+    for row in values:
+        fresh.close()
+        alone.append(fresh.render(row))
+    np.testing.assert_array_equal(first, back)
+    np.testing.assert_array_equal(first, alone)
+    steady.close()
+    # An oscillator that runs freely is not made anew, and that is told.
+    running = vst3.PluginRenderer(path, space, SHORT, flush)
+    quiet = at(space, draw(space, 2), echo=0.0, amp_release=0.0, lfo_depth=1.0)
+    first = [running.render(row) for row in quiet]
+    back = [running.render(row) for row in quiet[::-1]][::-1]
+    assert np.abs(np.subtract(first, back)).max() > 1e-3
+    running.close()
+
+
 def test_noise_floor_is_measured(path, space, renderer):
     found = noise.measure(renderer, count=2)
     assert found["presets"] == 2 and "fresh" not in found

@@ -4,7 +4,7 @@
 #     tests/vst3_fixture/build.sh FOLDER [NAME [g++ options ...]]
 #
 # makes FOLDER/NAME.vst3 and prints its path. Options: -DGLOBAL_STATE,
-# -DDEAD_FROM=N and -DEVENT_GRID=N (see instrument.cpp),
+# -DDEAD_FROM=N, -DEVENT_GRID=N, -DSTEADY, -DSETUP_MS=N (see instrument.cpp),
 # -DPARAMETER_TABLE='"FILE"' for a parameter list of its own (see table.h), and
 # -DCURRENT_TEXTS for a plug-in that shows the text of its current value,
 # whichever value it is asked about.

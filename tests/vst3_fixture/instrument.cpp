@@ -6,6 +6,10 @@
 // instance of its own, with rand() seeded. With -DGLOBAL_STATE its slow
 // oscillator belongs to the process, and only a fresh process helps.
 //
+// With -DSTEADY a note starts everything afresh but the echo, and what is too
+// soft to be heard ends: real instruments can be like that, and slow to make,
+// as with -DSETUP_MS=N.
+//
 // With -DDEAD_FROM=N it ignores its parameters from the N-th on. With
 // -DEVENT_GRID=N what happens, happens at a multiple of N samples.
 //
@@ -46,6 +50,9 @@ class Instrument : public Plugin {
         for (int i = 0; i < NUM_PARAMETERS; ++i)
             raw_[i] = PARAMETERS[i].start;
         echo_.assign(kEcho, 0.f);
+#ifdef SETUP_MS
+        usleep(1000 * SETUP_MS);
+#endif
     }
 
    protected:
@@ -145,6 +152,10 @@ class Instrument : public Plugin {
             envelope_ = 0;
             rising_ = true;
             phase_[0] = phase_[1] = 0;
+#ifdef STEADY
+            slow_ = low_ = band_ = 0;
+            cutoff_ = 0.7;
+#endif
             start();
         } else if (status == 0x80 || status == 0x90) {
             held_ = false;
@@ -162,6 +173,9 @@ class Instrument : public Plugin {
     void amplify(double attack, double decay, double sustain, double release) {
         if (!held_) {
             move(0, 0.01 + release * release);
+#ifdef STEADY
+            if (envelope_ < 1e-4) envelope_ = 0;
+#endif
         } else if (rising_) {
             move(1.2, 0.002 + 0.4 * attack * attack);
             rising_ = envelope_ < 1;
@@ -241,6 +255,9 @@ class Instrument : public Plugin {
         place_ = (place_ + 1) % kEcho;
         sound += memory;
         memory = 0.9 * raw_[pEcho] * sound;
+#ifdef STEADY
+        if (std::abs(memory) < 1e-4) memory = 0;
+#endif
         if (broken_) return std::numeric_limits<float>::quiet_NaN();
         if (choice(pFault) == 1 || choice(pBypass)) return 0;
         return 0.6 * raw_[pMaster] * sound;

@@ -181,7 +181,7 @@ class PluginRenderer(Renderer):
                     (start, start + settings.hold),
                     samples,
                     rate,
-                    contract.isolation == "reset",
+                    contract.isolation,
                     timeout=contract.timeout,
                 )
                 worker.remember(memory)

@@ -29,9 +29,13 @@ class Contract:
 
     Attributes:
       isolation: "reset" makes the plug-in anew before each render, in one
-        process; "process" starts a fresh process for each, for plug-ins whose
-        state outlives that; "none" lets each render depend on those before,
-        to be compared with studies that did so.
+        process; "flush" loads the initial state and plays silence, and makes
+        it anew only where that is not silent to the last bit: for plug-ins
+        that take long to make and in which nothing else goes on, such as an
+        oscillator that runs freely; "process" starts a fresh process for each
+        render, for plug-ins whose state outlives a new instance; "none" lets
+        each render depend on those before, to be compared with studies that
+        did so.
       srand: call the C library's srand(0) before each render, for plug-ins
         that draw on rand(). It harms no other.
       warm_up: seconds, at most, for which the host plays a plug-in made anew
@@ -45,7 +49,7 @@ class Contract:
         to a step of the grid late.
     """
 
-    isolation: Literal["reset", "process", "none"] = "reset"
+    isolation: Literal["reset", "flush", "process", "none"] = "reset"
     srand: bool = True
     warm_up: float = 0.0
     timeout: float = 60.0
@@ -57,7 +61,7 @@ class Contract:
         Raises:
           ValueError: naming the field and what it may be.
         """
-        known = ("reset", "process", "none")
+        known = ("reset", "flush", "process", "none")
         if self.isolation not in known:
             raise ValueError(
                 f"host.isolation={self.isolation!r} (known: {', '.join(known)})"

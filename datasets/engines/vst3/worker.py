@@ -17,6 +17,10 @@ import numpy as np
 
 # Plug-ins render blocks of this many samples.
 _BLOCK = 8192
+# Seconds of silence that show what a plug-in still has to say, and how often
+# it is asked.
+_SILENCE = 0.5
+_TRIES = 4
 _FOLDER = pathlib.Path(__file__).parent
 
 _libc = ctypes.CDLL(None)
@@ -68,6 +72,7 @@ class Host:
         self.plugin: Any = self._class(path, initialization_timeout=warm_up)
         self.initial = self.plugin.raw_state
         self.channels = 2
+        self.note = 0
         return {
             "name": self.plugin.name,
             "version": self.plugin.version,
@@ -87,6 +92,15 @@ class Host:
         self._class.raw_state.fset(self.plugin, self.initial)
         self._seed()
         self.plugin.reset()
+
+    def _flush(self, rate: int) -> None:
+        """Ends what sounds; a plug-in that goes on sounding is made anew."""
+        self._class.raw_state.fset(self.plugin, self.initial)
+        released = [(bytes([0x80, self.note, 0]), 0.0)]
+        for _ in range(_TRIES):
+            if not self._process(released, _SILENCE, rate).any():
+                return
+        self._reset()
 
     def _set(self, values: dict[int, float]) -> None:
         # A list held across a reset would point into freed memory.
@@ -116,11 +130,14 @@ class Host:
         times: tuple[float, float],
         samples: int,
         rate: int,
-        reset: bool,
+        isolation: str,
     ) -> tuple[int, int]:
         """Renders a preset, mono; its length, and the memory in use."""
-        if reset:
+        if isolation == "reset":
             self._reset()
+        elif isolation == "flush":
+            self._flush(rate)
+        self.note = note
         self._set(values)
         messages = [
             (bytes([0x90, note, velocity]), times[0]),

@@ -6,7 +6,8 @@
 
 The last does all that the paper does, in small: its five encoders and one
 that knows modules, three estimators that learn through a proxy, tables, and a
-page to listen.
+page to listen. `configs/quickstart.py:65536` takes so many presets, and no more
+steps than whole epochs need.
 
 Synthetic presets are drawn as people make them, from a prior that was fitted
 to DX7 voices and comes with the project. Uniform ones, as in the paper
@@ -21,20 +22,33 @@ from typing import Any
 
 from configs import common, dexed, paper
 
+# The number of training presets when none is given, and passes over them.
+_PRESETS, _EPOCHS = 16_384, 20
 
-def get_config():
+
+def _name(presets: str) -> str:
+    return f"quickstart_{presets}" if presets else "quickstart"
+
+
+def _epochs(epochs: int, presets: str) -> int:
+    """As many steps as so many epochs of `_PRESETS`, or to a whole epoch."""
+    return -(-epochs * _PRESETS // int(presets or _PRESETS))
+
+
+def get_config(presets=""):
     config = common.proxy_config("dexed", "hn_oh")
-    config.name = "quickstart"
+    config.name = _name(presets)
 
     config.audio_model = "transport640"
-    config.data = "data/quickstart"
-    config.num_train = 16_384
+    config.data = f"data/{config.name}"
+    config.num_train = int(presets or _PRESETS)
     config.validation = (64, 64)
     config.num_test = 4_096
     config.shard_size = 1_024
     config.prior.update({"uniform": 0.0, "fitted": 1.0})
 
     common.few_presets(config, 64)
+    config.epochs = _epochs(_EPOCHS, presets)
     # Few presets for 6 million weights: without decay, they are memorised.
     config.optimizer.weight_decay = 0.3
     config.optimizer.learning_rate = 3e-3
@@ -90,22 +104,24 @@ SMALL = {
 }
 
 
-def _small(encoder: str) -> Any:
-    config = get_config()
-    config.name = f"quickstart_{encoder}"
+def _small(encoder: str, presets: str) -> Any:
+    config = get_config(presets)
+    config.name += f"_{encoder}"
     config.encoder, config.average = encoder, 0.0
     config.update(SMALL[encoder])
+    config.epochs = _epochs(config.epochs, presets)
     steps = config.num_train // config.batch * config.epochs
     config.optimizer.cosine_steps = steps - config.optimizer.warmup_steps
     return config
 
 
-def get_plan() -> dict[str, Any]:
+def get_plan(presets: str = "") -> dict[str, Any]:
     """Everything in small, see `configs.paper.get_plan`."""
-    hn, mlp = get_config(), get_config()
-    mlp.name, mlp.encoder = "quickstart_mlp", "mlp_oh"
-    tuned = get_config()
-    tuned.name, tuned.init = "quickstart_finetuned", hn.run
+    name = _name(presets)
+    hn, mlp = get_config(presets), get_config(presets)
+    mlp.name, mlp.encoder = f"{name}_mlp", "mlp_oh"
+    tuned = get_config(presets)
+    tuned.name, tuned.init = f"{name}_finetuned", hn.run
     tuned.source = "handcrafted"
     tuned.epochs, tuned.batch = 4, 64
     tuned.optimizer.learning_rate = 1e-3
@@ -122,11 +138,11 @@ def get_plan() -> dict[str, Any]:
         config.optimizer.warmup_steps = 16
         config.validate_every, config.validation_rows = 4, 64
         config.log_every = 16
-        config.name = f"quickstart_{schedule}"
+        config.name = f"{name}_{schedule}"
         matches.append(paper.estimator(config, schedule, 0))
     return {
-        "name": "quickstart",
-        "proxies": [hn, mlp, *map(_small, SMALL)],
+        "name": name,
+        "proxies": [hn, mlp, *(_small(kind, presets) for kind in SMALL)],
         "tuned": [tuned],
         "matches": matches,
     }

@@ -61,11 +61,13 @@ class Sound:
       audio: mono, float32, from just before the sound starts.
       sample_rate: sample rate, in Hz.
       remarks: what the user should know about it, in words.
+      seconds: length of the file from where the sound starts.
     """
 
     audio: Float[np.ndarray, " samples"]
     sample_rate: int
     remarks: tuple[str, ...]
+    seconds: float
 
 
 def find(paths: Iterable[str]) -> list[Item]:
@@ -179,7 +181,10 @@ def read(
         )
         audio = np.pad(audio, (0, shortest - len(audio)))
     return Sound(
-        np.ascontiguousarray(audio, np.float32), sample_rate, tuple(remarks)
+        np.ascontiguousarray(audio, np.float32),
+        sample_rate,
+        tuple(remarks),
+        total - start / sample_rate,
     )
 
 

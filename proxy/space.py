@@ -21,6 +21,7 @@ returns the same kind; with JAX arrays they can be traced.
 import dataclasses
 import functools
 import re
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -31,6 +32,8 @@ from jaxtyping import Array, Float, Key
 from proxy import unknown
 
 Kind = Literal["numerical", "binary", "categorical"]
+# Names of an envelope's parameters, in a module that has others too.
+_ENVELOPE = re.compile(r"_eg_|[_:](attack|decay|sustain|release)$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -578,6 +581,42 @@ class ParameterSpace:
         """Columns of a preset that each module consists of, in table order."""
         numbers = range(len(self.module_names))
         return tuple(_index((self.modules == m).tolist()) for m in numbers)
+
+    @functools.cached_property
+    def parts(self) -> dict[str, np.ndarray]:
+        """Columns of what a person may want to keep of a preset, by name.
+
+        A module, or a module's envelope and the rest of it by themselves; a
+        module of one parameter has that one's name.
+        """
+        found: dict[str, np.ndarray] = {}
+        for module, columns in zip(
+            self.module_names, self.module_columns, strict=True
+        ):
+            names = [self.used[column].name for column in columns]
+            timed = [bool(_ENVELOPE.search(name.lower())) for name in names]
+            if len(columns) == 1:
+                found[names[0]] = columns
+            elif all(timed) or sum(timed) < 2:
+                found[module] = columns
+            else:
+                found[f"{module} envelope"] = columns[timed]
+                found[f"{module} tone"] = columns[np.logical_not(timed)]
+        return found
+
+    def mask(self, parts: Iterable[str]) -> np.ndarray:
+        """`[parameters]`: True for the parameters of some of the `parts`.
+
+        Raises:
+          ValueError: for a name that is none of them; lists near ones.
+        """
+        chosen = np.zeros(self.num_used, bool)
+        for name in parts:
+            if name not in self.parts:
+                known = list(self.parts)
+                raise ValueError(unknown(f"part of {self.name}", name, known))
+            chosen[self.parts[name]] = True
+        return chosen
 
     @functools.cached_property
     def layouts(self) -> tuple[tuple[int, ...], ...]:

@@ -21,7 +21,7 @@ from absl import flags
 from datasets import sounds
 from launch import cli
 from launch.match import files, judge, output
-from launch.runs import checkpoints, data, devices, making, noise, opened
+from launch.runs import checkpoints, devices, noise, opened
 
 _RUN = flags.DEFINE_string("run", "pretrained:dexed", "Run directory.")
 _OUT = flags.DEFINE_string("out", "matches", "Folder for results.")
@@ -101,14 +101,7 @@ def main(words: list[str]) -> None:
     out = pathlib.Path(_OUT.value)
 
     def open_setup() -> opened.Setup:
-        if kind == "proxy" and not (run / data.RECORD).exists():
-            making.of_run(run, opened.open_proxy(run).config)
-        setup = opened.setup(run, _PLUGIN.value)
-        if not _PRESETS.value:
-            return setup
-        setup.config.presets = _PRESETS.value
-        source = making.matching_source(setup.config, engine=setup.engine)
-        return dataclasses.replace(setup, bank=opened.open_bank(source))
+        return files.open_setup(run, _PLUGIN.value, _PRESETS.value)
 
     items = sounds.find(words)
     matched = list(files.match(items, out, open_setup, options, asked))

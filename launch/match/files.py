@@ -1,5 +1,6 @@
 """From files and folders of sounds to folders of results."""
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -10,7 +11,33 @@ from datasets import sounds
 from launch import cli
 from launch.match import output, search
 from launch.match.judge import Options
+from launch.runs import checkpoints, data, making, opened
 from launch.runs.opened import Setup
+
+
+def open_setup(
+    run: pathlib.Path, plugin: str | None = None, presets: str | None = None
+) -> Setup:
+    """Opens a run to match sounds with; builds its bank where there is none.
+
+    Args:
+      run: directory of the run.
+      plugin: path of a VST3 plug-in in place of the run's; None for that.
+      presets: file or folder of banks in place of the run's; None for that.
+
+    Raises:
+      FileNotFoundError: when there is no run.
+      ValueError: when it does not fit, or the plug-in is missing.
+    """
+    kind = checkpoints.read_config(run).kind
+    if kind == "proxy" and not (run / data.RECORD).exists():
+        making.of_run(run, opened.open_proxy(run).config)
+    setup = opened.setup(run, plugin)
+    if not presets:
+        return setup
+    setup.config.presets = presets
+    source = making.matching_source(setup.config, engine=setup.engine)
+    return dataclasses.replace(setup, bank=opened.open_bank(source))
 
 
 def match(

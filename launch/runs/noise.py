@@ -141,6 +141,17 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:8]) + more
 
 
+def find(run: str | pathlib.Path) -> dict[str, Any] | None:
+    """The figures of a run's data, of a proxy or of an estimator."""
+    config = files.read_json(pathlib.Path(run) / "config.json")
+    if not config.get("data"):
+        return None
+    root = pathlib.Path(config["data"]).expanduser()
+    for path in sorted(root.glob(f"*/{FILE}")):
+        return read(path.parent)
+    return None
+
+
 def of_run(run: str | pathlib.Path, before: str = "\n") -> str:
     """What to print beside the audio metrics of a run; often nothing.
 
@@ -148,21 +159,21 @@ def of_run(run: str | pathlib.Path, before: str = "\n") -> str:
       run: directory of a run, of a proxy or of an estimator.
       before: text that goes before it where there is something to print.
     """
-    config = files.read_json(pathlib.Path(run) / "config.json")
-    if not config.get("data"):
-        return ""
-    root = pathlib.Path(config["data"]).expanduser()
-    for path in sorted(root.glob(f"*/{FILE}")):
-        return before + describe(read(path.parent))
-    return ""
+    floor = find(run)
+    return "" if floor is None else before + describe(floor)
+
+
+def worst(floor: dict[str, Any]) -> dict[str, float]:
+    """The figures of the comparison that is the farthest from repeating."""
+    return max((floor["order"], floor["process"]), key=lambda f: f["a_mean"])
 
 
 def describe(floor: dict[str, Any] | None) -> str:
     """One line to print beside audio metrics; "" for no noise to speak of."""
     if floor is None:
         return ""
-    worst = max(("order", "process"), key=lambda n: floor[n]["a_mean"])
-    shown = " ".join(f"{name} {floor[worst][name]:.3g}" for name in METRICS)
+    far = worst(floor)
+    shown = " ".join(f"{name} {far[name]:.3g}" for name in METRICS)
     return (
         f"noise floor of {floor['plugin']}, the same preset rendered again: "
         f"{shown}"

@@ -1,5 +1,6 @@
 """Pictures of a run, saved where people look: in its directory."""
 
+import io
 import pathlib
 import warnings
 from collections.abc import Mapping
@@ -7,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import matplotlib
+import matplotlib.image
 import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float
@@ -258,3 +260,37 @@ def sounds(
         figure.savefig(path)
         plt.close(figure)
     return path
+
+
+def mel(
+    clip: Float[np.ndarray, " samples"],
+    sample_rate: int,
+    loudest: float | None = None,
+) -> bytes:
+    """Draws a mel spectrogram alone, for a page that has its own axes.
+
+    Args:
+      clip: the sound, more than 513 samples.
+      sample_rate: samples per second.
+      loudest: level of the brightest colour, in dB as of
+        `distances.kaldi_decibels`, 80 dB above the darkest; the clip's own
+        when left out.
+
+    Returns:
+      A PNG file, one pixel for each of 128 bands and each frame.
+    """
+    levels = np.asarray(
+        distances.kaldi_decibels(jnp.asarray(clip[None]), sample_rate)
+    )[0]
+    top = float(levels.max()) if loudest is None else loudest
+    file = io.BytesIO()
+    matplotlib.image.imsave(
+        file,
+        levels.T,
+        vmin=top - 80,
+        vmax=top,
+        cmap="magma",
+        origin="lower",
+        format="png",
+    )
+    return file.getvalue()

@@ -1,0 +1,1 @@
+"""Sounds to presets in a browser."""

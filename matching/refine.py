@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from matching import decode
 from proxy.space import ParameterSpace
@@ -50,6 +50,27 @@ def to_logits(
         [jax.scipy.special.logit(values), jnp.log(categories)], axis=-1
     )
     return ordered[..., np.argsort(space.relaxed_from_logit)]
+
+
+class Kept(NamedTuple):
+    """What a search leaves as it is.
+
+    Attributes:
+      preset: a hard preset.
+      locked: of which parameters its values are kept.
+    """
+
+    preset: Float[np.ndarray, " parameters"]
+    locked: Bool[np.ndarray, " parameters"]
+
+
+def keep(
+    presets: Float[np.ndarray, "batch parameters"], kept: Kept | None
+) -> Float[np.ndarray, "batch parameters"]:
+    """Presets with the values that are to be kept; all as given when None."""
+    if kept is None:
+        return presets
+    return np.where(kept.locked, kept.preset, presets).astype(presets.dtype)
 
 
 # Gradient descent ------------------------------------------------------------

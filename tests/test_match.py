@@ -243,6 +243,45 @@ def test_ctrl_c_keeps_the_best_so_far(setup, target, monkeypatch):
     assert (np.diff(found.distances["a_mean"]) >= 0).all()
 
 
+def test_what_is_kept_is_in_every_candidate(setup, target):
+    preset = setup.bank.presets[5]
+    locked = np.ones(SPACE.num_used, bool)
+    locked[SPACE.module_columns[0]] = False
+    kept = refine.Kept(preset, locked)
+    found = searching.search(
+        setup, target, NOTE, HOLD, OPTIONS, parents=preset[None], kept=kept
+    )
+    np.testing.assert_array_equal(
+        found.presets[:, locked], np.tile(preset[locked], (5, 1))
+    )
+    assert (found.presets[0] != preset).any()
+    # With nothing to vary, the search ends by itself.
+    everything = refine.Kept(preset, np.ones_like(locked))
+    found = searching.search(
+        setup,
+        target,
+        NOTE,
+        HOLD,
+        OPTIONS,
+        parents=preset[None],
+        kept=everything,
+    )
+    np.testing.assert_array_equal(found.presets, preset[None])
+    assert found.renders == 1
+
+
+def test_who_watches_ends_the_search(setup, target):
+    seen = []
+
+    def watch(judge):
+        seen.append(judge.best_score)
+        return judge.renders < 60
+
+    found = searching.search(setup, target, NOTE, HOLD, OPTIONS, watch=watch)
+    assert found.interrupted and 60 <= found.renders < 80
+    assert seen == sorted(seen, reverse=True) and len(seen) > 5
+
+
 def test_presets_that_fail_to_render_are_never_chosen(
     setup, target, monkeypatch
 ):

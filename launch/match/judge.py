@@ -79,6 +79,10 @@ class Options:
                 raise ValueError(f"{name} is {getattr(self, name)}, need >= 0")
 
 
+class Stopped(Exception):
+    """Whoever watches a search has seen enough."""
+
+
 @functools.cache
 def _quick(every: int, sample_rate: int) -> Callable:
     # Rendering threads keep the cores busy: no need to divide operations.
@@ -107,6 +111,9 @@ class Judge:
       note: MIDI note to render.
       options: how the search is done.
       bar: progress bar of the search.
+      kept: what every preset has in common; None for nothing.
+      watch: called after each chunk of renders; the search is `Stopped` when
+        it returns False.
     """
 
     def __init__(
@@ -116,13 +123,17 @@ class Judge:
         note: int,
         options: Options,
         bar: tqdm.tqdm,
+        kept: refine.Kept | None = None,
+        watch: Callable[["Judge"], bool] | None = None,
     ) -> None:
         self.renderer = renderer
         self.target = target
         self.note = note
         self.options = options
+        self.kept = kept
         self.renders = 0
         self.stage = ""
+        self._watch = watch
         self._bar = bar
         self._begun = time.monotonic()
         self._workers = engines.num_workers(options.workers)
@@ -168,12 +179,15 @@ class Judge:
     def score(
         self, presets: Float[np.ndarray, "batch parameters"]
     ) -> Float[np.ndarray, " batch"]:
-        """Scores of hard presets by the quick distance.
+        """Scores of hard presets, with what is kept, by the quick distance.
 
         They are infinite for a preset that failed to render, and for those that
         the budget did not suffice for.
+
+        Raises:
+          Stopped: when whoever watches has seen enough.
         """
-        presets = np.asarray(presets, np.float32)
+        presets = refine.keep(np.asarray(presets, np.float32), self.kept)
         unknown = [
             row
             for row in refine.distinct(presets)
@@ -204,6 +218,8 @@ class Judge:
             self.best_score = min(self.best_score, float(score))
         self.renders += len(presets)
         self._show()
+        if self._watch is not None and not self._watch(self):
+            raise Stopped
 
     def _show(self) -> None:
         done = self.renders if self.options.evaluations else self.seconds

@@ -15,7 +15,7 @@ the distance `a_mean` scores them:
 
 import dataclasses
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ import tqdm
 from jaxtyping import Bool, Float
 
 from datasets import engines
-from launch.match.judge import Judge, Options
+from launch.match.judge import Judge, Options, Stopped
 from launch.runs.opened import Setup
 from matching import distances, refine
 from proxy import priors
@@ -46,7 +46,7 @@ class Match:
         until then and after how many seconds.
       renders: number of presets rendered by the search.
       seconds: time that the search took.
-      interrupted: whether it was ended by Ctrl-C.
+      interrupted: whether it was ended by Ctrl-C or by who watched it.
     """
 
     presets: Float[np.ndarray, "candidates parameters"]
@@ -125,8 +125,12 @@ def _polish(judge: Judge, best: np.ndarray, key: jax.Array) -> np.ndarray:
 
     space = judge.renderer.space
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-    size = min(24, len(space.numerical))
-    columns = rng.choice(space.numerical, size, replace=False)
+    free = np.array(space.numerical)
+    if judge.kept is not None:
+        free = free[~judge.kept.locked[free]]
+    if len(free) < 2:
+        return best[None]
+    columns = rng.choice(free, min(24, len(free)), replace=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         strategy = cma.CMAEvolutionStrategy(
@@ -162,8 +166,9 @@ def _evolve(judge: Judge, key: jax.Array) -> None:
         space = judge.renderer.space
         parents = np.asarray(space.sample(key, (judge.options.parents,)))
     gains = {"genetic": np.inf, "polish": np.inf}
-    number = 0
-    while judge.left > 0:
+    number = idle = 0
+    # Where nearly all is kept, there is soon nothing new.
+    while judge.left > 0 and idle < 16:
         # The better one goes on; what is not tried slowly gets its chance.
         kind = max(gains, key=lambda name: gains[name])
         before, renders = judge.best_score, judge.renders
@@ -176,6 +181,7 @@ def _evolve(judge: Judge, key: jax.Array) -> None:
             # Only the last, lest the parents become all alike.
             parents = np.concatenate([polished[-1:], parents[:-1]])
         spent = max(judge.renders - renders, 1)
+        idle = 0 if judge.renders > renders else idle + 1
         gain = (before - judge.best_score) / spent
         gains[kind] = gain if np.isfinite(gain) else np.inf
         other = "polish" if kind == "genetic" else "genetic"
@@ -215,6 +221,10 @@ def search(
     hold: float,
     options: Options,
     label: str = "",
+    *,
+    parents: Float[np.ndarray, "parents parameters"] | None = None,
+    kept: refine.Kept | None = None,
+    watch: Callable[[Judge], bool] | None = None,
 ) -> Match:
     """Matches one sound.
 
@@ -226,6 +236,10 @@ def search(
       hold: seconds from note-on to note-off.
       options: how the search is done.
       label: text of the progress bar; no bar when empty.
+      parents: presets to start from, in place of the bank's nearest.
+      kept: what all presets are to have in common; None for nothing.
+      watch: called with the judge after each chunk of renders; the search
+        ends, as by Ctrl-C, when it returns False.
 
     Returns:
       The ranked presets. After Ctrl-C, the best so far.
@@ -257,14 +271,14 @@ def search(
         bar_format="{desc}: {percentage:3.0f}%|{bar:20}| {postfix}",
     ) as bar:
         renderer = setup.engine().for_few().at(settings)
-        judge = Judge(renderer, target, note, options, bar)
+        judge = Judge(renderer, target, note, options, bar, kept, watch)
         left: dict[str, np.ndarray] = {}
         until: dict[str, tuple[int, float]] = {}
         interrupted = False
         try:
-            for name, preset in _stages(setup, judge):
+            for name, preset in _stages(setup, judge, parents):
                 left[name], until[name] = preset, (judge.renders, judge.seconds)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Stopped):
             interrupted = True
         return _finish(judge, left, until, interrupted)
 
@@ -285,7 +299,9 @@ def warm_up(setup: Setup, samples: int, options: Options) -> None:
     search(setup, 0.1 * noise, note, hold, few)
 
 
-def _stages(setup: Setup, judge: Judge) -> Iterator[tuple[str, np.ndarray]]:
+def _stages(
+    setup: Setup, judge: Judge, parents: np.ndarray | None
+) -> Iterator[tuple[str, np.ndarray]]:
     """Runs the stages; yields the name and best preset of each.
 
     Of the baseline, all forty presets: `_finish` finds the best.
@@ -296,11 +312,16 @@ def _stages(setup: Setup, judge: Judge) -> Iterator[tuple[str, np.ndarray]]:
     if "estimator" in options.stages and setup.estimate is not None:
         judge.stage = "estimator"
         guess = setup.estimate(_fit(judge.target, setup.settings.samples))
+        guess = refine.keep(guess[None], judge.kept)[0]
         judge.score(guess[None])
         yield "estimator", guess
     if "neighbours" in options.stages:
         judge.stage = "neighbours"
-        embedding, near = _nearest(setup, judge.target, options.nearest)
+        if parents is None:
+            embedding, near = _nearest(setup, judge.target, options.nearest)
+        else:
+            near = parents
+        near = refine.keep(near, judge.kept)
         judge.score(near)
         yield BASELINE, near[:40]
         yield "neighbours", judge.best(1)[0]

@@ -58,7 +58,7 @@ def loudness(audio: Float[np.ndarray, " samples"], sample_rate: int) -> float:
     return float(_decibels(heard.mean()))
 
 
-def _decibels(power: np.ndarray | np.floating) -> np.ndarray:
+def _decibels(power: np.ndarray | np.floating) -> np.ndarray | np.floating:
     return _OFFSET + 10 * np.log10(np.maximum(power, 1e-12))
 
 

@@ -266,6 +266,8 @@ def listen(port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind(("127.0.0.1", port))
+        # From here on a browser waits, and is not refused.
+        listening.listen()
     except OSError as error:
         listening.close()
         raise ValueError(

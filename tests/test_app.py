@@ -1,0 +1,216 @@
+"""The application: sounds in, presets out, errors, and in a browser."""
+
+import dataclasses
+import io
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+import scipy.io.wavfile
+
+from datasets import engines
+from datasets.presets import reading
+from launch.app import server as serving
+from launch.app import session as sessions
+from matching import loudness
+from proxy import spaces
+from tests.test_match import (  # noqa: F401 - fixtures
+    HOLD,
+    NOTE,
+    OPTIONS,
+    RATE,
+    SPACE,
+    run,
+    setup,
+    target,
+)
+from tests.test_report import chromium  # noqa: F401 - a fixture
+
+
+def wav(sound, rate=RATE):
+    file = io.BytesIO()
+    scipy.io.wavfile.write(file, rate, np.asarray(sound, np.float32))
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def place(setup):  # noqa: F811
+    """The address of an application that is running."""
+    options = dataclasses.replace(OPTIONS, evaluations=80, candidates=3)
+    listening = serving.listen(0)
+    server = serving.server(sessions.Session(setup, options), listening)
+    thread = threading.Thread(target=server.run, args=([listening],))
+    thread.start()
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    server.should_exit = True
+    thread.join(20)
+    listening.close()
+
+
+def ask(url, data=None, **headers):
+    request = urllib.request.Request(url, data, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+def state(place):
+    with urllib.request.urlopen(f"{place}/events", timeout=60) as events:
+        return json.loads(events.readline().removeprefix(b"data: "))
+
+
+def ended(place):
+    """The step at hand, when its search is over."""
+    until = time.monotonic() + 90
+    while (step := state(place)["step"])["state"] not in ("done", "stopped"):
+        assert time.monotonic() < until and step["state"] != "failed"
+        time.sleep(0.2)
+    return step
+
+
+def refused(place, path, data, **headers):
+    status, answer = ask(f"{place}{path}", data, **headers)
+    assert 400 <= status < 500
+    return json.loads(answer)["error"]
+
+
+def test_what_cannot_be_matched_is_one_sentence(place):
+    sound = "/sound?name=a.wav&seconds=5"
+    silence = np.zeros(RATE, np.float32)
+    assert "a.wav is silent" in refused(place, sound, wav(silence))
+    assert "a.wav is not an audio" in refused(place, sound, b"no sound")
+    long = 0.1 * np.random.default_rng(0).normal(size=8_000 * 60 * 30)
+    long = np.int16(32_767 * np.clip(long, -1, 1))
+    file = io.BytesIO()
+    scipy.io.wavfile.write(file, 8_000, long)
+    assert "30 minutes long" in refused(place, sound, file.getvalue())
+    assert "seconds" in refused(place, "/sound?seconds=0", b"")
+    # Nothing is there to go on from.
+    assert "is there no more" in refused(
+        place, "/go-on", b'{"candidate": "1", "seconds": 5}'
+    )
+    assert state(place)["step"] is None
+
+
+def test_other_sites_and_names_of_this_host_are_refused(place):
+    assert ask(place)[0] == 200
+    for headers in (
+        {"Host": "evil.example"},
+        {"Origin": "http://evil.example"},
+    ):
+        assert "another site" in refused(place, "/", None, **headers)
+
+
+def test_a_sound_becomes_a_file_to_load(
+    place,
+    setup,  # noqa: F811
+    target,  # noqa: F811
+    chromium,  # noqa: F811
+    tmp_path,
+):
+    file = tmp_path / "tone.wav"
+    file.write_bytes(wav(target))
+    complaints, requests = [], []
+    page = chromium.new_page(viewport={"width": 1_200, "height": 900})
+    page.on("console", lambda m: complaints.append(m.text))
+    page.on("pageerror", lambda e: complaints.append(str(e)))
+    page.on("request", lambda r: requests.append(r.url))
+    page.goto(place)
+    page.set_input_files("#file", file)
+    page.wait_for_selector("#candidates > li", timeout=90_000)
+    found = ended(place)
+    assert found["renders"] == 80 and len(found["candidates"]) == 3
+    best = found["candidates"][0]
+    page.wait_for_selector(f"#candidates > li[data-id='{best['id']}']")
+
+    # Played, loudness-matched; one at a time.
+    page.click("#candidates > li >> nth=0 >> button.play")
+    page.wait_for_timeout(300)
+    rate, played = scipy.io.wavfile.read(
+        io.BytesIO(ask(f"{place}/sounds/{best['id']}.wav")[1])
+    )
+    assert rate == RATE and np.abs(played).max() > 0
+
+    # What is downloaded sounds as what was played.
+    with page.expect_download() as download:
+        page.click("#candidates > li >> nth=0 >> text=.syx")
+    download.value.save_as(tmp_path / "found.syx")
+    preset = reading.load(tmp_path / "found.syx", SPACE).presets[0]
+    settings = dataclasses.replace(
+        setup.settings,
+        duration=len(played) / RATE,
+        hold=found["target"]["hold"],
+    )
+    clip = engines.get("dexed", settings).render(
+        np.asarray(SPACE.to_plugin(preset), np.float32),
+        found["target"]["note"],
+    )
+    np.testing.assert_allclose(clip, played, atol=1e-5)
+
+    # What is locked stays; the step before is a click away.
+    page.click("#parts button >> text=lfo")
+    page.click("#on")
+    page.wait_for_function("!document.querySelector('#undo').disabled")
+    step = ended(place)
+    assert step["locked"] == ["lfo"]
+    number = step["number"]
+    file = tmp_path / "bank.json"
+    file.write_bytes(ask(f"{place}/presets/{number}.json")[1])
+    locked = SPACE.mask(["lfo"])
+    for other in reading.load(file, SPACE).presets:
+        np.testing.assert_allclose(other[locked], preset[locked], atol=0.06)
+    page.click("#undo")
+    page.wait_for_function("document.querySelector('#undo').disabled")
+    assert state(place)["step"]["number"] == found["number"]
+    page.close()
+    assert complaints == []
+    assert all(url.startswith((place, "data:", "blob:")) for url in requests)
+
+
+def test_parts_of_a_preset_by_name():
+    for name in ("dexed", "diva", "talnm"):
+        space = spaces.get(name)
+        together = np.concatenate(list(space.parts.values()))
+        assert sorted(together) == list(range(space.num_used))
+    mask = SPACE.mask(["op1 envelope", "lfo"])
+    names = {p.name for p, kept in zip(SPACE.used, mask, strict=True) if kept}
+    assert "op1_eg_rate_1" in names and "lfo_speed" in names
+    assert "op1_output_level" not in names and "op2_eg_rate_1" not in names
+    with pytest.raises(ValueError, match="lfoo"):
+        SPACE.mask(["lfoo"])
+
+
+def test_loudness_is_the_standards():
+    time_ = np.arange(3 * 48_000) / 48_000
+    sine = np.sin(2 * np.pi * 997 * time_)
+    # ITU-R BS.1770-5, annex 1: a sine of 997 Hz at 0 dB FS.
+    assert loudness.loudness(sine, 48_000) == pytest.approx(-3.01, abs=0.05)
+    assert loudness.loudness(0 * sine, 48_000) == loudness.SILENCE
+    quiet = loudness.gain(0.1 * sine, 0.5 * sine, 48_000)
+    assert quiet * 0.1 == pytest.approx(0.5, rel=1e-3)
+    assert loudness.gain(0 * sine, sine, 48_000) == 1.0
+
+
+def test_notes_and_holds_can_be_changed(place, target):  # noqa: F811
+    status, _ = ask(f"{place}/sound?name=b.wav&seconds=5", wav(target))
+    assert status == 200
+    asked = {"note": NOTE, "hold": HOLD, "level": -12.0, "seconds": 5}
+    status, answer = ask(
+        f"{place}/again",
+        json.dumps(asked).encode(),
+        **{"Content-Type": "application/json"},
+    )
+    assert status == 200, answer
+    step = ended(place)
+    assert step["target"]["note"] == NOTE
+    assert step["target"]["hold"] == HOLD
+    assert "note" in refused(
+        place, "/again", json.dumps({**asked, "note": 200}).encode()
+    )

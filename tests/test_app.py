@@ -157,7 +157,7 @@ def test_a_sound_becomes_a_file_to_load(
     # What is locked stays; the step before is a click away.
     page.click("#parts button >> text=lfo")
     page.click("#on")
-    page.wait_for_function("!document.querySelector('#undo').disabled")
+    page.wait_for_selector("#undo:not([disabled])")
     step = ended(place)
     assert step["locked"] == ["lfo"]
     number = step["number"]
@@ -167,7 +167,7 @@ def test_a_sound_becomes_a_file_to_load(
     for other in reading.load(file, SPACE).presets:
         np.testing.assert_allclose(other[locked], preset[locked], atol=0.06)
     page.click("#undo")
-    page.wait_for_function("document.querySelector('#undo').disabled")
+    page.wait_for_selector("#undo[disabled]")
     assert state(place)["step"]["number"] == found["number"]
     page.close()
     assert complaints == []

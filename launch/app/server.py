@@ -1,6 +1,7 @@
 """The application's HTTP side: on this machine only, and for its own page."""
 
 import asyncio
+import functools
 import io
 import json
 import math
@@ -214,10 +215,11 @@ def application(session: Session, port: int) -> ASGIApp:
 
     async def preset(request: requests.Request) -> responses.Response:
         name, ending = (request.path_params[k] for k in ("name", "ending"))
-        read = session.bank if name.isdecimal() else session.file
-        data = await concurrency.run_in_threadpool(
-            read, int(name) if name.isdecimal() else name, f".{ending}"
-        )
+        if name.isdecimal():
+            read = functools.partial(session.bank, int(name), f".{ending}")
+        else:
+            read = functools.partial(session.file, name, f".{ending}")
+        data = await concurrency.run_in_threadpool(read)
         return responses.Response(
             data, 200, _HEADERS, "application/octet-stream"
         )

@@ -427,7 +427,9 @@ class Session:
             target, match.presets, match.clips, match.distances["a_mean"], found
         )
         if alike and parents is not None:
-            near = [parent.tobytes() for parent in np.float32(parents)]
+            near = [
+                parent.tobytes() for parent in np.asarray(parents, np.float32)
+            ]
             candidates.sort(key=lambda c: near.index(c.preset.tobytes()))
         for stage in match.stages:
             if stage["stage"] == "neighbours" and parents is None:

@@ -32,6 +32,8 @@ _SEARCHED = 120.0
 _DECODER = pathlib.Path(__file__).with_name("decoder.py")
 # MIDI notes that are told apart: C1 to C8.
 _LOWEST, _HIGHEST = 24, 108
+# Cents by which a partial may waver around its place.
+_WAVER = 80
 # YIN's absolute threshold: the aperiodic share of a voiced frame's power.
 _APERIODIC = 0.15
 
@@ -320,6 +322,57 @@ def _vertex(left: float, middle: float, right: float) -> float:
     """Where the parabola through three neighbours has its minimum."""
     curvature = left - 2 * middle + right
     return 0.0 if curvature <= 0 else 0.5 * (left - right) / curvature
+
+
+def chord(audio: Float[np.ndarray, " samples"], sample_rate: int) -> bool:
+    """Whether a sound seems to hold two notes or more.
+
+    The lowest strong partial or its half is taken for the fundamental of one
+    note. There is another note where a strong partial is no
+    multiple of it, and has at least two multiples of its own that are not
+    either. So octaves and fifths pass for one note, and most bells, whose
+    partials are no multiples of anything, do too.
+
+    Args:
+      audio: a sound; its loudest second counts.
+      sample_rate: sample rate, in Hz.
+    """
+    seconds = max(len(audio) // sample_rate, 1)
+    parts = np.array_split(audio, seconds)
+    part = max(parts, key=lambda x: float(np.square(x).sum()))
+    size = 1 << (4 * len(part) - 1).bit_length()
+    # Its side lobes are below what counts here.
+    level = np.abs(np.fft.rfft(part * np.blackman(len(part)), size))
+    level = 20 * np.log10(np.maximum(level / max(level.max(), 1e-9), 1e-9))
+    top = (level[1:-1] > level[:-2]) & (level[1:-1] >= level[2:])
+    place = np.flatnonzero(top & (level[1:-1] > -45)) + 1
+    hertz, level = place * sample_rate / size, level[place]
+    kept = (hertz > 50) & (hertz < 5_000)
+    # Where a partial wavers, its highest peak stands for all.
+    near = np.abs(np.log2(hertz[:, None] / hertz)) < _WAVER / 1200
+    kept &= level >= np.where(near, level, -np.inf).max(1, initial=-np.inf)
+    hertz, level = hertz[kept], level[kept]
+    strong = hertz[level > -20]
+    # Noise is full of peaks.
+    if not 0 < len(strong) < 25:
+        return False
+
+    def apart(multiples: np.ndarray) -> np.ndarray:
+        """Cents from the nearest whole number."""
+        whole = np.maximum(np.rint(multiples), 1)
+        return np.abs(1200 * np.log2(multiples / whole))
+
+    def another(fundamental: float) -> bool:
+        foreign = hertz[apart(hertz / fundamental) > 40]
+        own = strong[apart(strong / fundamental) > 40]
+        for other in own[own < 4 * strong[0]]:
+            multiples = foreign[foreign > 1.5 * other] / other
+            near = np.rint(multiples)[apart(multiples) < 25]
+            if len(set(near[near <= 5])) >= 2:
+                return True
+        return False
+
+    return all(another(strong[0] / part) for part in (1, 2))
 
 
 def hold(audio: Float[np.ndarray, " samples"], sample_rate: int) -> float:

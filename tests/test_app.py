@@ -81,6 +81,14 @@ def refused(place, path, data, **headers):
     return json.loads(answer)["error"]
 
 
+def heard(page):
+    """Waits for a sound: the page's own policy forbids `wait_for_function`."""
+    until = time.monotonic() + 20
+    while not page.evaluate("!player.paused && player.currentTime > 0"):
+        assert time.monotonic() < until
+        page.wait_for_timeout(50)
+
+
 def test_what_cannot_be_matched_is_one_sentence(place):
     sound = "/sound?name=a.wav&seconds=5"
     silence = np.zeros(RATE, np.float32)
@@ -131,8 +139,19 @@ def test_a_sound_becomes_a_file_to_load(
     page.wait_for_selector(f"#candidates > li[data-id='{best['id']}']")
 
     # Played, loudness-matched; one at a time.
+    playing = (
+        "[...document.querySelectorAll('.playing')].map(r => r.dataset.id)"
+    )
     page.click("#candidates > li >> nth=0 >> button.play")
-    page.wait_for_timeout(300)
+    heard(page)
+    assert page.evaluate(playing) == [best["id"]]
+    page.keyboard.press("j")  # the next one takes over
+    heard(page)
+    assert page.evaluate(playing) == [found["candidates"][1]["id"]]
+    page.keyboard.press("t")
+    page.wait_for_selector("#target.playing")
+    page.keyboard.press("Escape")
+    assert page.evaluate("player.paused") and page.evaluate(playing) == []
     rate, played = scipy.io.wavfile.read(
         io.BytesIO(ask(f"{place}/sounds/{best['id']}.wav")[1])
     )
@@ -169,9 +188,37 @@ def test_a_sound_becomes_a_file_to_load(
     page.click("#undo")
     page.wait_for_selector("#undo[disabled]")
     assert state(place)["step"]["number"] == found["number"]
+
+    # The bank's presets that are like it; a recording from the microphone.
+    page.keyboard.press("m")
+    page.wait_for_selector("#history li:nth-child(3)")
+    step = ended(place)
+    assert step["title"].startswith("more like #") and step["renders"] == 12
+    bank = {preset.tobytes() for preset in setup.bank.presets}
+    file.write_bytes(ask(f"{place}/presets/{step['number']}.json")[1])
+    alike = reading.load(file, SPACE).presets
+    assert {preset.tobytes() for preset in alike} <= bank
+    page.click("#record")
+    page.wait_for_timeout(1_500)
+    page.click("#record")
+    page.wait_for_selector("#history li:nth-child(4)")
+    assert "recording" in ended(place)["title"]
     page.close()
     assert complaints == []
     assert all(url.startswith((place, "data:", "blob:")) for url in requests)
+
+
+def test_what_is_odd_about_a_sound_is_told(place):
+    time_ = np.arange(RATE) / RATE
+    notes = 262 * 2 ** (np.array([0, 4, 7]) / 12)
+    waves = 2 * np.pi * notes[:, None, None] * np.arange(1, 6)[:, None] * time_
+    chord = 0.1 * np.sin(waves).mean((0, 1))
+    noise = 0.1 * np.random.default_rng(0).normal(size=RATE)
+    for sound, words in ((chord, "more than one note"), (noise, "no clear")):
+        assert ask(f"{place}/sound?name=c.wav&seconds=5", wav(sound))[0] == 200
+        step = state(place)["step"]
+        assert words in " ".join(step["target"]["remarks"])
+        ended(place)
 
 
 def test_parts_of_a_preset_by_name():

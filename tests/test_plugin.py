@@ -1,13 +1,19 @@
 """Plug-ins by the documented commands, from a scaffold to matched sounds."""
 
+import contextlib
 import dataclasses
 import importlib.util
+import io
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
+import time
+import urllib.request
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -281,6 +287,59 @@ def test_from_a_sound_to_a_preset(checkout, proxy_run, target):
     default = np.array([p.default for p in space.parameters])
     others = [engine.render(mean), engine.render(default)]
     assert best < 0.5 * a_mean(others, heard).min()
+
+
+def test_a_plugin_in_the_application(checkout, proxy_run, target):
+    file, engine = target
+    words = ["--port=0", "--evaluations=24", "--candidates=2"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "launch.app", f"--run={proxy_run}", *words],
+        cwd=checkout,
+        env={
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "FIXTURE_VST3": str(plugin()),
+        },
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as application:
+        try:
+            lines = application.stdout or ()
+            found = (re.search(r"http://\S+", line) for line in lines)
+            address = next(match.group() for match in found if match)
+
+            def ask(path, data=None):
+                with urllib.request.urlopen(
+                    f"{address}/{path}", data, timeout=120
+                ) as answer:
+                    if path == "events":
+                        return answer.readline().removeprefix(b"data: ")
+                    return answer.read()
+
+            ask("sound?name=a.wav&seconds=5", file.read_bytes())
+            told: dict[str, Any] = {}
+            step: dict[str, Any] = {"state": ""}
+            while step["state"] != "done":
+                time.sleep(0.2)
+                told = json.loads(ask("events"))
+                step = told["step"]
+                assert step["state"] != "failed", step["message"]
+            assert told["endings"] == [".vstpreset", ".json"]
+            # The plug-in's noise floor stands beside its distances.
+            floor = noise.read(proxy_run.parent / "data" / "synthetic")
+            assert floor and told["floor"] == noise.worst(floor)["a_mean"]
+            best = step["candidates"][0]
+            assert best["graph"] is None
+            state = ask(f"presets/{best['id']}.vstpreset")
+            _, clip = wavfile.read(io.BytesIO(ask(f"sounds/{best['id']}.wav")))
+        finally:
+            application.terminate()
+    played = step["target"]
+    settings = dataclasses.replace(engine.settings, hold=played["hold"])
+    values = engine.read_state(state, "vstpreset")
+    with contextlib.closing(engine.at(settings)) as renderer:
+        again = renderer.render(values, played["note"])
+    np.testing.assert_allclose(again, clip, atol=1e-6)
 
 
 def test_from_a_sound_through_an_estimator(checkout, proxy_run, target):

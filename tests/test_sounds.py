@@ -207,6 +207,21 @@ def test_noise_has_no_pitch():
     assert sounds.pitch(0.1 * noise, RATE) is None
 
 
+def test_chords_are_told_from_notes_and_noise():
+    third, fifth = note(64), note(67)
+    assert sounds.chord(note(60) + third + fifth, RATE)
+    assert sounds.chord(note(60) + third, RATE)
+    for one in (note(60), note(60, harmonics=1), note(60) + note(72)):
+        assert not sounds.chord(one, RATE)
+    # A fundamental that is missing, and partials that are no multiples.
+    time = np.arange(RATE) / RATE
+    for partials in ((2, 3, 4, 5), (1, 2.76, 5.4, 8.93)):
+        waves = [np.sin(2 * np.pi * 220 * p * time) / p for p in partials]
+        assert not sounds.chord(np.mean(waves, axis=0), RATE)
+    assert not sounds.chord(np.random.default_rng(0).normal(size=RATE), RATE)
+    assert not sounds.chord(np.zeros(RATE, np.float32), RATE)
+
+
 def test_release_is_heard():
     audio = np.concatenate([note(seconds=2.0), note(seconds=1.0)])
     time = np.arange(len(audio)) / RATE

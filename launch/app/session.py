@@ -5,6 +5,7 @@ order, so that one can go back and forth. Nothing is written to disk.
 """
 
 import dataclasses
+import functools
 import itertools
 import pathlib
 import threading
@@ -186,6 +187,11 @@ class Session:
             remarks.append(
                 f"no clear pitch: played at note {note}; if it has one, set it"
             )
+        if sounds.chord(audio, rate):
+            remarks.append(
+                "more than one note, it seems: a voice plays one, so match "
+                "the notes one by one"
+            )
         hold = round(sounds.hold(audio, rate), 2)
         level = round(20 * float(np.log10(np.abs(audio).max())), 1)
         self._search_for(
@@ -240,18 +246,20 @@ class Session:
         mask = space.mask(locked)
         if mask.all():
             raise ValueError("everything is locked: unlock what may change")
-        key = jax.random.key(self.options.seed)
-        varied = priors.propose(
-            key, jnp.asarray(origin.preset[None]), space, _VARIATIONS
-        )
+
+        def varied() -> np.ndarray:
+            key, own = jax.random.key(self.options.seed), origin.preset[None]
+            found = priors.propose(key, jnp.asarray(own), space, _VARIATIONS)
+            return np.concatenate([own, np.asarray(found)])
+
         kept = ", ".join(locked)
         self._begin(
-            f"on from {origin.id}" + (f", {kept} kept" if kept else ""),
+            f"on from {_label(origin)}" + (f", {kept} kept" if kept else ""),
             origin.target,
             seconds,
             origin=origin,
             locked=tuple(locked),
-            parents=np.concatenate([origin.preset[None], np.asarray(varied)]),
+            propose=varied,
             kept=refine.Kept(origin.preset, mask),
         )
 
@@ -265,19 +273,25 @@ class Session:
           ValueError: there is no such candidate.
         """
         origin, setup = self._candidate(candidate), self.setup
-        relaxed = setup.space.to_relaxed(jnp.asarray(origin.preset[None]))
-        embedding = setup.proxy.apply(
-            setup.proxy_variables, relaxed, train=False
-        )
-        rows, _ = refine.nearest(
-            embedding[0], jnp.asarray(setup.bank.embeddings), _ALIKE
-        )
+
+        def near() -> np.ndarray:
+            embedding = _embedding(
+                setup.proxy,
+                setup.space,
+                setup.proxy_variables,
+                jnp.asarray(origin.preset),
+            )
+            rows, _ = refine.nearest(
+                embedding, jnp.asarray(setup.bank.embeddings), _ALIKE
+            )
+            return setup.bank.presets[np.asarray(rows)]
+
         self._begin(
-            f"more like {origin.id}",
+            f"more like {_label(origin)}",
             origin.target,
             self.options.seconds,
             origin=origin,
-            parents=setup.bank.presets[np.asarray(rows)],
+            propose=near,
             stages=("neighbours",),
         )
 
@@ -388,14 +402,14 @@ class Session:
         step: Step,
         stopping: threading.Event,
         *,
-        parents: np.ndarray | None = None,
+        propose: Callable[[], np.ndarray] | None = None,
         kept: refine.Kept | None = None,
         stages: tuple[str, ...] | None = None,
     ) -> None:
         options, target = self.options, step.target
         if stages is None:
             stages = options.stages
-            if parents is not None:
+            if propose is not None:
                 stages = tuple(s for s in stages if s != "estimator")
         options = dataclasses.replace(
             options, stages=stages, seconds=step.seconds
@@ -408,6 +422,8 @@ class Session:
         if stopping.is_set():
             return
         step.state = "searching"
+        self.version += 1
+        parents = None if propose is None else propose()
         found: dict[bytes, Candidate] = {}
         alike = stages == ("neighbours",)
         match = search.search(
@@ -627,6 +643,20 @@ class Session:
                 for candidate in step.candidates
             ],
         }
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _embedding(
+    proxy: Any, space: ParameterSpace, variables: Any, preset: jax.Array
+) -> jax.Array:
+    """What the proxy says that a preset sounds like."""
+    relaxed = space.to_relaxed(preset[None])
+    return proxy.apply(variables, relaxed, train=False)[0]
+
+
+def _label(candidate: Candidate) -> str:
+    """What the page calls a candidate."""
+    return f"#{candidate.id[1:]}"
 
 
 def _written(

@@ -396,19 +396,16 @@ const offer = () => {
     onclick: () => lock([part]),
   });
   const words = (part) => part.replace(/[_:]/g, " ");
-  const items = [], two = new Set();
+  const groups = new Map();
   for (const part of state.parts) {
     const [module, kind] = part.split(" ");
-    if (!kind) {
-      const alone = button(part, words(part));
-      alone.className = "alone";
-      items.push(alone);
-      continue;
+    if (!kind) groups.set(part, [button(part, words(part))]);
+    else {
+      if (!groups.has(module)) groups.set(module, [make("span", { textContent: words(module) })]);
+      groups.get(module).push(button(part, kind));
     }
-    if (!two.has(module)) items.push(make("span", { textContent: words(module) }));
-    two.add(module);
-    items.push(button(part, kind));
   }
+  const items = [...groups.values()].map((group) => make("div", {}, ...group));
   $("#parts").replaceChildren(...items);
 };
 $("#on").onclick = () => chosen && goOn(chosen);

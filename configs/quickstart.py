@@ -22,33 +22,36 @@ from typing import Any
 
 from configs import common, dexed, paper
 
-# The number of training presets when none is given, and passes over them.
-_PRESETS, _EPOCHS = 16_384, 20
+# The number of training presets when none stands behind a colon.
+_PRESETS = "16384"
 
 
-def _name(presets: str) -> str:
-    return f"quickstart_{presets}" if presets else "quickstart"
-
-
-def _epochs(epochs: int, presets: str) -> int:
+def _epochs(epochs: int, presets: int) -> int:
     """As many steps as so many epochs of `_PRESETS`, or to a whole epoch."""
-    return -(-epochs * _PRESETS // int(presets or _PRESETS))
+    return -(-epochs * int(_PRESETS) // presets)
 
 
-def get_config(presets=""):
+def get_config(presets=_PRESETS):
+    if not presets.isdecimal() or int(presets) < 1_024:
+        raise ValueError(
+            f"configs/quickstart.py:{presets}: give a number of training "
+            "presets, at least 1024"
+        )
     config = common.proxy_config("dexed", "hn_oh")
-    config.name = _name(presets)
+    config.name = "quickstart"
+    if presets != _PRESETS:
+        config.name += f"_{presets}"
 
     config.audio_model = "transport640"
     config.data = f"data/{config.name}"
-    config.num_train = int(presets or _PRESETS)
+    config.num_train = int(presets)
     config.validation = (64, 64)
     config.num_test = 4_096
     config.shard_size = 1_024
     config.prior.update({"uniform": 0.0, "fitted": 1.0})
 
     common.few_presets(config, 64)
-    config.epochs = _epochs(_EPOCHS, presets)
+    config.epochs = _epochs(config.epochs, config.num_train)
     # Few presets for 6 million weights: without decay, they are memorised.
     config.optimizer.weight_decay = 0.3
     config.optimizer.learning_rate = 3e-3
@@ -109,16 +112,16 @@ def _small(encoder: str, presets: str) -> Any:
     config.name += f"_{encoder}"
     config.encoder, config.average = encoder, 0.0
     config.update(SMALL[encoder])
-    config.epochs = _epochs(config.epochs, presets)
+    config.epochs = _epochs(config.epochs, config.num_train)
     steps = config.num_train // config.batch * config.epochs
     config.optimizer.cosine_steps = steps - config.optimizer.warmup_steps
     return config
 
 
-def get_plan(presets: str = "") -> dict[str, Any]:
+def get_plan(presets: str = _PRESETS) -> dict[str, Any]:
     """Everything in small, see `configs.paper.get_plan`."""
-    name = _name(presets)
     hn, mlp = get_config(presets), get_config(presets)
+    name = hn.name
     mlp.name, mlp.encoder = f"{name}_mlp", "mlp_oh"
     tuned = get_config(presets)
     tuned.name, tuned.init = f"{name}_finetuned", hn.run

@@ -255,3 +255,22 @@ def test_ends_of_intervals():
 def test_schedules_are_documented_where_they_are_chosen():
     for name in schedules.names():
         assert name in str(dexed.__doc__)
+
+
+def test_the_quickstart_takes_more_presets_in_as_many_steps():
+    def steps(config):
+        return config.num_train // config.batch * config.epochs
+
+    small, large = (
+        {c.encoder: c for c in plan["proxies"]}
+        for plan in (quickstart.get_plan(), quickstart.get_plan("65536"))
+    )
+    for name, config in large.items():
+        epoch = config.num_train // config.batch
+        assert 0 <= steps(config) - steps(small[name]) < epoch
+        assert config.num_train == 65_536
+        assert config.data != small[name].data
+        assert config.run != small[name].run
+    for wrong in ("0", "many"):
+        with pytest.raises(ValueError, match=f"{wrong}: give a number"):
+            quickstart.get_config(wrong)

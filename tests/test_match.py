@@ -327,9 +327,9 @@ def test_shown_candidates_differ_where_they_can():
     presets[1, 0] = 1  # like the best but for one parameter
     presets[2, :5] = 1
     presets[3, 5:] = 1
-    chosen = searching._different(presets, 3, 4)
+    chosen = searching.different(presets, 3, 4)
     np.testing.assert_array_equal(np.flatnonzero(chosen), [0, 2, 3])
-    assert searching._different(presets, 5, 4).sum() == 5
+    assert searching.different(presets, 5, 4).sum() == 5
 
 
 # The command -----------------------------------------------------------------

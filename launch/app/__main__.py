@@ -12,7 +12,6 @@ found is forgotten when it ends (Ctrl-C).
 from absl import flags
 
 from launch import cli
-from launch.app import server, session
 from launch.match import files, judge
 from launch.runs import checkpoints, devices, noise
 
@@ -42,6 +41,12 @@ _WORKERS = flags.DEFINE_integer(
 
 def main() -> None:
     """Runs the command."""
+    try:
+        from launch.app import server, session
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"the application needs {error.name}: pip install -e '.[run,app]'"
+        ) from error
     print(devices.describe(), flush=True)
     listening = server.listen(_PORT.value)
     run = checkpoints.place(_RUN.value)

@@ -11,12 +11,14 @@ import pathlib
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyloudnorm
 from jaxtyping import Float
 
 from datasets import sounds
@@ -25,7 +27,7 @@ from launch import cli
 from launch.match import judge, search
 from launch.runs import plots
 from launch.runs.opened import Setup
-from matching import distances, loudness, refine
+from matching import distances, refine
 from proxy import priors
 from proxy.space import ParameterSpace
 
@@ -292,7 +294,7 @@ class Session:
             self.options.seconds,
             origin=origin,
             propose=near,
-            stages=("neighbours",),
+            alike=True,
         )
 
     def stop(self) -> None:
@@ -334,7 +336,7 @@ class Session:
             level=level,
             remarks=remarks,
             detected=detected,
-            gain=loudness.gain(audio, audio, rate),
+            gain=gain(audio, audio, rate),
         )
         self._known[target.id] = target
         self._begin(f"{name}, note {note}", target, seconds)
@@ -404,15 +406,16 @@ class Session:
         *,
         propose: Callable[[], np.ndarray] | None = None,
         kept: refine.Kept | None = None,
-        stages: tuple[str, ...] | None = None,
+        alike: bool = False,
     ) -> None:
         options, target = self.options, step.target
-        if stages is None:
-            stages = options.stages
-            if propose is not None:
-                stages = tuple(s for s in stages if s != "estimator")
+        stages, count = options.stages, options.candidates
+        if alike:
+            stages, count = ("neighbours",), _ALIKE
+        elif propose is not None:
+            stages = tuple(s for s in stages if s != "estimator")
         options = dataclasses.replace(
-            options, stages=stages, seconds=step.seconds
+            options, stages=stages, candidates=count, seconds=step.seconds
         )
         if len(target.audio) not in self._warm and not options.evaluations:
             step.state = "compiling"
@@ -425,15 +428,12 @@ class Session:
         self.version += 1
         parents = None if propose is None else propose()
         found: dict[bytes, Candidate] = {}
-        alike = stages == ("neighbours",)
         match = search.search(
             self.setup,
             target.audio,
             target.note,
             target.hold,
-            dataclasses.replace(options, candidates=_ALIKE)
-            if alike
-            else options,
+            options,
             parents=parents,
             kept=kept,
             watch=self._watcher(step, stopping, found, parents is None),
@@ -475,7 +475,7 @@ class Session:
                 shown == np.inf or time.monotonic() > looked + _EVERY
             ):
                 best = judging.best(64)
-                best = best[search._different(best, count, least)]
+                best = best[search.different(best, count, least)]
                 new = [p for p in best if p.tobytes() not in found]
                 if new:
                     clips, apart = judging.measure(np.stack(new), ("a_mean",))
@@ -510,7 +510,7 @@ class Session:
                     preset=np.array(preset, np.float32),
                     audio=clip,
                     a_mean=float(distance),
-                    gain=loudness.gain(clip, target.audio, rate),
+                    gain=gain(clip, target.audio, rate),
                 )
                 found[preset.tobytes()] = candidate
                 self._known[candidate.id] = candidate
@@ -643,6 +643,33 @@ class Session:
                 for candidate in step.candidates
             ],
         }
+
+
+def gain(
+    audio: Float[np.ndarray, " samples"],
+    reference: Float[np.ndarray, " samples"],
+    sample_rate: int,
+) -> float:
+    """The factor at which a sound is as loud as another one (ITU-R BS.1770).
+
+    Args:
+      audio: the sound, at least 0.4 s long.
+      reference: the other one, taken as played so that it peaks at a half,
+        which leaves room for sounds with higher peaks.
+      sample_rate: sample rate of both, in Hz.
+
+    Returns:
+      The factor; less where the sound would exceed full scale, and 1 for a
+      sound that is silent.
+    """
+    meter = pyloudnorm.Meter(sample_rate)
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # logarithms and means of silence
+        own, wanted = map(meter.integrated_loudness, (audio, reference))
+    if not np.isfinite(own - wanted):
+        return 1.0
+    factor = 0.5 / float(np.abs(reference).max()) * 10 ** ((wanted - own) / 20)
+    return float(min(factor, 1 / np.abs(audio).max()))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -13,6 +13,7 @@ finished.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 
@@ -21,7 +22,7 @@ from absl import flags
 from datasets import sounds
 from launch import cli
 from launch.match import files, judge, output
-from launch.runs import checkpoints, devices, noise, opened
+from launch.runs import checkpoints, devices, noise
 
 _RUN = flags.DEFINE_string("run", "pretrained:dexed", "Run directory.")
 _OUT = flags.DEFINE_string("out", "matches", "Folder for results.")
@@ -100,9 +101,9 @@ def main(words: list[str]) -> None:
     }
     out = pathlib.Path(_OUT.value)
 
-    def open_setup() -> opened.Setup:
-        return files.open_setup(run, _PLUGIN.value, _PRESETS.value)
-
+    open_setup = functools.partial(
+        files.open_setup, run, _PLUGIN.value, _PRESETS.value
+    )
     items = sounds.find(words)
     matched = list(files.match(items, out, open_setup, options, asked))
     results = [result for result in matched if result is not None]

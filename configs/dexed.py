@@ -26,7 +26,7 @@ there are (`launch.precompute --task`). The small ones: two CPU cores, a quarter
 of an hour for 77,824 presets, minutes for the training.
 """
 
-from configs import common, matching
+from configs import common, matching, voices
 
 ENCODERS = {
     "mlp_oh": common.Published(1.2e-2, 0.78, 0.998, 8e-6, 0.4685),
@@ -66,6 +66,7 @@ ROWS = {
         },
         label_smoothing=0.02,
     ),
+    "match_embedding": lambda: matching.embedding_config(voices.get_config()),
 }
 
 

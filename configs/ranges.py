@@ -53,6 +53,11 @@ FIELDS: dict[str, str | tuple[str, ...]] = {
     "host.dead": "[0, 1] or None",
     "workers": "whole [0, 1e4]",
     # Encoder and estimator.
+    "hears": ("spectrogram", "embedding"),
+    "network.hidden": "whole [1, 1e5]",
+    "network.blocks": "whole [0, 1e3]",
+    "network.token": "whole [1, 1e5]",
+    "network.noise": "[0, 1e3]",
     "encoder": _TEXT,
     "proxy": _TEXT,
     "sizes.hidden": "whole [1, 1e5] or None",
@@ -105,7 +110,7 @@ FIELDS: dict[str, str | tuple[str, ...]] = {
 }
 
 # Fields that a saved config may lack: what reads them knows what that means.
-_LATER = {"checkpoints", "data_seed", "host.dead"}
+_LATER = {"checkpoints", "data_seed", "host.dead", "hears"}
 
 _INTERVAL = re.compile(r"(two )?(whole )?([\[(])(\S+), (\S+)([\])])( or None)?")
 

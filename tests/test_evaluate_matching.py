@@ -38,6 +38,7 @@ def test_the_nearest_neighbour_of_a_bank_sound_is_itself(opened):
     bank = opened.handcrafted.columns("train")
     goal = estimator.Targets(
         clips=np.zeros((3, 10), np.float32),
+        heard=np.zeros((3, 10), np.float32),
         names=["a", "b", "c"],
         notes=[60] * 3,
         hold=1.0,

@@ -51,6 +51,7 @@ from launch.evaluate import comparison, notes
 from launch.evaluate.comparison import ESTIMATOR, IN_DOMAIN, OUT_OF_DOMAIN
 from launch.runs import build, opened, plots, rendering
 from matching import distances
+from matching.transpose import transpose
 from proxy.space import ParameterSpace
 
 _FOLDER, _FILE = "matching", "evaluation.json"
@@ -65,7 +66,8 @@ class Targets:
       names: a name for each sound.
       notes: MIDI note of each sound.
       hold: seconds that the notes are held.
-      embeddings: what the audio model makes of the sounds.
+      heard: the sounds at the note of the run, see `matching.transpose`.
+      embeddings: what the audio model makes of those.
       presets: presets that made the sounds, None where nobody knows.
     """
 
@@ -73,6 +75,7 @@ class Targets:
     names: Sequence[str]
     notes: Sequence[int]
     hold: float
+    heard: Float[np.ndarray, "sounds samples"]
     embeddings: Float[np.ndarray, "sounds embedding"]
     presets: Float[np.ndarray, "sounds parameters"] | None
 
@@ -123,13 +126,15 @@ def _in_domain(run: opened.MatchingRun, options: Options) -> Targets:
     rows = np.arange(source.spec.rows("test"))
     rows = rows[_some(len(rows), options.limit, run.config.evaluation.seed)]
     names = run.names("test")
+    clips = shards.dequantise(
+        columns["audio"][rows], columns["audio_scale"][rows]
+    )
     return Targets(
-        clips=shards.dequantise(
-            columns["audio"][rows], columns["audio_scale"][rows]
-        ),
+        clips=clips,
         names=[names[row] for row in rows],
         notes=[run.settings.note] * len(rows),
         hold=run.settings.hold,
+        heard=clips,
         embeddings=columns["embedding"][rows],
         presets=columns["preset"][rows],
     )
@@ -146,17 +151,17 @@ def _out_of_domain(run: opened.MatchingRun, options: Options) -> Targets:
     chosen = [found[row] for row in rows]
     settings = run.settings
     clips = nsynth.load(chosen, settings.sample_rate, settings.samples)
-    embeddings = loader.map_blocks(
-        build.embedder(run.config.audio_model, run.config.weights),
-        clips,
-        size=run.config.embed_batch,
+    moved = zip(clips, chosen, strict=True)
+    heard = np.stack(
+        [transpose(clip, settings.note - note.pitch) for clip, note in moved]
     )
     return Targets(
         clips=clips,
         names=[note.name for note in chosen],
         notes=[note.pitch for note in chosen],
         hold=nsynth.HOLD,
-        embeddings=embeddings,
+        heard=heard,
+        embeddings=opened.embed(run.config, heard),
         presets=None,
     )
 
@@ -363,7 +368,7 @@ def _evaluate(
         "sets": {},
     }
     for where, (goal, renderer, scored) in prepared.items():
-        logits = opened.estimate(run, goal.clips)
+        logits = opened.estimate(run, goal.heard)
         predicted = opened.decode(logits, run.space)
         ours = _score(run, renderer, goal, predicted, options, ESTIMATOR)
         inside = folder / slug(where)

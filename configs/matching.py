@@ -252,7 +252,7 @@ def embedding_config(base: Any) -> Any:
     )
     # The rate falls to this, along a cosine, and not at a plateau.
     config.optimizer.minimum = 1e-5
-    config.plateau.factor = 1.0
+    config.plateau.patience = 1_000_000
     config.validate_every = 2
     config.validation_rows = 256
     return config

@@ -96,7 +96,7 @@ FIELDS: dict[str, str | tuple[str, ...]] = {
     "optimizer.eps": "(0, 1]",
     "optimizer.weight_decay": "[0, 1e6]",
     "optimizer.clip_norm": "[0, 3e38]",
-    "plateau.factor": "(0, 1]",
+    "plateau.factor": "(0, 1)",
     "plateau.patience": "whole [0, 1e6]",
     # Records, validation and test.
     "log_every": "whole [1, 1e12]",

@@ -25,6 +25,8 @@ def folder(tmp_path_factory):
         config.seed = seed
         config.decoding = "relaxed"
         matching.save_estimator(config)
+    config = matching.embedding_config(folder, "ploss", "reads_0")
+    matching.save_estimator(config)
     write(folder / "notes", seconds=0.5)
     return folder
 
@@ -125,7 +127,8 @@ def test_runs_are_compared_sound_by_sound_over_seeds():
 
 def test_the_command_writes_sounds_presets_and_tables(folder):
     floor = matching.note_noise(folder / "data")
-    runs = [str(folder / name) for name in ("ploss_0", "mix_0", "mix_1")]
+    names = ("ploss_0", "mix_0", "mix_1", "reads_0")
+    runs = [str(folder / name) for name in names]
     output = finish(
         start(
             "evaluate",

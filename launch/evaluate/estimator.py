@@ -4,11 +4,12 @@
     python -m launch.evaluate --runs RUN,RUN,RUN --nsynth FOLDER --out DIR
 
 Every prediction is rendered with the real engine and compared with its
-target: in-domain, the test split of the hand-crafted presets; out of domain,
-notes of a folder in NSynth's format, rendered at their pitch and held as long
-as they are. Baselines for the same targets: the mean preset of the training
-split, a random one of it, and the one whose sound is nearest in the space of
-the audio model.
+target: in-domain, the test split of the hand-crafted presets but for near
+copies of training presets (`proxy.splits.near_copies`); out of domain, notes of
+a folder in NSynth's format, rendered at their pitch and held as long as they
+are, and heard at the note of the run (`matching.transpose`). Baselines for the
+same targets: the mean preset of the training split, a random one of it, and the
+one whose sound is nearest in the space of the audio model.
 
 Several runs are compared by schedule and decoding: seeds are averaged sound
 by sound, intervals are bootstrapped over sounds (95 %), and each pair of
@@ -18,10 +19,12 @@ Files, below RUN/matching (or DIR, for several runs: comparison.json and
 comparison_<set>.png):
 
     evaluation.json
-      run, step, schedule, decoding, seed, stand_in (whether synthetic
-      presets stand in for hand-crafted ones), sample_rate, options
+      run, step, hears, num_train, schedule, decoding, seed, stand_in
+      (whether synthetic presets stand in for hand-crafted ones),
+      sample_rate, options
       sets: {"in-domain" | "out-of-domain":
         names, notes: of the targets, [sounds]
+        near_copies: how many presets are left out as such
         audio: {position of an exported target: file}
         methods: {"estimator" | "mean preset" | "random preset" |
           "nearest neighbour":
@@ -52,6 +55,7 @@ from launch.evaluate.comparison import ESTIMATOR, IN_DOMAIN, OUT_OF_DOMAIN
 from launch.runs import build, opened, plots, rendering
 from matching import distances
 from matching.transpose import transpose
+from proxy import splits
 from proxy.space import ParameterSpace
 
 _FOLDER, _FILE = "matching", "evaluation.json"
@@ -69,6 +73,8 @@ class Targets:
       heard: the sounds at the note of the run, see `matching.transpose`.
       embeddings: what the audio model makes of those.
       presets: presets that made the sounds, None where nobody knows.
+      near_copies: how many sounds are left out, their presets being near
+        copies of training presets.
     """
 
     clips: Float[np.ndarray, "sounds samples"]
@@ -78,6 +84,7 @@ class Targets:
     heard: Float[np.ndarray, "sounds samples"]
     embeddings: Float[np.ndarray, "sounds embedding"]
     presets: Float[np.ndarray, "sounds parameters"] | None
+    near_copies: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +130,15 @@ def _in_domain(run: opened.MatchingRun, options: Options) -> Targets:
     columns = source.columns(
         "test", ("preset", "embedding", "audio", "audio_scale")
     )
-    rows = np.arange(source.spec.rows("test"))
+    near = splits.near_copies(
+        columns["preset"], source.columns("train")["preset"]
+    )
+    rows = np.flatnonzero(~near)
+    if not len(rows):
+        raise ValueError(
+            f"{source.directory}: every test preset is a near copy of a "
+            "training preset; add some to config.presets"
+        )
     rows = rows[_some(len(rows), options.limit, run.config.evaluation.seed)]
     names = run.names("test")
     clips = shards.dequantise(
@@ -137,6 +152,7 @@ def _in_domain(run: opened.MatchingRun, options: Options) -> Targets:
         heard=clips,
         embeddings=columns["embedding"][rows],
         presets=columns["preset"][rows],
+        near_copies=int(near.sum()),
     )
 
 
@@ -359,6 +375,8 @@ def _evaluate(
     content: dict[str, Any] = {
         "run": str(path),
         "step": run.step,
+        "hears": config.get("hears", "spectrogram"),
+        "num_train": config.num_train,
         "schedule": config.schedule,
         "decoding": config.decoding,
         "seed": config.seed,
@@ -376,6 +394,7 @@ def _evaluate(
         entry: dict[str, Any] = {
             "names": list(goal.names),
             "notes": [int(note) for note in goal.notes],
+            "near_copies": goal.near_copies,
             "audio": _export(inside / "target", goal.clips, rate, chosen),
             "methods": {},
         }

@@ -1,4 +1,5 @@
 import ast
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -239,7 +240,7 @@ def test_too_short_a_clip_is_refused():
         estimator.spectrogram(jnp.zeros((1, 300)))
 
 
-SMALL = {"hidden": 32, "blocks": 1, "token": 16}
+SMALL: dict[str, Any] = {"hidden": 32, "blocks": 1, "token": 16}
 
 
 @pytest.mark.parametrize("name", ["dexed", "diva", "talnm"])
@@ -292,7 +293,8 @@ def test_exchanging_tokens_of_operators_exchanges_their_logits():
 def test_noise_and_dropout_take_part_in_training_only():
     space = spaces.get("talnm")
     heard = jax.random.normal(jax.random.key(0), (3, 24))
-    for options in ({"noise": 0.5}, {"dropout": 0.5}):
+    kinds: tuple[dict[str, Any], ...] = ({"noise": 0.5}, {"dropout": 0.5})
+    for options in kinds:
         network = estimator.ModuleEstimator(space, **SMALL, **options)
         variables = jax.jit(network.init)(jax.random.key(1), heard)
 

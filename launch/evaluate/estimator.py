@@ -7,9 +7,9 @@ Every prediction is rendered with the real engine and compared with its
 target: in-domain, the test split of the hand-crafted presets but for near
 copies of training presets (`proxy.splits.near_copies`); out of domain, notes of
 a folder in NSynth's format, rendered at their pitch and held as long as they
-are, and heard at the note of the run (`matching.transpose`). Baselines for the
-same targets: the mean preset of the training split, a random one of it, and the
-one whose sound is nearest in the space of the audio model.
+are, and heard as at the note and with the hold of the run (`matching.hearing`).
+Baselines for the same targets: the mean preset of the training split, a random
+one of it, and the one whose sound is nearest in the space of the audio model.
 
 Several runs are compared by schedule and decoding: seeds are averaged sound
 by sound, intervals are bootstrapped over sounds (95 %), and each pair of
@@ -54,7 +54,6 @@ from launch.evaluate import comparison, notes
 from launch.evaluate.comparison import ESTIMATOR, IN_DOMAIN, OUT_OF_DOMAIN
 from launch.runs import build, opened, plots, rendering
 from matching import distances
-from matching.transpose import transpose
 from proxy import splits
 from proxy.space import ParameterSpace
 
@@ -70,7 +69,7 @@ class Targets:
       names: a name for each sound.
       notes: MIDI note of each sound.
       hold: seconds that the notes are held.
-      heard: the sounds at the note of the run, see `matching.transpose`.
+      heard: the sounds as the run knows them, see `opened.as_known`.
       embeddings: what the audio model makes of those.
       presets: presets that made the sounds, None where nobody knows.
       near_copies: how many sounds are left out, their presets being near
@@ -167,9 +166,11 @@ def _out_of_domain(run: opened.MatchingRun, options: Options) -> Targets:
     chosen = [found[row] for row in rows]
     settings = run.settings
     clips = nsynth.load(chosen, settings.sample_rate, settings.samples)
-    moved = zip(clips, chosen, strict=True)
     heard = np.stack(
-        [transpose(clip, settings.note - note.pitch) for clip, note in moved]
+        [
+            opened.as_known(settings, clip, note.pitch, nsynth.HOLD)
+            for clip, note in zip(clips, chosen, strict=True)
+        ]
     )
     return Targets(
         clips=clips,

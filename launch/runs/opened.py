@@ -25,6 +25,7 @@ from launch import Config
 from launch.runs import build, checkpoints, data, embedding
 from matching import decode as decoding
 from matching import estimator as estimators
+from matching import hearing
 from proxy import objective, spaces
 from proxy.space import ParameterSpace
 
@@ -268,6 +269,28 @@ def embed(
     )
 
 
+def as_known(
+    settings: engines.RenderSettings,
+    sound: Float[np.ndarray, " samples"],
+    note: int,
+    hold: float,
+) -> Float[np.ndarray, " samples"]:
+    """A sound as it would be at the note of a run, and held no longer.
+
+    Args:
+      settings: of the run; the sound is at its sample rate.
+      sound: a mono sound.
+      note: MIDI note of the sound.
+      hold: seconds from its beginning to note-off.
+
+    Returns:
+      As many samples, to be embedded or estimated from.
+    """
+    rate, until = settings.sample_rate, settings.note_on + settings.hold
+    sound = hearing.shorten(sound, rate, hold, until)
+    return hearing.transpose(sound, settings.note - note)
+
+
 def estimate(
     matching_run: MatchingRun,
     sounds: Float[np.ndarray, "batch samples"] | Float[Array, "batch samples"],
@@ -278,8 +301,8 @@ def estimate(
       matching_run: see `load`.
       sounds: clips in [-1, 1] at `matching_run.settings.sample_rate`, which
         is 32 kHz for EfficientAT's embeddings; more than 513 samples, best
-        of the length in the settings, and at their note: see
-        `matching.transpose`.
+        of the length in the settings, and brought to their note and hold,
+        see `as_known`.
 
     Returns:
       Logits, which `decode` reads.
@@ -345,8 +368,8 @@ class Setup:
       proxy: the preset encoder.
       proxy_variables: weights of the preset encoder.
       bank: where searches start.
-      estimate: a sound at that rate to a hard preset; None for the run of a
-        proxy.
+      estimate: a sound at that rate, see `as_known`, to a hard preset; None
+        for the run of a proxy.
     """
 
     config: Config

@@ -1,8 +1,10 @@
-"""Sounds moved to another note, as long as before.
+"""Sounds as they would be at the note and with the hold that a run knows.
 
-A proxy and an estimator know sounds of one note. A recording of another one is
-moved there first: what `embed(transpose(sound, 60 - note))` says can be
-compared with what was rendered at note 60.
+A proxy and an estimator were trained on one note, held for one time. A
+recording of another note, held longer, is brought there before it is embedded:
+
+    sound = shorten(sound, sample_rate, hold=3.0, wanted=2.0)
+    sound = transpose(sound, 60 - note)
 """
 
 import numpy as np
@@ -11,6 +13,41 @@ from jaxtyping import Float
 # Samples of a window, and from one to the next: 64 and 16 ms at 32 kHz. With
 # half of it, low notes lose their pitch.
 _WINDOW, _HOP = 2048, 512
+# Seconds that a cut fades over.
+_FADE = 0.02
+
+
+def shorten(
+    sound: Float[np.ndarray, " samples"],
+    sample_rate: int,
+    hold: float,
+    wanted: float,
+) -> Float[np.ndarray, " samples"]:
+    """Takes the end of a held note away, so that it is released earlier.
+
+    Args:
+      sound: a mono sound that starts with its note.
+      sample_rate: sample rate, in Hz.
+      hold: seconds that the note is held.
+      wanted: seconds that it should be held; from `hold` on, or beyond the
+        end of the sound, it stays as it is.
+
+    Returns:
+      As many samples, float32, followed by silence.
+    """
+    sound = np.asarray(sound, np.float32)
+    start, stop = (round(t * sample_rate) for t in (wanted, hold))
+    stop = min(stop, len(sound))
+    if not 0 < start < stop:
+        return sound
+    count = min(round(_FADE * sample_rate), start)
+    coming = np.linspace(0, 1, count, dtype=np.float32)
+    faded = (1 - coming) * sound[start - count : start]
+    faded += coming * sound[stop - count : stop]
+    silence = np.zeros(stop - start, np.float32)
+    return np.concatenate(
+        [sound[: start - count], faded, sound[stop:], silence]
+    )
 
 
 def transpose(

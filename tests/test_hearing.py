@@ -1,11 +1,11 @@
-"""Sounds moved to another note."""
+"""Sounds at another note, and held for another time."""
 
 import jax
 import numpy as np
 import pytest
 
 from datasets import engines
-from matching.transpose import transpose
+from matching.hearing import shorten, transpose
 from proxy import audio, spaces
 
 RATE = 32_000
@@ -25,6 +25,24 @@ def test_a_tone_moves_and_keeps_its_level_and_length(semitones):
     assert frequency == pytest.approx(440 * 2 ** (semitones / 12), rel=2e-3)
     assert np.square(middle).mean() == pytest.approx(0.125, rel=0.01)
     assert np.abs(found[RATE * 9 // 8 :]).max() < 0.01
+
+
+def test_a_note_is_released_earlier_and_sounds_on_as_it_did():
+    time = np.arange(4 * RATE) / RATE
+    tone = np.sin(2 * np.pi * 100 * time) * np.where(
+        time < 3, 1, np.exp(-5 * (time - 3))
+    )
+    found = shorten(tone.astype(np.float32), RATE, 3.0, 2.0)
+    assert found.dtype == np.float32 and len(found) == len(tone)
+    np.testing.assert_allclose(found[: 2 * RATE - 640], tone[: 2 * RATE - 640])
+    np.testing.assert_allclose(found[2 * RATE : 3 * RATE], tone[3 * RATE :])
+    assert not found[3 * RATE :].any()
+    # The period divides what was cut: nothing is heard of the seam.
+    seam = slice(2 * RATE - 640, 2 * RATE)
+    np.testing.assert_allclose(found[seam], tone[seam], atol=1e-4)
+    for hold, wanted in ((2.0, 2.0), (1.0, 2.0), (9.0, 5.0)):
+        kept = shorten(tone.astype(np.float32), RATE, hold, wanted)
+        np.testing.assert_array_equal(kept, tone.astype(np.float32))
 
 
 def test_what_would_lie_beyond_the_spectrum_is_left_out():

@@ -15,6 +15,9 @@ test. Published L1 of tfm: .0433. Retrieval of real voices: configs/voices.py.
 Sound matching: match_proxy (tfm on mn20_mel), then match_proxy_finetuned, then
 match, the estimator that learns through it; proxy_small (hn_oh on mn04_mel),
 proxy_small_finetuned and match_small are the same for two CPU cores.
+match_embedding reads embeddings, learns through the proxy that comes with the
+project, and shares the data of configs/voices.py (`--config.data`,
+`--config.synthetic.num_train`).
 `--config.schedule` is ploss (the parameter loss alone), mix, switch,
 reversed_mix, reversed_switch or perceptual. `--config.decoding` says how
 presets reach the proxy: hard (the paper's), relaxed, straight_through or

@@ -236,7 +236,7 @@ def embedding_config(base: Any) -> Any:
         }
     )
     config.dropout = 0.0
-    config.average = 0.999  # decay of a moving average of weights, 0: none
+    config.average = 0.99  # decay of a moving average of weights, 0: none
     config.keep_spectrograms = False
     config.batch = 256
     config.epochs = 8

@@ -27,6 +27,9 @@ FIELDS: dict[str, str | tuple[str, ...]] = {
     "num_train": "whole [0, 4e9]",  # 0: all, of an estimator
     "validation": "two whole [1, 1e9]",
     "num_test": _ROWS,
+    "synthetic.num_train": _ROWS,
+    "synthetic.validation": "two whole [1, 1e9]",
+    "synthetic.num_test": _ROWS,
     "stand_in.train": _ROWS,
     "stand_in.validation": _ROWS,
     "stand_in.test": _ROWS,

@@ -253,7 +253,7 @@ def test_modules_give_every_logit_and_all_weights_learn(name):
     @jax.jit
     @jax.grad
     def gradient(variables):
-        logits = network.apply(variables, heard)
+        logits: Any = network.apply(variables, heard)
         assert logits.shape == (16, space.width)
         assert logits.dtype == jnp.float32
         return jnp.square(logits).sum()

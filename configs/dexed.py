@@ -15,6 +15,9 @@ test. Published L1 of tfm: .0433. Retrieval of real voices: configs/voices.py.
 Sound matching: match_proxy (tfm on mn20_mel), then match_proxy_finetuned, then
 match, the estimator that learns through it; proxy_small (hn_oh on mn04_mel),
 proxy_small_finetuned and match_small are the same for two CPU cores.
+match_embedding reads embeddings, learns through the proxy that comes with the
+project, and shares the data of configs/voices.py (`--config.data`,
+`--config.synthetic.num_train`).
 `--config.schedule` is ploss (the parameter loss alone), mix, switch,
 reversed_mix, reversed_switch or perceptual. `--config.decoding` says how
 presets reach the proxy: hard (the paper's), relaxed, straight_through or
@@ -26,7 +29,7 @@ there are (`launch.precompute --task`). The small ones: two CPU cores, a quarter
 of an hour for 77,824 presets, minutes for the training.
 """
 
-from configs import common, matching
+from configs import common, matching, voices
 
 ENCODERS = {
     "mlp_oh": common.Published(1.2e-2, 0.78, 0.998, 8e-6, 0.4685),
@@ -66,6 +69,7 @@ ROWS = {
         },
         label_smoothing=0.02,
     ),
+    "match_embedding": lambda: matching.embedding_config(voices.get_config()),
 }
 
 

@@ -148,6 +148,8 @@ def match_config(base: Any, size: str) -> Any:
         {"train": 16_384, "validation": 2_048, "test": 2_048}
     )
     config.proxy = f"{base.run}_finetuned"  # run of the frozen proxy
+    # What the estimator reads of a sound: see `embedding_config`.
+    config.hears = "spectrogram"
 
     # Loss. How the proxy's input is decoded: "hard" is the paper's;
     # "relaxed", "straight_through" and "gumbel" reach every parameter.
@@ -199,4 +201,58 @@ def match_config(base: Any, size: str) -> Any:
     config.evaluation = ml_collections.ConfigDict(
         {"resamples": 10_000, "seed": 42}  # of the bootstrap
     )
+    return config
+
+
+def embedding_config(base: Any) -> Any:
+    """An estimator that reads embeddings, on all that a proxy learns from.
+
+    Args:
+      base: config of the proxy.
+
+    Returns:
+      The config.
+    """
+    config = match_config(base, "_embedding")
+    config.hears = "embedding"
+    config.proxy = "pretrained:dexed"
+    # What it learns from: "synthetic", "handcrafted" or "both"; and fields of
+    # the proxy, which say what synthetic presets there are.
+    config.source = base.source
+    config.num_train = 0  # of the synthetic ones, 0: all
+    config.synthetic = ml_collections.ConfigDict(
+        {
+            name: base[name]
+            for name in ("num_train", "validation", "num_test", "keep_audio")
+        }
+    )
+    # See `matching.estimator.ModuleEstimator`.
+    config.network = ml_collections.ConfigDict(
+        {
+            "hidden": 512,
+            "blocks": 3,
+            "token": 128,
+            "noise": 0.0,
+        }
+    )
+    config.dropout = 0.0
+    config.average = 0.99  # decay of a moving average of weights, 0: none
+    config.keep_spectrograms = False
+    config.batch = 256
+    config.epochs = 8
+    config.optimizer.update(
+        {
+            "learning_rate": 1e-3,
+            "warmup_steps": 500,
+            "b1": 0.9,
+            "b2": 0.98,
+            "weight_decay": 0.01,
+            "clip_norm": 1.0,
+        }
+    )
+    # The rate falls to this, along a cosine, and not at a plateau.
+    config.optimizer.minimum = 1e-5
+    config.plateau.patience = 1_000_000
+    config.validate_every = 2
+    config.validation_rows = 256
     return config

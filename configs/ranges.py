@@ -27,6 +27,9 @@ FIELDS: dict[str, str | tuple[str, ...]] = {
     "num_train": "whole [0, 4e9]",  # 0: all, of an estimator
     "validation": "two whole [1, 1e9]",
     "num_test": _ROWS,
+    "synthetic.num_train": _ROWS,
+    "synthetic.validation": "two whole [1, 1e9]",
+    "synthetic.num_test": _ROWS,
     "stand_in.train": _ROWS,
     "stand_in.validation": _ROWS,
     "stand_in.test": _ROWS,
@@ -53,6 +56,11 @@ FIELDS: dict[str, str | tuple[str, ...]] = {
     "host.dead": "[0, 1] or None",
     "workers": "whole [0, 1e4]",
     # Encoder and estimator.
+    "hears": ("spectrogram", "embedding"),
+    "network.hidden": "whole [1, 1e5]",
+    "network.blocks": "whole [0, 1e3]",
+    "network.token": "whole [1, 1e5]",
+    "network.noise": "[0, 1e3]",
     "encoder": _TEXT,
     "proxy": _TEXT,
     "sizes.hidden": "whole [1, 1e5] or None",
@@ -91,7 +99,7 @@ FIELDS: dict[str, str | tuple[str, ...]] = {
     "optimizer.eps": "(0, 1]",
     "optimizer.weight_decay": "[0, 1e6]",
     "optimizer.clip_norm": "[0, 3e38]",
-    "plateau.factor": "(0, 1]",
+    "plateau.factor": "(0, 1)",
     "plateau.patience": "whole [0, 1e6]",
     # Records, validation and test.
     "log_every": "whole [1, 1e12]",
@@ -105,7 +113,7 @@ FIELDS: dict[str, str | tuple[str, ...]] = {
 }
 
 # Fields that a saved config may lack: what reads them knows what that means.
-_LATER = {"checkpoints", "data_seed", "host.dead"}
+_LATER = {"checkpoints", "data_seed", "host.dead", "hears"}
 
 _INTERVAL = re.compile(r"(two )?(whole )?([\[(])(\S+), (\S+)([\])])( or None)?")
 

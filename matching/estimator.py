@@ -1,22 +1,31 @@
-"""The paper's estimator, a convolutional network from sound to logits.
+"""Networks from sound to logits: the paper's, and one that knows modules.
 
-It reads a mel spectrogram and gives one logit per numerical or binary
+`Estimator`, the paper's convolutional one, reads a mel spectrogram;
+`ModuleEstimator` reads the embedding of an audio model, which is made once and
+costs a hundredth of that. Both give one logit per numerical or binary
 parameter and one per category. They follow the used parameters in table order,
 a categorical parameter taking as many places as it has categories;
 `matching.decode` reads them.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from matching import distances
 from matching.convolution import strided_convolution
-from proxy.encoders.mlp import uniform_bias
+from proxy.encoders import inputs
+from proxy.encoders.mlp import KAIMING, LECUN, uniform_bias
+from proxy.encoders.modules import ResidualBlock
 from proxy.encoders.norm import BatchNorm
+from proxy.encoders.transformer import layer_norm
+from proxy.space import ParameterSpace
 
 SAMPLE_RATE = 32_000
 CHANNELS = (8, 16, 32, 64, 128, 256, 512)
@@ -63,6 +72,39 @@ def scale(
       The network's input; values outside the range lie outside [-1, 1].
     """
     return 2 * (decibels - minimum) / (maximum - minimum) - 1
+
+
+def standardise(
+    embedding: Float[Array, "batch embedding"],
+    mean: Float[Array, " embedding"],
+    spread: Float[Array, " embedding"],
+) -> Float[Array, "batch embedding"]:
+    """What `ModuleEstimator` reads of an embedding.
+
+    Args:
+      embedding: embeddings of an audio model.
+      mean: their mean over the training set.
+      spread: their standard deviation over the training set.
+
+    Returns:
+      Differences from the mean in standard deviations, those of less than a
+      twentieth of the greatest spread taken for that.
+    """
+    return (embedding - mean) / jnp.maximum(spread, spread.max() / 20)
+
+
+def prepare(
+    heard: Float[Array, "batch *shape"],
+    scaling: Mapping[str, Any],
+) -> Float[Array, "batch *shape"]:
+    """The input of the network that goes with what a checkpoint holds.
+
+    Args:
+      heard: spectrograms in dB, or embeddings.
+      scaling: `minimum` and `maximum`, see `scale`, or `mean` and `spread`,
+        see `standardise`.
+    """
+    return (standardise if "mean" in scaling else scale)(heard, **scaling)
 
 
 class Estimator(nn.Module):
@@ -146,3 +188,105 @@ class Estimator(nn.Module):
             name="head_norm", dtype=jnp.promote_types(x.dtype, jnp.float32)
         )(x, train=train)
         return x
+
+
+@functools.lru_cache
+def _places(space: ParameterSpace) -> list[np.ndarray]:
+    """For each layout, `[modules, values]`: the logits of its modules."""
+    slots, real = inputs.padded_slots(space)
+    logit = [
+        space.relaxed_from_logit[s[r]] for s, r in zip(slots, real, strict=True)
+    ]
+    return [
+        np.array(
+            [
+                np.concatenate([logit[c] for c in space.module_columns[m]])
+                for m in alike
+            ]
+        )
+        for alike in space.layouts
+    ]
+
+
+class ModuleEstimator(nn.Module):
+    """From an embedding to logits, module by module.
+
+    Residual blocks read the embedding; each module takes its own mixture of
+    what they say and adds a token of its own. All that makes logits of it is
+    shared by the modules of a layout (`ParameterSpace.layouts`): exchanging
+    tokens and mixtures of two operators exchanges their logits.
+
+    Attributes:
+      space: the parameter space.
+      hidden: size of the residual blocks.
+      blocks: number of residual blocks, of two dense layers each.
+      token: size of what is known of a module.
+      dropout: share of features dropped in training.
+      noise: standard deviation of noise added to the input in training.
+      dtype: compute type, that of weights and input when None.
+    """
+
+    space: ParameterSpace
+    hidden: int = 512
+    blocks: int = 3
+    token: int = 128
+    dropout: float = 0.0
+    noise: float = 0.0
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self,
+        embedding: Float[Array, "batch embedding"],
+        *,
+        train: bool = False,
+    ) -> Float[Array, "batch width"]:
+        """Estimates logits.
+
+        Args:
+          embedding: embeddings, see `standardise`.
+          train: whether to add noise and drop features, which needs a random
+            key named "dropout".
+
+        Returns:
+          Logits in table order, in the type of the parameters.
+        """
+        dense = functools.partial(
+            nn.Dense, kernel_init=KAIMING, dtype=self.dtype
+        )
+        x = embedding
+        if train and self.noise:
+            drawn = jax.random.normal(self.make_rng("dropout"), x.shape)
+            x = x + self.noise * drawn.astype(x.dtype)
+        x = dense(self.hidden, name="read")(x)
+        for block in range(self.blocks):
+            x = ResidualBlock(self.dtype, name=f"blocks_{block}")(x)
+        x = nn.relu(layer_norm(x, "norm"))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+
+        modules = len(self.space.module_names)
+        own = nn.initializers.normal(1.0)
+        tokens = self.param("tokens", own, (modules, self.token))
+        mixtures = self.param(
+            "mixtures", nn.initializers.orthogonal(), (modules, modules)
+        )
+        x = dense(modules * self.token, name="say")(x)
+        x = x.reshape(len(x), modules, self.token)
+        x = jnp.einsum("mk,bkf->bmf", mixtures.astype(x.dtype), x)
+        x = x + tokens.astype(x.dtype)
+        x = nn.relu(layer_norm(x, "module_norm"))
+        places = _places(self.space)
+        parts = []
+        for number, (alike, table) in enumerate(
+            zip(self.space.layouts, places, strict=True)
+        ):
+            y = nn.Dense(
+                table.shape[1],
+                kernel_init=LECUN,
+                dtype=self.dtype,
+                name=f"layout_{number}",
+            )(x[:, np.array(alike)])
+            parts.append(y.reshape(len(y), -1))
+        order = np.argsort(np.concatenate([t.ravel() for t in places]))
+        logits = jnp.concatenate(parts, axis=-1)[:, order]
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

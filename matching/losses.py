@@ -183,29 +183,30 @@ def init_state(
     optimizer: optax.GradientTransformation,
     key: Array,
     *,
-    mels: int = 128,
-    frames: int = 313,
+    shape: tuple[int, ...] = (128, 313),
+    average: bool = False,
 ) -> TrainState:
     """Fresh parameters and optimizer state of an estimator.
 
     Args:
-      estimator: a network from spectrograms to logits.
+      estimator: a network from spectrograms or embeddings to logits.
       optimizer: the gradient transformation.
       key: JAX random key.
-      mels: mel bands of its input.
-      frames: frames of its input.
+      shape: of an input: mel bands and frames, or the size of an embedding.
+      average: keep an exponential moving average of the parameters.
 
     Returns:
-      The state at step 0, without an average.
+      The state at step 0.
     """
     # Compiled, since op by op it takes many times longer.
-    variables = jax.jit(estimator.init)(key, jnp.zeros((2, mels, frames)))
+    variables = jax.jit(estimator.init)(key, jnp.zeros((2, *shape)))
+    params = variables["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=variables["params"],
-        batch_stats=variables["batch_stats"],
-        opt_state=optimizer.init(variables["params"]),
-        average=None,
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(params),
+        average=jax.tree.map(jnp.copy, params) if average else None,
     )
 
 
@@ -219,6 +220,7 @@ def train_step(
     mode: str = "relaxed",
     label_smoothing: float = 0.0,
     temperature: Callable[[Array], Any] = lambda step: 1.0,
+    decay: float = 0.0,
     axis_name: str | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Builds one optimizer step on the weighted sum of both losses.
@@ -235,12 +237,14 @@ def train_step(
       mode: how the proxy's input is decoded, see `decode.for_proxy`.
       label_smoothing: share of a category's target that is spread evenly.
       temperature: temperature of the decoding, a function from the step.
+      decay: decay of the moving average of the parameters, when the state
+        has one.
       axis_name: mapped axis over which loss and gradients are averaged.
 
     Returns:
       `(state, batch, key, proxy_variables) -> (state, metrics)`. A batch
-      holds `spectrogram [batch, mels, frames]` in [-1, 1], `preset [batch,
-      parameters]` and, with a proxy, `embedding [batch, embedding]`. The key
+      holds `heard`, the estimator's input, `preset [batch, parameters]`
+      and, with a proxy, `embedding [batch, embedding]`. The key
       is the run's: the step is folded in. The proxy's variables are left out
       without one. Metrics: loss, numerical, binary, categorical, perceptual
       (with a proxy), parameter_weight, perceptual_weight, grad_norm.
@@ -252,7 +256,7 @@ def train_step(
         dropout, noise = jax.random.split(jax.random.fold_in(key, step))
         logits, updated = estimator.apply(
             {"params": params, "batch_stats": batch_stats},
-            batch["spectrogram"],
+            batch["heard"],
             train=True,
             rngs={"dropout": dropout},
             mutable=["batch_stats"],
@@ -281,7 +285,7 @@ def train_step(
             loss = loss + perceptual_weight * perceptual
             metrics["perceptual"] = perceptual
         metrics["loss"] = loss
-        return loss, (updated["batch_stats"], metrics)
+        return loss, (updated.get("batch_stats", {}), metrics)
 
     def step(state, batch, key, proxy_variables=None):
         if axis_name is not None:
@@ -300,11 +304,16 @@ def train_step(
         updates, opt_state = optimizer.update(
             grads, state.opt_state, state.params
         )
+        params = optax.apply_updates(state.params, updates)
+        average = state.average
+        if average is not None:
+            average = optax.incremental_update(params, average, 1 - decay)
         state = state.replace(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
+            average=average,
         )
         return state, metrics
 

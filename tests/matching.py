@@ -51,9 +51,11 @@ def note_noise(data: pathlib.Path) -> str:
     return noise.describe(floor)
 
 
-def match_config(folder: pathlib.Path, schedule: str, run: str):
+def match_config(
+    folder: pathlib.Path, schedule: str, run: str, row: str = "match_small"
+):
     """A matching experiment that takes seconds."""
-    config = _small(dexed.get_config("match_small"), folder)
+    config = _small(dexed.get_config(row), folder)
     config.schedule = schedule
     config.run = str(folder / run)
     config.proxy = str(folder / "proxy")
@@ -68,26 +70,47 @@ def match_config(folder: pathlib.Path, schedule: str, run: str):
     return config
 
 
+def embedding_config(folder: pathlib.Path, schedule: str, run: str):
+    """The same of an estimator that reads embeddings, without a bank."""
+    config = match_config(folder, schedule, run, "match_embedding")
+    config.source = "synthetic"
+    config.prior.update({"uniform": 1.0, "fitted": 0.0, "variations": 0.0})
+    config.synthetic.update(
+        {"num_train": 64, "validation": (2, 4), "num_test": 8}
+    )
+    config.network.update({"hidden": 32, "blocks": 1, "token": 16})
+    return config
+
+
 @functools.cache
-def _fresh():
+def _fresh(embeddings: bool):
     # Once for all: it takes seconds to compile.
     config = dexed.get_config("match")
-    return losses.init_state(
+    shape, scaling = (128, 313), {"minimum": -80, "maximum": 40}
+    if embeddings:
+        config = embedding_config(pathlib.Path(), "ploss", "")
+        shape = (128,)
+        scaling = {"mean": np.full(shape, -40), "spread": np.full(shape, 20)}
+    state = losses.init_state(
         opened.network(config),
         train_estimator.gradient_transformation(**config.optimizer),
         jax.random.key(0),
+        shape=shape,
+        average=embeddings,
     )
+    return {
+        "state": state,
+        **{k: np.asarray(v, np.float32) for k, v in scaling.items()},
+    }
 
 
 def save_estimator(config) -> str:
     """Saves an untrained estimator as a run; returns its directory."""
     tree = {
-        "state": _fresh(),
+        **_fresh(opened.reads_embeddings(config)),
         "plateau": train_estimator.plateau(**config.plateau).init(
             np.float32(0)
         ),
-        "minimum": np.float32(-80),
-        "maximum": np.float32(40),
     }
     tree = jax.tree.map(jax.numpy.asarray, tree)
     run = checkpoints.prepare(config)

@@ -1,4 +1,5 @@
 import ast
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -237,3 +238,84 @@ def test_spectrogram_of_five_seconds_and_its_scale():
 def test_too_short_a_clip_is_refused():
     with pytest.raises(ValueError, match="too short"):
         estimator.spectrogram(jnp.zeros((1, 300)))
+
+
+SMALL: dict[str, Any] = {"hidden": 32, "blocks": 1, "token": 16}
+
+
+@pytest.mark.parametrize("name", ["dexed", "diva", "talnm"])
+def test_modules_give_every_logit_and_all_weights_learn(name):
+    space = spaces.get(name)
+    network = estimator.ModuleEstimator(space, **SMALL)
+    heard = jax.random.normal(jax.random.key(0), (16, 24))
+    variables = jax.jit(network.init)(jax.random.key(1), heard)
+
+    @jax.jit
+    @jax.grad
+    def gradient(variables):
+        logits: Any = network.apply(variables, heard)
+        assert logits.shape == (16, space.width)
+        assert logits.dtype == jnp.float32
+        return jnp.square(logits).sum()
+
+    found = jax.tree_util.tree_leaves_with_path(gradient(variables))
+    assert found
+    still = [path for path, g in found if not np.asarray(g).any()]
+    assert not still
+
+
+def test_exchanging_tokens_of_operators_exchanges_their_logits():
+    space = spaces.get("dexed")
+    network = estimator.ModuleEstimator(space, **SMALL)
+    heard = jax.random.normal(jax.random.key(0), (3, 24))
+    variables = jax.jit(network.init)(jax.random.key(1), heard)
+    one, other = (space.module_names.index(name) for name in ("op2", "op5"))
+    order = np.arange(len(space.module_names))
+    order[[one, other]] = other, one
+    params = dict(variables["params"])
+    for own in ("tokens", "mixtures"):
+        params[own] = params[own][order]
+    apply = jax.jit(lambda v: space.from_relaxed(relaxed(network, v)))
+
+    def relaxed(network, variables):
+        logits = network.apply(variables, heard)
+        return logits[:, space.relaxed_from_logit]
+
+    before, after = apply(variables), apply({"params": params})
+    columns = np.arange(space.num_used)
+    columns[space.module_columns[one]] = space.module_columns[other]
+    columns[space.module_columns[other]] = space.module_columns[one]
+    assert (columns != np.arange(space.num_used)).sum() > 20
+    np.testing.assert_allclose(after, before[:, columns], atol=1e-5)
+    assert not np.allclose(after, before, atol=1e-2)
+
+
+def test_noise_and_dropout_take_part_in_training_only():
+    space = spaces.get("talnm")
+    heard = jax.random.normal(jax.random.key(0), (3, 24))
+    kinds: tuple[dict[str, Any], ...] = ({"noise": 0.5}, {"dropout": 0.5})
+    for options in kinds:
+        network = estimator.ModuleEstimator(space, **SMALL, **options)
+        variables = jax.jit(network.init)(jax.random.key(1), heard)
+
+        @jax.jit
+        def train(variables, key, network=network):
+            rngs = {"dropout": key}
+            return network.apply(variables, heard, train=True, rngs=rngs)
+
+        one, other = (train(variables, jax.random.key(i)) for i in (2, 3))
+        assert not np.allclose(one, other)
+        plain = jax.jit(network.apply)
+        np.testing.assert_allclose(
+            plain(variables, heard)[:1],
+            plain(variables, heard[:1]),
+            atol=1e-5,
+        )
+
+
+def test_embeddings_are_standardised_but_for_what_hardly_varies():
+    heard = jnp.array([[1.0, 5.0], [3.0, 5.001]])
+    scaling = {"mean": heard.mean(0), "spread": heard.std(0)}
+    found = estimator.prepare(heard, scaling)
+    np.testing.assert_allclose(found[:, 0], [-1, 1])
+    np.testing.assert_allclose(found[:, 1], [-0.01, 0.01], rtol=0.01)

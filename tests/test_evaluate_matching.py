@@ -10,7 +10,7 @@ from scipy.io import wavfile
 from datasets.presets import reading
 from launch.evaluate import comparison, estimator
 from launch.runs import opened as runs
-from proxy import spaces
+from proxy import spaces, splits
 from tests import commands, matching
 from tests.test_nsynth import write
 from tests.test_train import finish, start
@@ -25,6 +25,8 @@ def folder(tmp_path_factory):
         config.seed = seed
         config.decoding = "relaxed"
         matching.save_estimator(config)
+    config = matching.embedding_config(folder, "ploss", "reads_0")
+    matching.save_estimator(config)
     write(folder / "notes", seconds=0.5)
     return folder
 
@@ -38,6 +40,7 @@ def test_the_nearest_neighbour_of_a_bank_sound_is_itself(opened):
     bank = opened.handcrafted.columns("train")
     goal = estimator.Targets(
         clips=np.zeros((3, 10), np.float32),
+        heard=np.zeros((3, 10), np.float32),
         names=["a", "b", "c"],
         notes=[60] * 3,
         hold=1.0,
@@ -122,9 +125,38 @@ def test_runs_are_compared_sound_by_sound_over_seeds():
     assert f"{spread:.3f}" in row and "| 2 " in row
 
 
+def test_runs_that_differ_in_their_data_are_no_seeds_of_each_other():
+    base = np.linspace(1, 2, 30)
+    results = {
+        name: {**_content("ploss", "hard", 0, base), "num_train": number}
+        for name, number in (("a", 10), ("b", 20), ("c", 20))
+    }
+    groups = comparison.compare(results)["in-domain"]["groups"]
+    assert list(groups)[:2] == ["ploss, num_train 10", "ploss, num_train 20"]
+    assert groups["ploss, num_train 20"]["runs"] == ["b", "c"]
+
+
+def test_near_copies_of_training_presets_are_no_targets(opened, monkeypatch):
+    options = estimator.Options(distances=())
+    whole = estimator.targets(opened, options)[comparison.IN_DOMAIN]
+    assert whole.near_copies == 0 and len(whole.names) == 10
+    near = np.arange(10) % 5 == 0
+    monkeypatch.setattr(splits, "near_copies", lambda *_: near)
+    some = estimator.targets(opened, options)[comparison.IN_DOMAIN]
+    assert some.near_copies == 2 and whole.presets is not None
+    np.testing.assert_array_equal(some.presets, whole.presets[~near])
+    assert some.names == [
+        n for n, x in zip(whole.names, near, strict=True) if not x
+    ]
+    monkeypatch.setattr(splits, "near_copies", lambda *_: np.ones(10, bool))
+    with pytest.raises(ValueError, match="every test preset is a near copy"):
+        estimator.targets(opened, options)
+
+
 def test_the_command_writes_sounds_presets_and_tables(folder):
     floor = matching.note_noise(folder / "data")
-    runs = [str(folder / name) for name in ("ploss_0", "mix_0", "mix_1")]
+    names = ("ploss_0", "mix_0", "mix_1", "reads_0")
+    runs = [str(folder / name) for name in names]
     output = finish(
         start(
             "evaluate",
@@ -168,7 +200,9 @@ def test_the_command_writes_sounds_presets_and_tables(folder):
         file = folder / "compared" / f"comparison_{name}.png"
         assert file.stat().st_size > 5_000
     compared = json.loads((folder / "compared/comparison.json").read_text())
-    assert len(compared["in-domain"]["groups"]["mix, relaxed"]["means"]) == 2
+    groups = compared["in-domain"]["groups"]
+    assert len(groups["mix, relaxed, hears spectrogram"]["means"]) == 2
+    assert groups["ploss, hears embedding"]["runs"] == runs[-1:]
 
 
 def test_no_run_is_told():

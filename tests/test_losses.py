@@ -168,7 +168,7 @@ def batch_for(space, encoder, variables, size=16):
     preset = space.sample(jax.random.key(4), (size,))
     embedding = encoder.apply(variables, space.to_relaxed(preset))
     sound = jax.random.normal(jax.random.key(5), (size, 4, 5))
-    return {"preset": preset, "embedding": embedding, "spectrogram": sound}
+    return {"preset": preset, "embedding": embedding, "heard": sound}
 
 
 @pytest.mark.parametrize("mode", ["hard", "relaxed", "straight_through"])
@@ -181,9 +181,7 @@ def test_a_step_weighs_both_losses_and_trains(mode):
     step = jax.jit(
         losses.train_step(estimator, space, adamw, schedule, encoder, mode=mode)
     )
-    state = losses.init_state(
-        estimator, adamw, jax.random.key(0), mels=4, frames=5
-    )
+    state = losses.init_state(estimator, adamw, jax.random.key(0), shape=(4, 5))
     history = []
     for _ in range(60):
         state, metrics = step(state, batch, jax.random.key(7), variables)
@@ -206,9 +204,7 @@ def test_a_step_on_four_devices_is_that_on_one():
     batch = batch_for(space, encoder, variables)
     # A large epsilon, so that no rounding noise becomes a full step.
     estimator, adamw = Tiny(space.width), optimizer.adamw(1e-2, eps=1e-3)
-    state = losses.init_state(
-        estimator, adamw, jax.random.key(0), mels=4, frames=5
-    )
+    state = losses.init_state(estimator, adamw, jax.random.key(0), shape=(4, 5))
 
     def step_over(axis):
         return losses.train_step(
@@ -253,9 +249,11 @@ def test_the_parameter_step_needs_no_proxy():
     step = jax.jit(
         losses.train_step(estimator, space, adamw, schedules.get("ploss", 10))
     )
-    state = losses.init_state(estimator, adamw, jax.random.key(0), frames=9)
+    state = losses.init_state(
+        estimator, adamw, jax.random.key(0), shape=(128, 9)
+    )
     batch = {
-        "spectrogram": jax.random.uniform(
+        "heard": jax.random.uniform(
             jax.random.key(1), (8, 128, 9), minval=-1.0
         ),
         "preset": space.sample(jax.random.key(2), (8,)),

@@ -1,5 +1,6 @@
 """Training estimators: what a run leaves, kills and resumes, the plateau."""
 
+import json
 import pathlib
 import signal
 import time
@@ -14,6 +15,7 @@ from datasets import shards
 from launch.runs import data, making, metrics
 from launch.runs import opened as matching_run
 from launch.train import estimator as train_estimator
+from launch.train import loop
 from matching import distances
 from proxy import objective
 from tests import matching
@@ -107,8 +109,10 @@ def test_the_run_opens_with_the_extremes_of_its_training_set(finished):
     )
     assert clips.shape == (48, 44_100)
     decibels = distances.kaldi_decibels(jnp.asarray(clips), 44_100)
-    np.testing.assert_allclose(opened.minimum, decibels.min(), rtol=1e-4)
-    np.testing.assert_allclose(opened.maximum, decibels.max(), rtol=1e-4)
+    extremes = {"minimum": decibels.min(), "maximum": decibels.max()}
+    assert opened.scaling.keys() == extremes.keys()
+    for name, value in extremes.items():
+        np.testing.assert_allclose(opened.scaling[name], value, rtol=1e-4)
 
     logits = matching_run.estimate(opened, clips[:3])
     assert logits.shape == (3, opened.space.width)
@@ -176,7 +180,7 @@ def test_spectrograms_made_in_every_step_are_the_kept_ones(folder):
     heard = []
 
     def listen(state, batch, key, variables):
-        heard.append(batch["spectrogram"])
+        heard.append(batch["heard"])
         return state, {}
 
     step = train_estimator.build_step(listen, 44_100)
@@ -240,6 +244,115 @@ def test_too_large_a_batch_is_refused(folder):
     config.batch = 64
     with pytest.raises(ValueError, match="there are 48 training presets"):
         train_estimator.train(config)
+
+
+@pytest.fixture(scope="module")
+def reader(folder):
+    """A run that reads embeddings, through a proxy, killed on the way."""
+    config = matching.embedding_config(folder, "mix", "reader")
+    config.checkpoint_minutes = 0.0
+    write = loop.write_means
+
+    def stop(writer, step, *rest):
+        if step == 7:
+            raise FloatingPointError("stop here")
+        return write(writer, step, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "write_means", stop)
+        with pytest.raises(FloatingPointError, match="stop here"):
+            train_estimator.train(config)
+    return train_estimator.train(config)
+
+
+def test_one_that_reads_embeddings_ends_with_the_same_parameters(
+    reader, folder, capsys
+):
+    config = matching.embedding_config(folder, "mix", "whole")
+    whole = train_estimator.train(config)
+    assert "going on" not in capsys.readouterr().out
+    (step, ours), (other_step, theirs) = parameters(reader), parameters(whole)
+    assert step == other_step == STEPS
+    assert ours.keys() == theirs.keys() and len(ours) > 60
+    for path, value in ours.items():
+        np.testing.assert_array_equal(value, theirs[path], err_msg=str(path))
+
+
+def test_one_that_reads_embeddings_opens_and_hears_sounds(reader, folder):
+    opened = matching_run.load(reader)
+    data_of = making.ensure(making.as_proxy(opened.config))
+    assert data_of.synthetic is not None
+    columns, rows = train_estimator.training_embeddings(opened.config, data_of)
+    assert len(rows) == 48 and len(columns["embedding"]) == 64
+    used = columns["embedding"][rows]
+    np.testing.assert_allclose(opened.scaling["mean"], used.mean(0), rtol=1e-3)
+    np.testing.assert_allclose(opened.scaling["spread"], used.std(0), rtol=1e-3)
+
+    test = opened.handcrafted.columns(
+        "test", ("embedding", "audio", "audio_scale")
+    )
+    clips = shards.dequantise(test["audio"], test["audio_scale"])
+    # Its own sound and what is kept of it are heard alike.
+    logits = matching_run.estimate(opened, clips[:3])
+    kept = matching_run.logits(
+        opened.estimator,
+        opened.estimator_variables,
+        test["embedding"][:3],
+        opened.scaling,
+        44_100,
+    )
+    np.testing.assert_allclose(logits, kept, atol=0.05)
+    setup = matching_run.setup(reader)
+    assert setup.estimate is not None
+    preset = setup.estimate(clips[0])
+    expected = matching_run.decode(logits[:1], opened.space)[0]
+    np.testing.assert_allclose(preset, expected, atol=1e-3)
+
+
+def test_it_learns_from_synthetic_presets_and_all_voices_of_a_bank(folder):
+    config = matching.embedding_config(folder, "ploss", "both")
+    made = making.ensure(making.as_proxy(config))
+    assert made.synthetic is not None
+    both = data.Dataset(made.synthetic, made.synthetic)
+    config.source, config.num_train = "both", 10
+    columns, rows = train_estimator.training_embeddings(config, both)
+    assert len(columns["preset"]) == 128
+    assert len(rows) == 74 and (rows[10:] == np.arange(64, 128)).all()
+    config.source = "handcrafted"
+    columns, rows = train_estimator.training_embeddings(config, both)
+    assert (rows == np.arange(64)).all()
+    config.source = "both"
+    with pytest.raises(ValueError, match="there is no bank"):
+        train_estimator.training_embeddings(
+            config, data.Dataset(made.synthetic, None)
+        )
+
+
+def test_a_config_of_before_estimators_heard_embeddings_opens(folder):
+    config = matching.match_config(folder, "ploss", "old")
+    run = pathlib.Path(matching.save_estimator(config))
+    path = run / "config.json"
+    fields = json.loads(path.read_text())
+    del fields["hears"]
+    path.write_text(json.dumps(fields))
+    opened = matching_run.load(run)
+    assert opened.scaling == {"minimum": -80, "maximum": 40}
+    assert "hears" not in opened.config
+
+
+def test_a_rate_with_a_minimum_falls_along_a_cosine():
+    config = matching.embedding_config(pathlib.Path(), "mix", "x")
+    o = {**config.optimizer, "weight_decay": 0.0, "warmup_steps": 2}
+    update = train_estimator.gradient_transformation(**o, steps=6)
+    params = {"w": jnp.zeros(1)}
+    state, moved = update.init(params), []
+    for _ in range(8):
+        change: Any
+        change, state = update.update({"w": jnp.ones(1)}, state, params)
+        moved.append(-float(change["w"][0]))
+    falling = 0.5 * (1 + np.cos(np.pi * np.array([0, 1, 2, 3, 4, 4]) / 4))
+    rates = 1e-5 + (1e-3 - 1e-5) * falling
+    np.testing.assert_allclose(moved, [1e-4, 5.5e-4, *rates], rtol=1e-4)
 
 
 def test_a_proxy_is_no_matching_run(folder):

@@ -85,7 +85,7 @@ def _measure(
         if from_audio:
             decibels = estimator.spectrogram(sound)
             sound = estimator.scale(decibels, -80.0, 40.0)
-        return step(state, {**data, "spectrogram": sound}, key, variables)
+        return step(state, {**data, "heard": sound}, key, variables)
 
     compiled = jax.jit(from_sound, donate_argnums=0)
     state = losses.init_state(network, update, keys[4])

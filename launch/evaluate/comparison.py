@@ -74,6 +74,11 @@ def table(content: dict[str, Any]) -> str:
             )
     headers = ["sounds", "method", "a_mean [95 %]", "p", *DISTANCES]
     text = tables.markdown(rows, [*headers, *_PARAMETERS])
+    for where, entry in content["sets"].items():
+        if count := entry.get("near_copies"):
+            text += (
+                f"\n{where}: without {count:,} near copies of training presets"
+            )
     return f"{text}{stand_in(content)}"
 
 
@@ -90,12 +95,19 @@ def stand_in(content: dict[str, Any]) -> str:
 def compare(results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """Compares runs by schedule and decoding, from the content of each's JSON.
 
+    Where they differ in what they hear or in `num_train`, by that as well.
+
     Returns:
       By set, "groups": {label: runs, seeds' means of a_mean, per-sound
       a_mean over seeds, summary} and "pairs": {"A - B": difference with its
       interval, p, n}. Baselines are groups, too.
     """
     compared: dict[str, Any] = {}
+    differing = [
+        field
+        for field in ("hears", "num_train")
+        if len({content.get(field) for content in results.values()}) > 1
+    ]
     for where in next(iter(results.values()))["sets"]:
         groups: dict[str, Any] = {}
         baselines: dict[str, Any] = {}
@@ -103,6 +115,8 @@ def compare(results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
             label = content["schedule"]
             if label != "ploss":
                 label += f", {content['decoding']}"
+            for field in differing:
+                label += f", {field} {content[field]}"
             group = groups.setdefault(label, {"runs": [], "sounds": []})
             group["runs"].append(run)
             for name, method in content["sets"][where]["methods"].items():

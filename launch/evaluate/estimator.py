@@ -4,11 +4,12 @@
     python -m launch.evaluate --runs RUN,RUN,RUN --nsynth FOLDER --out DIR
 
 Every prediction is rendered with the real engine and compared with its
-target: in-domain, the test split of the hand-crafted presets; out of domain,
-notes of a folder in NSynth's format, rendered at their pitch and held as long
-as they are. Baselines for the same targets: the mean preset of the training
-split, a random one of it, and the one whose sound is nearest in the space of
-the audio model.
+target: in-domain, the test split of the hand-crafted presets but for near
+copies of training presets (`proxy.splits.near_copies`); out of domain, notes of
+a folder in NSynth's format, rendered at their pitch and held as long as they
+are, and heard as at the note and with the hold of the run (`matching.hearing`).
+Baselines for the same targets: the mean preset of the training split, a random
+one of it, and the one whose sound is nearest in the space of the audio model.
 
 Several runs are compared by schedule and decoding: seeds are averaged sound
 by sound, intervals are bootstrapped over sounds (95 %), and each pair of
@@ -18,10 +19,12 @@ Files, below RUN/matching (or DIR, for several runs: comparison.json and
 comparison_<set>.png):
 
     evaluation.json
-      run, step, schedule, decoding, seed, stand_in (whether synthetic
-      presets stand in for hand-crafted ones), sample_rate, options
+      run, step, hears, num_train, schedule, decoding, seed, stand_in
+      (whether synthetic presets stand in for hand-crafted ones),
+      sample_rate, options
       sets: {"in-domain" | "out-of-domain":
         names, notes: of the targets, [sounds]
+        near_copies: how many presets are left out as such
         audio: {position of an exported target: file}
         methods: {"estimator" | "mean preset" | "random preset" |
           "nearest neighbour":
@@ -51,6 +54,7 @@ from launch.evaluate import comparison, notes
 from launch.evaluate.comparison import ESTIMATOR, IN_DOMAIN, OUT_OF_DOMAIN
 from launch.runs import build, opened, plots, rendering
 from matching import distances
+from proxy import splits
 from proxy.space import ParameterSpace
 
 _FOLDER, _FILE = "matching", "evaluation.json"
@@ -65,16 +69,21 @@ class Targets:
       names: a name for each sound.
       notes: MIDI note of each sound.
       hold: seconds that the notes are held.
-      embeddings: what the audio model makes of the sounds.
+      heard: the sounds as the run knows them, see `opened.as_known`.
+      embeddings: what the audio model makes of those.
       presets: presets that made the sounds, None where nobody knows.
+      near_copies: how many sounds are left out, their presets being near
+        copies of training presets.
     """
 
     clips: Float[np.ndarray, "sounds samples"]
     names: Sequence[str]
     notes: Sequence[int]
     hold: float
+    heard: Float[np.ndarray, "sounds samples"]
     embeddings: Float[np.ndarray, "sounds embedding"]
     presets: Float[np.ndarray, "sounds parameters"] | None
+    near_copies: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,18 +129,29 @@ def _in_domain(run: opened.MatchingRun, options: Options) -> Targets:
     columns = source.columns(
         "test", ("preset", "embedding", "audio", "audio_scale")
     )
-    rows = np.arange(source.spec.rows("test"))
+    near = splits.near_copies(
+        columns["preset"], source.columns("train")["preset"]
+    )
+    rows = np.flatnonzero(~near)
+    if not len(rows):
+        raise ValueError(
+            f"{source.directory}: every test preset is a near copy of a "
+            "training preset; add some to config.presets"
+        )
     rows = rows[_some(len(rows), options.limit, run.config.evaluation.seed)]
     names = run.names("test")
+    clips = shards.dequantise(
+        columns["audio"][rows], columns["audio_scale"][rows]
+    )
     return Targets(
-        clips=shards.dequantise(
-            columns["audio"][rows], columns["audio_scale"][rows]
-        ),
+        clips=clips,
         names=[names[row] for row in rows],
         notes=[run.settings.note] * len(rows),
         hold=run.settings.hold,
+        heard=clips,
         embeddings=columns["embedding"][rows],
         presets=columns["preset"][rows],
+        near_copies=int(near.sum()),
     )
 
 
@@ -146,17 +166,19 @@ def _out_of_domain(run: opened.MatchingRun, options: Options) -> Targets:
     chosen = [found[row] for row in rows]
     settings = run.settings
     clips = nsynth.load(chosen, settings.sample_rate, settings.samples)
-    embeddings = loader.map_blocks(
-        build.embedder(run.config.audio_model, run.config.weights),
-        clips,
-        size=run.config.embed_batch,
+    heard = np.stack(
+        [
+            opened.as_known(settings, clip, note.pitch, nsynth.HOLD)
+            for clip, note in zip(clips, chosen, strict=True)
+        ]
     )
     return Targets(
         clips=clips,
         names=[note.name for note in chosen],
         notes=[note.pitch for note in chosen],
         hold=nsynth.HOLD,
-        embeddings=embeddings,
+        heard=heard,
+        embeddings=opened.embed(run.config, heard),
         presets=None,
     )
 
@@ -354,6 +376,8 @@ def _evaluate(
     content: dict[str, Any] = {
         "run": str(path),
         "step": run.step,
+        "hears": config.get("hears", "spectrogram"),
+        "num_train": config.num_train,
         "schedule": config.schedule,
         "decoding": config.decoding,
         "seed": config.seed,
@@ -363,7 +387,7 @@ def _evaluate(
         "sets": {},
     }
     for where, (goal, renderer, scored) in prepared.items():
-        logits = opened.estimate(run, goal.clips)
+        logits = opened.estimate(run, goal.heard)
         predicted = opened.decode(logits, run.space)
         ours = _score(run, renderer, goal, predicted, options, ESTIMATOR)
         inside = folder / slug(where)
@@ -371,6 +395,7 @@ def _evaluate(
         entry: dict[str, Any] = {
             "names": list(goal.names),
             "notes": [int(note) for note in goal.notes],
+            "near_copies": goal.near_copies,
             "audio": _export(inside / "target", goal.clips, rate, chosen),
             "methods": {},
         }

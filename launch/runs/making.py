@@ -465,6 +465,11 @@ def ensure(
         return Dataset(source, _build(making, crafted, part, **given))
 
 
+def as_proxy(config: Config) -> Config:
+    """The config of a proxy with the data of an estimator's `synthetic`."""
+    return type(config)({**config, **config.synthetic})
+
+
 def of_run(run: pathlib.Path, config: Config) -> Dataset:
     """The data of a proxy's run, built only where it has none.
 

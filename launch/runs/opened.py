@@ -25,6 +25,7 @@ from launch import Config
 from launch.runs import build, checkpoints, data, embedding
 from matching import decode as decoding
 from matching import estimator as estimators
+from matching import hearing
 from proxy import objective, spaces
 from proxy.space import ParameterSpace
 
@@ -108,10 +109,9 @@ class MatchingRun:
     Attributes:
       config: config of the run.
       space: the synthesizer's parameters.
-      estimator: the network from spectrograms to logits.
+      estimator: the network from spectrograms or embeddings to logits.
       estimator_variables: params and batch_stats at the best checkpoint.
-      minimum: least value of the training spectrograms, in dB.
-      maximum: greatest value of the training spectrograms, in dB.
+      scaling: what its input is scaled by, see `estimators.prepare`.
       step: step of the checkpoint.
       proxy: run of the preset encoder that the perceptual loss went through.
       handcrafted: the data set matched on, with the splits train, validation
@@ -121,10 +121,9 @@ class MatchingRun:
 
     config: Config
     space: ParameterSpace
-    estimator: estimators.Estimator
+    estimator: Any
     estimator_variables: Any
-    minimum: float
-    maximum: float
+    scaling: dict[str, np.ndarray]
     step: int
     proxy: ProxyRun
     handcrafted: data.Source
@@ -142,16 +141,40 @@ class MatchingRun:
         return [f"synthetic {split} {row}" for row in range(rows)]
 
 
-def network(
-    config: Config, axis_name: str | None = None
-) -> estimators.Estimator:
-    """The estimator of a matching experiment."""
+def reads_embeddings(config: Config) -> bool:
+    """Whether an estimator reads embeddings; those of old read no other."""
+    return config.get("hears", "spectrogram") == "embedding"
+
+
+def network(config: Config, axis_name: str | None = None) -> Any:
+    """The estimator of a matching experiment, a Linen module."""
+    space, dtype = spaces.get(config.synth), jnp.dtype(config.dtype)
+    if reads_embeddings(config):
+        return estimators.ModuleEstimator(
+            space, **config.network, dropout=config.dropout, dtype=dtype
+        )
     return estimators.Estimator(
-        spaces.get(config.synth).width,
+        space.width,
         dropout=config.dropout,
         axis_name=axis_name,
-        dtype=jnp.dtype(config.dtype),
+        dtype=dtype,
     )
+
+
+def variables(state: Any) -> dict[str, Any]:
+    """For an estimator's `apply`: its parameters averaged, where they were.
+
+    Args:
+      state: a `TrainState` as a dictionary.
+    """
+    average = state.get("average")
+    params = state["params"] if average is None else average
+    return {"params": params, "batch_stats": state.get("batch_stats") or {}}
+
+
+def scaling(tree: dict[str, Any]) -> dict[str, Any]:
+    """What the input is scaled by, of all that a checkpoint holds."""
+    return {k: v for k, v in tree.items() if k not in ("state", "plateau")}
 
 
 def load(run: str | os.PathLike[str]) -> MatchingRun:
@@ -177,18 +200,13 @@ def load(run: str | os.PathLike[str]) -> MatchingRun:
             )
         step = checkpoints.best_step(saved)
         tree = checkpoints.restore_raw(saved, step)
-    state = tree["state"]
     source = data.recorded(pathlib.Path(run), config.data)["matching"]
     return MatchingRun(
         config=config,
         space=spaces.get(config.synth),
         estimator=network(config),
-        estimator_variables={
-            "params": state["params"],
-            "batch_stats": state["batch_stats"],
-        },
-        minimum=float(tree["minimum"]),
-        maximum=float(tree["maximum"]),
+        estimator_variables=variables(tree["state"]),
+        scaling=scaling(tree),
         step=step,
         proxy=load_proxy(config),
         handcrafted=source,
@@ -196,18 +214,18 @@ def load(run: str | os.PathLike[str]) -> MatchingRun:
 
 
 @functools.partial(jax.jit, static_argnames=("network", "sample_rate"))
-def _logits(network, variables, sounds, minimum, maximum, *, sample_rate):
-    decibels = estimators.spectrogram(sounds, sample_rate)
-    scaled = estimators.scale(decibels, minimum, maximum)
-    return network.apply(variables, scaled, train=False)
+def _logits(network, variables, given, scaling, *, sample_rate):
+    if "minimum" in scaling:
+        given = estimators.spectrogram(given, sample_rate)
+    heard = estimators.prepare(given, scaling)
+    return network.apply(variables, heard, train=False)
 
 
 def logits(
-    network: estimators.Estimator,
+    network: Any,
     variables: Any,
-    sounds: Float[np.ndarray, "batch samples"] | Float[Array, "batch samples"],
-    minimum: float,
-    maximum: float,
+    given: Float[np.ndarray, "batch features"] | Float[Array, "batch features"],
+    scaling: dict[str, Any],
     sample_rate: int,
 ) -> Float[np.ndarray, "batch width"]:
     """What an estimator says of sounds, a few at a time.
@@ -215,9 +233,9 @@ def logits(
     Args:
       network: the estimator.
       variables: params and batch_stats of the estimator.
-      sounds: clips in [-1, 1], more than 513 samples.
-      minimum: least value of the training spectrograms, in dB.
-      maximum: greatest value of the training spectrograms, in dB.
+      given: clips in [-1, 1], more than 513 samples; or, for an estimator
+        that reads them, embeddings.
+      scaling: what its input is scaled by, see `estimators.prepare`.
       sample_rate: sample rate of the sounds, in Hz.
 
     Returns:
@@ -226,12 +244,51 @@ def logits(
 
     def work(part):
         return _logits(
-            network, variables, part, minimum, maximum, sample_rate=sample_rate
+            network, variables, part, scaling, sample_rate=sample_rate
         )
 
     # Of a few sounds no block is filled up: they may be only one.
-    size = min(_BLOCK, len(sounds))
-    return loader.map_blocks(work, np.asarray(sounds, np.float32), size=size)
+    size = min(_BLOCK, len(given))
+    return loader.map_blocks(work, np.asarray(given, np.float32), size=size)
+
+
+@functools.cache
+def _embedder(name: str, weights: str) -> embedding.Embed:
+    return build.embedder(name, weights)
+
+
+def embed(
+    config: Config,
+    sounds: Float[np.ndarray, "batch samples"] | Float[Array, "batch samples"],
+) -> Float[np.ndarray, "batch embedding"]:
+    """What the audio model of a config makes of sounds, a few at a time."""
+    return loader.map_blocks(
+        _embedder(config.audio_model, config.weights),
+        np.asarray(sounds, np.float32),
+        size=min(config.embed_batch, len(sounds)),
+    )
+
+
+def as_known(
+    settings: engines.RenderSettings,
+    sound: Float[np.ndarray, " samples"],
+    note: int,
+    hold: float,
+) -> Float[np.ndarray, " samples"]:
+    """A sound as it would be at the note of a run, and held no longer.
+
+    Args:
+      settings: of the run; the sound is at its sample rate.
+      sound: a mono sound.
+      note: MIDI note of the sound.
+      hold: seconds from its beginning to note-off.
+
+    Returns:
+      As many samples, to be embedded or estimated from.
+    """
+    rate, until = settings.sample_rate, settings.note_on + settings.hold
+    sound = hearing.shorten(sound, rate, hold, until)
+    return hearing.transpose(sound, settings.note - note)
 
 
 def estimate(
@@ -244,17 +301,20 @@ def estimate(
       matching_run: see `load`.
       sounds: clips in [-1, 1] at `matching_run.settings.sample_rate`, which
         is 32 kHz for EfficientAT's embeddings; more than 513 samples, best
-        of the length in the settings.
+        of the length in the settings, and brought to their note and hold,
+        see `as_known`.
 
     Returns:
       Logits, which `decode` reads.
     """
+    given = sounds
+    if reads_embeddings(matching_run.config):
+        given = embed(matching_run.config, sounds)
     return logits(
         matching_run.estimator,
         matching_run.estimator_variables,
-        sounds,
-        matching_run.minimum,
-        matching_run.maximum,
+        given,
+        matching_run.scaling,
         matching_run.settings.sample_rate,
     )
 
@@ -308,8 +368,8 @@ class Setup:
       proxy: the preset encoder.
       proxy_variables: weights of the preset encoder.
       bank: where searches start.
-      estimate: a sound at that rate to a hard preset; None for the run of a
-        proxy.
+      estimate: a sound at that rate, see `as_known`, to a hard preset; None
+        for the run of a proxy.
     """
 
     config: Config
@@ -368,7 +428,7 @@ def setup(run: str | os.PathLike[str], plugin: str | None = None) -> Setup:
         engine=functools.cache(build.engine(config)),
         space=spaces.get(config.synth),
         settings=source.spec.settings,
-        embed=build.embedder(config.audio_model, config.weights),
+        embed=_embedder(config.audio_model, config.weights),
         proxy=proxy.encoder,
         proxy_variables=jax.device_put(proxy.variables),
         bank=open_bank(source),

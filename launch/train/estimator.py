@@ -3,9 +3,10 @@
     python -m launch.train --config configs/dexed.py:match_small
 
 Learns from hand-crafted presets and their sounds, or, without a bank, from
-synthetic ones that stand in for them. Validation renders what it predicts
-with the real engine. Stopped at any point, the same command goes on and ends
-with the same parameters.
+synthetic ones that stand in for them; one that reads embeddings
+(configs/dexed.py:match_embedding) from all that a proxy learns from. Validation
+renders what it predicts with the real engine. Stopped at any point, the same
+command goes on and ends with the same parameters.
 """
 
 import functools
@@ -57,15 +58,25 @@ def gradient_transformation(
     warmup_steps: int,
     warmup_factor: float,
     clip_norm: float,
+    minimum: float | None = None,
+    steps: int = 0,
     **moments: float,
 ) -> optax.GradientTransformation:
-    """AdamW with a linear warm-up, then times a factor set from outside."""
-    rate = optax.linear_schedule(
-        learning_rate * warmup_factor, learning_rate, warmup_steps
+    """AdamW with a linear warm-up, then times a factor set from outside.
+
+    With a minimum, the rate falls to it along a cosine, at the last of so
+    many steps; without one it stays.
+    """
+    rate = optimizer.warmup_cosine_restart(
+        learning_rate,
+        learning_rate if minimum is None else minimum,
+        warmup_steps=warmup_steps,
+        warmup_factor=warmup_factor,
+        cosine_steps=steps - warmup_steps,
     )
     return optax.chain(
         optimizer.adamw(
-            rate if warmup_steps else learning_rate,
+            rate if warmup_steps or minimum is not None else learning_rate,
             clip_norm=clip_norm or None,
             **moments,
         ),
@@ -129,6 +140,43 @@ def training_spectrograms(
     return float(minimum), float(maximum), kept
 
 
+def training_embeddings(
+    config: Config, dataset: data.Dataset
+) -> tuple[loader.Columns, np.ndarray]:
+    """What an estimator that reads embeddings learns from.
+
+    Args:
+      config: the experiment; `num_train` limits synthetic presets only.
+      dataset: the data of a proxy, with or without a bank.
+
+    Returns:
+      Presets and embeddings, and which rows to use.
+    """
+    columns = data.training_columns(config.source, dataset)
+    rows = np.arange(len(columns["preset"]))
+    if config.source == "handcrafted" or dataset.synthetic is None:
+        return columns, rows
+    chosen = data.matching_rows(
+        dataset.synthetic, "train", config.num_train, config.data_seed
+    )
+    crafted = rows[dataset.synthetic.spec.rows("train") :]
+    return columns, np.concatenate([chosen, crafted])
+
+
+def statistics(
+    embeddings: Any, rows: np.ndarray, most: int = 65_536
+) -> dict[str, np.ndarray]:
+    """Mean and spread of embeddings, of at most so many evenly spaced rows."""
+    some = np.asarray(embeddings[rows[:: -(-len(rows) // most)]], np.float64)
+    spread = some.std(0)
+    if not spread.any():
+        raise ValueError("every sound of the training set sounds the same")
+    return {
+        "mean": some.mean(0).astype(np.float32),
+        "spread": spread.astype(np.float32),
+    }
+
+
 def _batches(
     columns: loader.Columns, rows: np.ndarray, batch: int, seed: int, done: int
 ) -> Iterator[tuple[loader.Position, dict[str, np.ndarray]]]:
@@ -146,26 +194,29 @@ def _batches(
 def build_step(
     inner: Callable[..., Any], sample_rate: int
 ) -> Callable[..., Any]:
-    """One optimizer step from audio or kept spectrograms.
+    """One optimizer step from audio, kept spectrograms or embeddings.
 
     Args:
-      inner: the step from scaled spectrograms, see `losses.train_step`.
+      inner: the step from the network's input, see `losses.train_step`.
       sample_rate: sample rate of the audio, in Hz.
 
     Returns:
       `(tree, batch, key, proxy_variables) -> (tree, metrics)`. The tree is
       what a checkpoint holds: the training state, the plateau rule's, and
-      the extremes of the spectrograms.
+      what the input is scaled by.
     """
 
     def step(tree: Any, batch: Any, key: Any, variables: Any) -> Any:
-        decibels = batch.get("spectrogram")
-        if decibels is None:
+        scaling = opened.scaling(tree)
+        if "mean" in scaling:
+            heard = batch["embedding"]
+        elif "spectrogram" in batch:
+            heard = batch["spectrogram"]
+        else:
             clips = batch["audio"].astype(jnp.float32)
             clips = clips * batch["audio_scale"][:, None]
-            decibels = estimators.spectrogram(clips, sample_rate)
-        scaled = estimators.scale(decibels, tree["minimum"], tree["maximum"])
-        batch = {**batch, "spectrogram": scaled}
+            heard = estimators.spectrogram(clips, sample_rate)
+        batch = {**batch, "heard": estimators.prepare(heard, scaling)}
         state, found = inner(tree["state"], batch, key, variables)
         return {**tree, "state": state}, found
 
@@ -174,31 +225,33 @@ def build_step(
 
 def _score(
     tree: Any,
-    network: estimators.Estimator,
+    network: Any,
     renderer: engines.Renderer,
-    targets: np.ndarray,
-    presets: np.ndarray,
+    targets: dict[str, np.ndarray],
     workers: int,
 ) -> dict[str, float]:
     """Predicts presets of sounds, renders them, compares.
 
-    Returns means of `a_mean` and the parameter metrics, and `failed`: how
-    many predictions could not be rendered and count as silence.
+    Targets: "audio"; "given", what the estimator is given, see
+    `opened.logits`; "preset". Returns means of `a_mean` and the parameter
+    metrics, and `failed`: how many predictions could not be rendered and count
+    as silence.
     """
     rate = renderer.settings.sample_rate
-    extremes = float(tree["minimum"]), float(tree["maximum"])
-    state = tree["state"]
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    variables = jax.device_get(variables)
-    logits = opened.logits(network, variables, targets, *extremes, rate)
+    variables, scaling = jax.device_get(
+        (opened.variables(vars(tree["state"])), opened.scaling(tree))
+    )
+    logits = opened.logits(network, variables, targets["given"], scaling, rate)
     predicted = opened.decode(logits, renderer.space)
     clips, failed = rendering.render(
         renderer, predicted, workers=workers, label="rendering"
     )
     scores = {
-        **rendering.measure(clips, targets, rate, label="distances"),
+        **rendering.measure(clips, targets["audio"], rate, label="distances"),
         **distances.parameter_metrics(
-            jnp.asarray(predicted), jnp.asarray(presets), renderer.space
+            jnp.asarray(predicted),
+            jnp.asarray(targets["preset"]),
+            renderer.space,
         ),
     }
     means = {name: float(np.mean(value)) for name, value in scores.items()}
@@ -239,19 +292,29 @@ def train(config: Config) -> pathlib.Path:
     run = checkpoints.prepare(config)
 
     source = making.matching_source(config)
-    data.record(run, matching=source)
-    rows = data.matching_rows(
-        source, "train", config.num_train, config.data_seed
-    )
-    columns: Any = source.columns(
-        "train", ("preset", "embedding", "audio", "audio_scale")
-    )
-    held_out = source.columns("validation", ("preset", "audio", "audio_scale"))
+    sounds = ("preset", "embedding", "audio", "audio_scale")
+    embedded, columns = opened.reads_embeddings(config), None
+    if embedded:
+        dataset = making.ensure(making.as_proxy(config))
+        data.record(run, matching=source, synthetic=dataset.synthetic)
+        columns, rows = training_embeddings(config, dataset)
+    else:
+        data.record(run, matching=source)
+        columns = source.columns("train", sounds)
+        rows = data.matching_rows(
+            source, "train", config.num_train, config.data_seed
+        )
+    held_out = source.columns("validation", sounds)
     held_out_rows = data.matching_rows(
         source, "validation", config.validation_rows, config.data_seed
     )
-    targets = _clips(held_out, held_out_rows)
-    presets = held_out["preset"][held_out_rows]
+    targets = {
+        "audio": _clips(held_out, held_out_rows),
+        "preset": held_out["preset"][held_out_rows],
+    }
+    targets["given"] = (
+        held_out["embedding"][held_out_rows] if embedded else targets["audio"]
+    )
     renderer = build.engine(config)()
     if floor := noise.of_run(run, ""):
         loop.say(floor)
@@ -260,8 +323,9 @@ def train(config: Config) -> pathlib.Path:
     total = config.epochs * epoch_steps
     schedule = schedule_of(total)
     perceptual = np.broadcast_to(schedule(jnp.arange(total))[1], total) > 0
-    sample_rate = audio.get(config.audio_model).sample_rate
-    update = gradient_transformation(**config.optimizer)
+    model = audio.get(config.audio_model)
+    sample_rate = model.sample_rate
+    update = gradient_transformation(**config.optimizer, steps=total)
     network = opened.network(config)
     t = config.temperature
     step_with = functools.partial(
@@ -275,6 +339,7 @@ def train(config: Config) -> pathlib.Path:
         temperature=schedules.temperature(
             t.first, t.last, int(t.share * total)
         ),
+        decay=config.get("average", 0.0),
         axis_name=devices.AXIS,
     )
     steps = [
@@ -285,20 +350,28 @@ def train(config: Config) -> pathlib.Path:
     ]
     rule = plateau(**config.plateau)
     key = jax.random.key(config.seed)
+    fresh = losses.init_state(
+        network,
+        update,
+        key,
+        **({"shape": (model.dimension,)} if embedded else {}),
+        average=config.get("average", 0.0) > 0,
+    )
     tree = devices.place(
         {
-            "state": losses.init_state(network, update, key),
+            "state": fresh,
             "plateau": rule.init(jnp.zeros(())),
-            "minimum": jnp.zeros(()),
-            "maximum": jnp.zeros(()),
+            **(
+                statistics(columns["embedding"], rows)
+                if embedded
+                else {"minimum": jnp.zeros(()), "maximum": jnp.zeros(())}
+            ),
         },
         everywhere,
     )
 
     def validate(step: int, epoch: int, tree: Any) -> tuple[Any, Any, str]:
-        scores = _score(
-            tree, network, renderer, targets, presets, config.workers
-        )
+        scores = _score(tree, network, renderer, targets, config.workers)
         # The warm-up is no plateau.
         if step >= config.optimizer.warmup_steps:
             _, patience = rule.update(
@@ -314,7 +387,7 @@ def train(config: Config) -> pathlib.Path:
 
     with loop.resume(run, tree, total) as (saved, tree, done):
         keep = config.keep_spectrograms
-        if not done or (keep and done < total):
+        if not embedded and (not done or (keep and done < total)):
             low, high, kept = training_spectrograms(
                 columns, rows, sample_rate, keep=keep
             )

@@ -25,6 +25,7 @@ FIELDS: dict[str, str | tuple[str, ...]] = {
     "audio_model": _TEXT,
     "data": _TEXT,
     "num_train": "whole [0, 4e9]",  # 0: all, of an estimator
+    "train_rows": _ROWS,
     "validation": "two whole [1, 1e9]",
     "num_test": _ROWS,
     "stand_in.train": _ROWS,
@@ -105,7 +106,7 @@ FIELDS: dict[str, str | tuple[str, ...]] = {
 }
 
 # Fields that a saved config may lack: what reads them knows what that means.
-_LATER = {"checkpoints", "data_seed", "host.dead"}
+_LATER = {"checkpoints", "data_seed", "host.dead", "train_rows"}
 
 _INTERVAL = re.compile(r"(two )?(whole )?([\[(])(\S+), (\S+)([\])])( or None)?")
 

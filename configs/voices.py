@@ -57,7 +57,7 @@ def get_config(encoder="modules"):
         }
     )
     # To the end, whatever the command line says of these.
-    presets = config.get_ref("num_train") + _VOICES
+    presets = config.get_ref("train_rows") + _VOICES
     steps = presets // config.get_ref("batch") * config.get_ref("epochs")
     config.optimizer.cosine_steps = steps - 500
 

@@ -76,6 +76,14 @@ def test_a_row_names_what_exists(synth, name):
     assert set(config.optimizer) == set(other.optimizer)
 
 
+def test_all_presets_are_trained_on_unless_fewer_are_asked_for():
+    config = quickstart.get_config()
+    config.num_train = 2_048
+    assert config.train_rows == 2_048
+    config.train_rows = 1_024
+    assert (config.num_train, config.train_rows) == (2_048, 1_024)
+
+
 def test_voices_follow_what_the_command_line_says():
     config = voices.get_config("modules_tfm")
     assert config.run == "runs/voices_modules_tfm"
@@ -84,6 +92,9 @@ def test_voices_follow_what_the_command_line_says():
         steps = (presets + 14_088) // config.batch * epochs
         o = config.optimizer
         assert o.warmup_steps + o.cosine_steps == steps
+    config.train_rows = 16_384
+    steps = (16_384 + 14_088) // config.batch * config.epochs
+    assert o.warmup_steps + o.cosine_steps == steps
 
 
 @pytest.mark.parametrize(("synth", "name"), PAPER)
@@ -198,6 +209,7 @@ BAD = {
     "data": ("",),
     "validation": ((0, 2), (3, 3, 3), 7),
     "num_test": (0,),
+    "train_rows": (0, 1.5),
     "sampling.at_default": (math.nan, -0.1, 1.0),
     "render.duration": (1e9, 0.0, math.nan),
     "render.note": (-1, 128, 60.5),

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tqdm
 from jaxtyping import Float
@@ -32,7 +33,8 @@ from proxy import splits as proxy_splits
 
 Predict = Callable[[Float[np.ndarray, "samples parameters"]], np.ndarray]
 _TOP = (1, 5, 10)
-_FAR = "no near copies"
+# Its queries are a part of what is ranked.
+_FAR = "queries: no near copies"
 # Embeddings kept for the page, and those that a picture's axes are fitted to.
 _KEPT = 1024
 _DRAWN = 4096
@@ -40,13 +42,27 @@ _PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
 @jax.jit
-def _score(predicted: jax.Array, audio: jax.Array) -> dict[str, Any]:
-    """Every metric of one subset."""
-    count = predicted.shape[0]
-    by_l1 = retrieval.one_vs_all(predicted, audio, "l1")
-    by_cosine = retrieval.one_vs_all(predicted, audio, "cosine")
+def _rank(predicted: jax.Array, audio: jax.Array) -> dict[str, Any]:
+    """Ranks of a whole subset by distance, and the gap between its kinds."""
+    return {
+        "ranks": {
+            metric: retrieval.one_vs_all(predicted, audio, metric)._asdict()
+            for metric in ("l1", "cosine")
+        },
+        "l1": jnp.abs(predicted - audio).mean(1),
+        "gap": {
+            "centroid_distance": retrieval.centroid_distance(audio, predicted),
+            "separability": retrieval.separability(audio, predicted),
+        },
+    }
+
+
+def _score(found: dict[str, Any], count: int, query: Any) -> dict[str, Any]:
+    """Every metric of those presets of a subset of `count` that `query`."""
+    asked = (found["ranks"], found["l1"])
+    by_distance, l1 = jax.tree.map(lambda x: jnp.asarray(x[query]), asked)
     scores = {}
-    for name, ranks in by_l1._asdict().items():
+    for name, ranks in by_distance["l1"].items():
         scores[f"mrr/{name}"] = retrieval.mean_reciprocal_rank(ranks)
         for top in _TOP[1:]:
             scores[f"mrr@{top}/{name}"] = retrieval.mean_reciprocal_rank(
@@ -54,16 +70,13 @@ def _score(predicted: jax.Array, audio: jax.Array) -> dict[str, Any]:
             )
         share = retrieval.normalized(ranks, count)
         scores[f"mean_normalized_rank/{name}"] = share.mean()
-        scores[f"median_normalized_rank/{name}"] = jax.numpy.median(share)
-    for metric, found in (("l1", by_l1), ("cosine", by_cosine)):
-        for name, ranks in found._asdict().items():
+        scores[f"median_normalized_rank/{name}"] = np.median(share)
+    for metric, by_metric in by_distance.items():
+        for name, ranks in by_metric.items():
             for top in _TOP:
                 key = f"recall@{top}_{metric}/{name}"
                 scores[key] = retrieval.recall(ranks, top)
-    scores["l1"] = jax.numpy.abs(predicted - audio).mean()
-    scores["centroid_distance"] = retrieval.centroid_distance(audio, predicted)
-    scores["separability"] = retrieval.separability(audio, predicted)
-    return {"scores": scores, "ranks": by_l1.preset_to_audio}
+    return {**scores, "l1": l1.mean(), **found["gap"]}
 
 
 def score(
@@ -81,7 +94,9 @@ def score(
 
     Args:
       predict: the function f from presets to embeddings.
-      columns: "preset" and "embedding", g(s(x)), in the same order.
+      columns: "preset" and "embedding", g(s(x)), in the same order; "query",
+        where there is one, tells which look for their partners among all and
+        are counted; the modality gap stays that of all.
       subset: number of presets in a subset, at most all of them.
       repeats: number of subsets; one when a subset is everything.
       seed: subset i is drawn with seed + i.
@@ -101,9 +116,11 @@ def score(
         chosen = np.sort(rng.permutation(count)[:subset])
         preset, audio = (columns[k][chosen] for k in ("preset", "embedding"))
         loader.release(columns)
-        found = jax.device_get(_score(predict(preset), audio))
-        kept.append(found["scores"])
-        first = found["ranks"] if first is None else first
+        found = jax.device_get(_rank(predict(preset), audio))
+        query = columns["query"][chosen] if "query" in columns else ...
+        kept.append(_score(found, subset, query))
+        ranks = found["ranks"]["l1"]["preset_to_audio"]
+        first = ranks if first is None else first
     metrics = {
         name: {
             "mean": float(np.mean([k[name] for k in kept])),
@@ -126,29 +143,30 @@ def test_sets(
     """What a run is tested on.
 
     "synthetic" is the test split where there is one, and "hand-crafted", with
-    a bank, all of its presets when nothing was learned from any, else its test
-    split. `_FAR` is the rest of that when near copies of training presets are
-    left out (`proxy.splits.near_copies`).
+    a bank, its test split, whatever was learned from. `_FAR` is the same once
+    more: among all of those, presets look for their partners that are no near
+    copies of training presets (`proxy.splits.near_copies`).
+
+    Raises:
+      ValueError: when the bank is so small that its test split is empty.
     """
     sets: dict[str, loader.Columns] = {}
     if dataset.synthetic is not None:
         sets["synthetic"] = dataset.synthetic.columns("test")
     if dataset.handcrafted is not None:
         crafted = dataset.handcrafted
-        seen = data.sees_bank(config)
-        splits = ("test",) if seen else crafted.splits
-        parts = [crafted.columns(split) for split in splits]
-        sets["hand-crafted"] = {
-            name: np.concatenate([part[name] for part in parts])
-            for name in parts[0]
-        }
-        if seen:
-            held_out = sets["hand-crafted"]
-            near = proxy_splits.near_copies(
+        if "test" not in crafted.splits:
+            raise ValueError(
+                f"{config.presets}: too few presets for a test split; give "
+                "another bank, or none"
+            )
+        held_out = sets["hand-crafted"] = crafted.columns("test")
+        if "train" in crafted.splits:
+            far = ~proxy_splits.near_copies(
                 held_out["preset"], crafted.columns("train")["preset"]
             )
-            if near.any() and (~near).sum() > 1:
-                sets[_FAR] = {k: x[~near] for k, x in held_out.items()}
+            if 1 < far.sum() < len(far):
+                sets[_FAR] = {**held_out, "query": far}
     return sets
 
 
@@ -163,8 +181,13 @@ def fit_baselines(config: Config, dataset: data.Dataset) -> dict[str, Predict]:
         lambda preset, y: linear.moments(space.to_relaxed(preset), y)
     )
     total: Any = None
-    source = dataset.synthetic or data.training_source(config.source, dataset)
-    for _, block in loader.blocks(source.columns("train"), 16_384):
+    if dataset.synthetic is not None:
+        source = dataset.synthetic
+        columns = data.synthetic_columns(config, source)
+    else:
+        source = data.training_source(config.source, dataset)
+        columns = source.columns("train")
+    for _, block in loader.blocks(columns, 16_384):
         part = moments(block["preset"], block["embedding"])
         # Double precision: millions of rows would wear out single floats.
         part = jax.tree.map(lambda x: np.asarray(x, np.float64), part)
@@ -172,7 +195,7 @@ def fit_baselines(config: Config, dataset: data.Dataset) -> dict[str, Predict]:
 
     def fit(solve: Callable[..., Any], *args: float) -> Any:
         with jax.enable_x64(True):
-            model = solve(jax.tree.map(jax.numpy.asarray, total), *args)
+            model = solve(jax.tree.map(jnp.asarray, total), *args)
         return jax.tree.map(np.float32, model)
 
     def predictor(model: linear.Linear) -> Predict:

@@ -279,6 +279,12 @@ def synthetic(making: Maker, config: Config) -> Source:
             f"config.validation={tuple(config.validation)}: a ranking needs "
             "at least 2 candidates"
         )
+    if (config.get("train_rows") or 0) > config.num_train:
+        raise ValueError(
+            f"config.train_rows={config.train_rows}: there are "
+            f"config.num_train={config.num_train} training presets; choose "
+            "as many at most"
+        )
     return _wanted(
         making,
         "synthetic",

@@ -2,6 +2,7 @@ r"""Retrieval of real DX7 voices: an encoder that knows modules.
 
     python -m launch.train --config configs/voices.py --config.presets=BANK
     python -m launch.evaluate --run runs/voices_modules
+    python -m launch.reproduce --config configs/voices.py --presets=BANK
 
 `--config configs/voices.py:hn_oh`, or another encoder, for comparison;
 `--config.num_train` and `--config.epochs` for more presets or less time, and a
@@ -12,14 +13,39 @@ presets drawn from the fitted prior that comes with the project, each in other
 forms that sound the same; validates on the bank's validation part, and is
 tested among 3,144 voices of its test part. No part sees another.
 
-Hardware: two CPU cores, an hour from nothing, or one GPU.
+The last command compares encoders, presets as people make them with uniform
+ones, and numbers of presets, all in about as many steps: a table, and a curve.
+
+Hardware: two CPU cores, an hour from nothing, three for the comparison; or one
+GPU.
 Expected: see proxy/README.md.
 """
+
+from typing import Any
 
 from configs import common
 
 # Voices of the bank that are trained on, for the length of the cosine.
 _VOICES = 14_088
+
+# What is compared: by encoder, numbers of presets, and steps; by name, what the
+# presets are drawn from. A step of modules_tfm takes six times as long.
+_SIZES = (16_384, 65_536, 262_144)
+_ENCODERS = {
+    "hn_oh": (_SIZES, 2_048),
+    "modules": (_SIZES, 2_048),
+    "modules_tfm": ((65_536,), 1_024),
+}
+_DRAWN = {
+    "people": {
+        "source": "both",
+        "prior": {"uniform": 0.0, "fitted": 0.3, "variations": 0.7},
+    },
+    "uniform": {
+        "source": "synthetic",
+        "prior": {"uniform": 1.0, "fitted": 0.0, "variations": 0.0},
+    },
+}
 
 
 def get_config(encoder="modules"):
@@ -32,8 +58,7 @@ def get_config(encoder="modules"):
     config.validation = (128, 64)
     config.num_test = 4_096
     config.shard_size = 2_048
-    config.prior.update({"uniform": 0.0, "fitted": 0.3, "variations": 0.7})
-    config.source = "both"
+    config.update(_DRAWN["people"])
 
     config.equivalent = True
     config.contrastive.update({"weight": 0.1, "temperature": 0.04})
@@ -63,3 +88,35 @@ def get_config(encoder="modules"):
 
     config.evaluation.update({"subset": 3_144, "repeats": 10})
     return config
+
+
+def _compared(encoder: str, drawn: str, presets: int, steps: int) -> Any:
+    config = get_config(encoder)
+    config.name = f"voices_{encoder}_{drawn}_{presets}"
+    config.update(_DRAWN[drawn])
+    config.data = f"data/voices_{drawn}"
+    config.num_train, config.train_rows = max(_SIZES), presets
+    if config.source == "both":
+        presets += _VOICES
+    epoch = presets // config.batch
+    config.epochs = max(round(steps / epoch), 1)
+    config.average = 0.99
+    config.optimizer.warmup_steps = 200
+    config.optimizer.cosine_steps = config.epochs * epoch - 200
+    config.evaluation.repeats = 3
+    return config
+
+
+def get_plan() -> dict[str, Any]:
+    """The comparison, see `configs.paper.get_plan`."""
+    return {
+        "name": "voices",
+        "proxies": [
+            _compared(encoder, drawn, presets, steps)
+            for drawn in _DRAWN
+            for encoder, (sizes, steps) in _ENCODERS.items()
+            for presets in sizes
+        ],
+        "tuned": [],
+        "matches": [],
+    }

@@ -97,6 +97,27 @@ def test_voices_follow_what_the_command_line_says():
     assert o.warmup_steps + o.cosine_steps == steps
 
 
+def test_voices_are_compared_in_as_many_steps():
+    proxies = voices.get_plan()["proxies"]
+    assert len({c.run for c in proxies}) == len(proxies) == 14
+    folders = {}
+    for config in proxies:
+        ranges.check(config)
+        both = config.source == "both"
+        assert both == (config.prior.uniform == 0)
+        rows = config.train_rows + 14_088 * both
+        steps = rows // config.batch * config.epochs
+        wanted = 1_024 if config.encoder == "modules_tfm" else 2_048
+        assert abs(steps / wanted - 1) < 0.1
+        o = config.optimizer
+        assert o.warmup_steps + o.cosine_steps == steps
+        # One folder has all that any of its runs sees, drawn from one prior.
+        made = (config.num_train, tuple(config.prior.items()))
+        assert folders.setdefault(config.data, made) == made
+        assert config.train_rows <= config.num_train
+    assert len(folders) == 2
+
+
 @pytest.mark.parametrize(("synth", "name"), PAPER)
 def test_the_papers_settings(synth, name):
     config = row(synth, name)

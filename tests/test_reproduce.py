@@ -48,6 +48,14 @@ def test_plans_hold_what_the_paper_does(path):
         assert all(c.proxy in {t.run for t in tuned} for c in matches if bank)
 
 
+def test_proxies_share_the_data_that_they_are_compared_on():
+    plan = reproduce.read_plan("configs/voices.py")
+    names = [s.name for s in reproduce.stages(plan, "F", "BANK", "", "")]
+    data = [n for n in names if n.startswith("data ")]
+    assert data == ["data F/data/voices_people", "data F/data/voices_uniform"]
+    assert len(names) == len(set(names)) == 2 + 2 * 14 + 1
+
+
 def tiny_plan():
     proxy = quickstart.get_config()
     proxy.name, proxy.run, proxy.data = "tiny", "runs/tiny", "data/tiny"

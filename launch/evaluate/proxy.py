@@ -216,6 +216,17 @@ def fit_baselines(config: Config, dataset: data.Dataset) -> dict[str, Predict]:
     }
 
 
+def _trained_on(config: Config, dataset: data.Dataset) -> dict[str, int]:
+    """How many presets of each kind."""
+    used = {"synthetic": dataset.synthetic, "handcrafted": dataset.handcrafted}
+    if config.source != "both":
+        used = {config.source: used[config.source]}
+    counts = {name: s.spec.rows("train") for name, s in used.items() if s}
+    if "synthetic" in counts:
+        counts["synthetic"] = config.get("train_rows") or counts["synthetic"]
+    return {"synthetic": 0, "handcrafted": 0, **counts}
+
+
 # Columns of the printed table: title, metric, number of decimals.
 _COLUMNS = (
     ("MRR p>a", "mrr/preset_to_audio", 4),
@@ -325,6 +336,7 @@ def evaluate(
         )
     content = {"checkpoint": which, "step": step, "results": results}
     content["bank"] = config.presets
+    content["trained_on"] = _trained_on(config, dataset)
     text = json.dumps(content, indent=1) + "\n"
     (folder / "evaluation.json").write_text(text)
     return results, config.presets

@@ -3,7 +3,7 @@
 import io
 import pathlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -79,6 +79,49 @@ def matching_curves(run: pathlib.Path) -> pathlib.Path:
         right.set(xlabel="step", ylabel="a_mean")
         right.set_title("validation, rendered")
         return _save(figure, run / "training.png")
+
+
+def size_curves(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]],
+    path: pathlib.Path,
+) -> pathlib.Path:
+    """Draws retrieval against the number of presets trained on.
+
+    Args:
+      panels: by what was tested, and by line, numbers of presets and mean
+        reciprocal ranks.
+      path: where to save the picture; returned.
+    """
+    names = list(
+        dict.fromkeys(name for lines in panels.values() for name in lines)
+    )
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(
+            1,
+            len(panels),
+            figsize=(3.2 * len(panels), 3),
+            sharey=True,
+            squeeze=False,
+        )
+        for axes, (title, lines) in zip(grid[0], panels.items(), strict=True):
+            for name, points in lines.items():
+                place = names.index(name)
+                axes.plot(
+                    *np.array(sorted(points)).T,
+                    "os^Dv"[place // 5 % 5] + "-",
+                    color=_COLORS[place % 5],
+                    label=name,
+                )
+            axes.set(xscale="log", yscale="log", title=title)
+            axes.set(xlabel="synthetic presets trained on")
+        grid[0][0].set(ylabel="MRR, audio to preset")
+        figure.legend(
+            *grid[0][0].get_legend_handles_labels(),
+            loc="upper center",
+            bbox_to_anchor=(0.5, 0),
+            ncols=2,
+        )
+        return _save(figure, path)
 
 
 def distance_bars(

@@ -113,6 +113,7 @@ def test_a_run_on_the_first_rows_is_one_on_so_many(config, tmp_path):
         with checkpoints.load(run)[1] as saved:
             found[folder] = checkpoints.restore_raw(saved, 6)["params"]
         dataset = making.ensure(config)
+        assert dataset.synthetic is not None
         ridge = evaluate_proxy.fit_baselines(config, dataset)
         found[f"{folder}, ridge"] = ridge["ridge regression"](
             dataset.synthetic.columns("test")["preset"]

@@ -162,6 +162,9 @@ def test_evaluation(finished):
     for name in ("mean embedding", "ridge regression", "hn_oh"):
         assert re.search(rf"\| synthetic, 128 +\| {name} +\|", output)
     found = json.loads((run / "evaluation.json").read_text())
+    limit = found["ceiling"]["synthetic"]
+    assert limit["gallery"] == 128 and 0.9 < limit["recall@1"] <= 1
+    assert re.search(r"ceiling: synthetic: \S+% of 128 sounds have", output)
     models = found["results"]["synthetic"]
     assert models["hn_oh"]["repeats"] == 3
     assert models["hn_oh"]["metrics"]["mrr/preset_to_audio"]["std"] > 0

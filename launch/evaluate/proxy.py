@@ -38,6 +38,9 @@ _FAR = "queries: no near copies"
 # Embeddings kept for the page, and those that a picture's axes are fitted to.
 _KEPT = 1024
 _DRAWN = 4096
+# Mean absolute difference of embeddings that are one sound's; renders of Dexed by
+# its two engines are 6e-7 apart at most (48 voices).
+ALIKE = 1e-4
 _PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
@@ -55,6 +58,9 @@ def _rank(predicted: jax.Array, audio: jax.Array) -> dict[str, Any]:
             "separability": retrieval.separability(audio, predicted),
         },
     }
+
+
+_ceiling = jax.jit(retrieval.ceiling)
 
 
 def _score(found: dict[str, Any], count: int, query: Any) -> dict[str, Any]:
@@ -77,6 +83,45 @@ def _score(found: dict[str, Any], count: int, query: Any) -> dict[str, Any]:
                 key = f"recall@{top}_{metric}/{name}"
                 scores[key] = retrieval.recall(ranks, top)
     return {**scores, "l1": l1.mean(), **found["gap"]}
+
+
+def _drawn(count: int, subset: int, seed: int) -> np.ndarray:
+    """Rows of a random subset, ascending."""
+    rng = np.random.default_rng(seed)
+    return np.sort(rng.permutation(count)[:subset])
+
+
+def ceiling(
+    columns: loader.Columns, *, subset: int, seed: int
+) -> dict[str, float]:
+    """What a perfect proxy would find in the first gallery of `score`.
+
+    Sounds are alike whose embeddings are `ALIKE` apart at most. A plug-in
+    whose renders do not repeat tells fewer apart: see `launch.runs.noise`.
+
+    Args:
+      columns: "embedding", g(s(x)).
+      subset: see `score`.
+      seed: see `score`.
+
+    Returns:
+      See `retrieval.ceiling`, and "gallery", the number of sounds.
+    """
+    count = len(columns["embedding"])
+    chosen = _drawn(count, subset, seed)
+    audio = jnp.asarray(columns["embedding"][chosen])
+    found = {k: float(v) for k, v in _ceiling(audio, ALIKE).items()}
+    return {"gallery": len(chosen), **found}
+
+
+def _limits(ceilings: dict[str, dict[str, float]]) -> str:
+    """A line to print."""
+    return "; ".join(
+        f"{where}: {found['alike']:.1%} of {found['gallery']:,} sounds have "
+        f"another within {ALIKE:g}, at best R@1 {found['recall@1']:.3f}, MRR "
+        f"{found['mrr']:.3f}"
+        for where, found in ceilings.items()
+    )
 
 
 def score(
@@ -112,8 +157,7 @@ def score(
     for i in tqdm.trange(
         repeats, desc="subsets", leave=False, disable=repeats == 1
     ):
-        rng = np.random.default_rng(seed + i)
-        chosen = np.sort(rng.permutation(count)[:subset])
+        chosen = _drawn(count, subset, seed + i)
         preset, audio = (columns[k][chosen] for k in ("preset", "embedding"))
         loader.release(columns)
         found = jax.device_get(_rank(predict(preset), audio))
@@ -305,14 +349,19 @@ def evaluate(
         config.encoder: lambda x: predict(state, x),
     }
     results: dict[str, dict[str, Any]] = {}
+    ceilings: dict[str, dict[str, float]] = {}
+    protocol = dict(config.evaluation)
     for where, columns in test_sets(config, dataset).items():
         scores = results[where] = {
-            name: score(model, columns, **config.evaluation)
+            name: score(model, columns, **protocol)
             for name, model in models.items()
         }
         found = {name: s.pop("ranks") for name, s in scores.items()}
         if where == _FAR:
             continue
+        ceilings[where] = ceiling(
+            columns, subset=protocol["subset"], seed=protocol["seed"]
+        )
         audio = np.array(columns["embedding"][:_DRAWN])
         predicted = models[config.encoder](columns["preset"][:_DRAWN])
         slug = where.replace(" ", "_").replace("-", "_")
@@ -336,6 +385,8 @@ def evaluate(
         )
     content = {"checkpoint": which, "step": step, "results": results}
     content["bank"] = config.presets
+    content["ceiling"] = ceilings
+    print(f"ceiling: {_limits(ceilings)}")
     content["trained_on"] = _trained_on(config, dataset)
     text = json.dumps(content, indent=1) + "\n"
     (folder / "evaluation.json").write_text(text)

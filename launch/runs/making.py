@@ -407,7 +407,8 @@ def _build(
         if making.engine().host:
             # How far its renders are from repeating is kept with its data.
             floor = noise.keep(
-                directory, lambda: noise.measure(making.engine())
+                directory,
+                lambda: noise.measure(making.engine(), embed=making.embed),
             )
             noise.check(floor, making.space.num_used, making.most_dead)
             say(noise.describe(floor), flush=True)

@@ -16,6 +16,7 @@ import numpy as np
 from datasets import files
 from launch import Config
 from launch.benchmark import measure
+from launch.evaluate import proxy
 from launch.runs import build, checkpoints, metrics, plots, tables
 from proxy import audio, objective, spaces
 
@@ -162,7 +163,8 @@ def write(
     files.write_atomically(out / CSV, text.getvalue())
     panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for row in found:
-        if row["synthetic"] and not row["init"]:
+        tuned = not row["synthetic"] or row["init"]
+        if not tuned and row["tested_on"] != proxy.FAR:
             lines = panels.setdefault(row["tested_on"], {})
             line = lines.setdefault(f"{row['encoder']}, {row['prior']}", [])
             line.append((row["synthetic"], row["mrr_audio_to_preset"]))

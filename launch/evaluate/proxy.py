@@ -34,7 +34,7 @@ from proxy import splits as proxy_splits
 Predict = Callable[[Float[np.ndarray, "samples parameters"]], np.ndarray]
 _TOP = (1, 5, 10)
 # Its queries are a part of what is ranked.
-_FAR = "queries: no near copies"
+FAR = "queries: no near copies"
 # Embeddings kept for the page, and those that a picture's axes are fitted to.
 _KEPT = 1024
 _DRAWN = 4096
@@ -186,7 +186,7 @@ def test_sets(
     """What a run is tested on.
 
     "synthetic" is the test split where there is one, and "hand-crafted", with
-    a bank, its test split, whatever was learned from. `_FAR` is the same once
+    a bank, its test split, whatever was learned from. `FAR` is the same once
     more: among all of those, presets look for their partners that are no near
     copies of training presets (`proxy.splits.near_copies`).
 
@@ -209,7 +209,7 @@ def test_sets(
                 held_out["preset"], crafted.columns("train")["preset"]
             )
             if 1 < far.sum() < len(far):
-                sets[_FAR] = {**held_out, "query": far}
+                sets[FAR] = {**held_out, "query": far}
     return sets
 
 
@@ -358,7 +358,7 @@ def evaluate(
             for name, model in models.items()
         }
         found = {name: s.pop("ranks") for name, s in scores.items()}
-        if where == _FAR:
+        if where == FAR:
             continue
         ceilings[where] = ceiling(
             columns, alike, subset=protocol["subset"], seed=protocol["seed"]

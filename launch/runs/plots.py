@@ -89,7 +89,7 @@ def size_curves(
 
     Args:
       panels: by what was tested, and by line, numbers of presets and mean
-        reciprocal ranks.
+        reciprocal ranks; of several with the same number, the mean is drawn.
       path: where to save the picture; returned.
     """
     names = list(
@@ -106,8 +106,10 @@ def size_curves(
         for axes, (title, lines) in zip(grid[0], panels.items(), strict=True):
             for name, points in lines.items():
                 place = names.index(name)
+                sizes = sorted({size for size, _ in points})
                 axes.plot(
-                    *np.array(sorted(points)).T,
+                    sizes,
+                    [np.mean([y for x, y in points if x == s]) for s in sizes],
                     "os^Dv"[place // 5 % 5] + "-",
                     color=_COLORS[place % 5],
                     label=name,

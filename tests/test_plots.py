@@ -50,8 +50,20 @@ def test_size_curves_go_through_the_means_of_seeds(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Axes, "plot", plot)
     lines = {"a": [(64, 0.4), (16, 0.1), (64, 0.2)], "b": [(16, 0.3)]}
+    ticks, save = [], plots._save
+
+    def look(figure, path):
+        saved = save(figure, path)
+        for axes in figure.axes:
+            both = axes.get_xticklabels() + axes.get_yticklabels()
+            ticks.extend(label.get_text() for label in both)
+        return saved
+
+    monkeypatch.setattr(plots, "_save", look)
     panels = {"first": lines, "second": {"b": [(16, 0.2)]}}
     assert _opens(plots.size_curves(panels, tmp_path / "curve.png"))
+    assert "$" not in "".join(ticks)
+    assert {"16", "64"} <= set(ticks)
     assert drawn[0] == ("a", [16, 64], pytest.approx([0.1, 0.3]))
     assert drawn[1:] == [("b", [16], [0.3]), ("b", [16], [0.2])]
 

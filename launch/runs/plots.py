@@ -12,6 +12,7 @@ import matplotlib.image
 import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float
+from matplotlib.ticker import LogLocator, NullLocator
 
 from launch.runs import metrics
 from matching import distances
@@ -110,17 +111,24 @@ def size_curves(
                 axes.plot(
                     sizes,
                     [np.mean([y for x, y in points if x == s]) for s in sizes],
-                    "os^Dv"[place // 5 % 5] + "-",
+                    "os^Dv"[place % 5] + "-",
                     color=_COLORS[place % 5],
                     label=name,
                 )
             axes.set(xscale="log", yscale="log", title=title)
             axes.set(xlabel="synthetic presets trained on")
+            # Plain numbers, as math is not parsed here.
+            shown = {size for p in lines.values() for size, _ in p}
+            axes.set_xticks(sorted(shown), [f"{x:,}" for x in sorted(shown)])
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_minor_locator(NullLocator())
         grid[0][0].set(ylabel="MRR, audio to preset")
         figure.legend(
             *grid[0][0].get_legend_handles_labels(),
             loc="upper center",
-            bbox_to_anchor=(0.5, 0),
+            bbox_to_anchor=(0.5, -0.02),
             ncols=2,
         )
         return _save(figure, path)

@@ -60,7 +60,7 @@ def _rank(predicted: jax.Array, audio: jax.Array) -> dict[str, Any]:
     }
 
 
-_ceiling = jax.jit(retrieval.ceiling)
+_ceiling = jax.jit(retrieval.ceiling, static_argnames="most")
 
 
 def _score(found: dict[str, Any], count: int, query: Any) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def ceiling(
     count = len(columns["embedding"])
     chosen = _drawn(count, subset, seed)
     audio = jnp.asarray(columns["embedding"][chosen])
-    found = {k: float(v) for k, v in _ceiling(audio, alike).items()}
+    found = {k: float(v) for k, v in _ceiling(audio, most=alike).items()}
     return {"gallery": len(chosen), "within": alike, **found}
 
 

@@ -28,24 +28,29 @@ from configs import common
 # Voices of the bank that are trained on, for the length of the cosine.
 _VOICES = 14_088
 
-# What is compared: by encoder, numbers of presets, and steps; by name, what the
-# presets are drawn from. A step of modules_tfm takes six times as long.
-_SIZES = (16_384, 65_536, 262_144)
-_ENCODERS = {
-    "hn_oh": (_SIZES, 2_048),
-    "modules": (_SIZES, 2_048),
-    "modules_tfm": ((65_536,), 1_024),
-}
+# What presets are drawn from, by name, and how many there are to compare.
 _DRAWN = {
     "people": {
         "source": "both",
         "prior": {"uniform": 0.0, "fitted": 0.3, "variations": 0.7},
+        "num_train": 262_144,
     },
     "uniform": {
         "source": "synthetic",
         "prior": {"uniform": 1.0, "fitted": 0.0, "variations": 0.0},
+        "num_train": 65_536,
     },
 }
+# What is compared: encoder, what it learns from, numbers of presets. Whole
+# epochs, in about as many steps; one of modules_tfm takes six times as long.
+_STEPS = 1_079
+_COMPARED = (
+    ("modules", "people", (16_384, 65_536, 262_144)),
+    ("hn_oh", "people", (16_384, 65_536, 262_144)),
+    ("modules", "uniform", (16_384, 65_536)),
+    ("hn_oh", "uniform", (16_384, 65_536)),
+    ("modules_tfm", "people", (65_536,)),
+)
 
 
 def get_config(encoder="modules"):
@@ -54,11 +59,11 @@ def get_config(encoder="modules"):
 
     config.audio_model = "transport640"
     config.data = "data/voices"
-    config.num_train = 131_072
     config.validation = (128, 64)
     config.num_test = 4_096
     config.shard_size = 2_048
     config.update(_DRAWN["people"])
+    config.num_train = 131_072
 
     config.equivalent = True
     config.contrastive.update({"weight": 0.1, "temperature": 0.04})
@@ -90,20 +95,20 @@ def get_config(encoder="modules"):
     return config
 
 
-def _compared(encoder: str, drawn: str, presets: int, steps: int) -> Any:
+def _compared(encoder: str, drawn: str, presets: int) -> Any:
     config = get_config(encoder)
     config.name = f"voices_{encoder}_{drawn}_{presets}"
     config.update(_DRAWN[drawn])
     config.data = f"data/voices_{drawn}"
-    config.num_train, config.train_rows = max(_SIZES), presets
+    config.train_rows = presets
     if config.source == "both":
         presets += _VOICES
     epoch = presets // config.batch
-    config.epochs = max(round(steps / epoch), 1)
+    config.epochs = max(round(_STEPS / epoch), 1)
     config.average = 0.99
-    config.optimizer.warmup_steps = 200
-    config.optimizer.cosine_steps = config.epochs * epoch - 200
-    config.evaluation.repeats = 3
+    config.optimizer.warmup_steps = 100
+    config.optimizer.cosine_steps = config.epochs * epoch - 100
+    config.evaluation.repeats = 1
     return config
 
 
@@ -112,9 +117,8 @@ def get_plan() -> dict[str, Any]:
     return {
         "name": "voices",
         "proxies": [
-            _compared(encoder, drawn, presets, steps)
-            for drawn in _DRAWN
-            for encoder, (sizes, steps) in _ENCODERS.items()
+            _compared(encoder, drawn, presets)
+            for encoder, drawn, sizes in _COMPARED
             for presets in sizes
         ],
         "tuned": [],

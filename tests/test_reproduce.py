@@ -54,7 +54,7 @@ def test_proxies_share_the_data_that_they_are_compared_on():
     names = [s.name for s in reproduce.stages(plan, "F", "BANK", "", "")]
     data = [n for n in names if n.startswith("data ")]
     assert data == ["data F/data/voices_people", "data F/data/voices_uniform"]
-    assert len(names) == len(set(names)) == 2 + 2 * 14 + 1
+    assert len(names) == len(set(names)) == 2 + 2 * 11 + 1
 
 
 def tiny_plan():

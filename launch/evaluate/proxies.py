@@ -72,7 +72,10 @@ def flop(config: Config) -> float:
 
 
 def _training(run: pathlib.Path, batch: int) -> dict[str, float]:
-    """Steps of a run, and their seconds: no compiling, no validation."""
+    """Steps of a run, and their seconds without compiling and validation.
+
+    As a clock counts them, whatever else the machine did.
+    """
     step, seconds = 0, 0.0
     for record in metrics.read(run):
         if "presets_per_second" in record:
@@ -125,7 +128,7 @@ def rows(runs: Iterable[pathlib.Path]) -> list[dict[str, Any]]:
                     "tested_on": where,
                     "gallery": scores["subset"],
                     **{
-                        column: scores["metrics"][name]["mean"]
+                        column: round(scores["metrics"][name]["mean"], 5)
                         for column, name in _METRICS.items()
                     },
                 }

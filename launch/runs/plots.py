@@ -120,7 +120,7 @@ def size_curves(
             # Plain numbers, as math is not parsed here.
             shown = {size for p in lines.values() for size, _ in p}
             axes.set_xticks(sorted(shown), [f"{x:,}" for x in sorted(shown)])
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
             axes.yaxis.set_major_formatter("{x:g}")
             for axis in (axes.xaxis, axes.yaxis):
                 axis.set_minor_locator(NullLocator())

@@ -16,7 +16,7 @@ tested among 3,144 voices of its test part. No part sees another.
 The last command compares encoders, presets as people make them with uniform
 ones, and numbers of presets, all in about as many steps: a table, and a curve.
 
-Hardware: two CPU cores, an hour from nothing, two for the comparison; or one
+Hardware: two CPU cores, an hour from nothing without the comparison, or one
 GPU.
 Expected: see proxy/README.md.
 """

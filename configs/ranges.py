@@ -25,6 +25,7 @@ FIELDS: dict[str, str | tuple[str, ...]] = {
     "audio_model": _TEXT,
     "data": _TEXT,
     "num_train": "whole [0, 4e9]",  # 0: all, of an estimator
+    "train_rows": _ROWS,
     "validation": "two whole [1, 1e9]",
     "num_test": _ROWS,
     "synthetic.num_train": _ROWS,
@@ -113,7 +114,7 @@ FIELDS: dict[str, str | tuple[str, ...]] = {
 }
 
 # Fields that a saved config may lack: what reads them knows what that means.
-_LATER = {"checkpoints", "data_seed", "host.dead", "hears"}
+_LATER = {"checkpoints", "data_seed", "host.dead", "hears", "train_rows"}
 
 _INTERVAL = re.compile(r"(two )?(whole )?([\[(])(\S+), (\S+)([\])])( or None)?")
 

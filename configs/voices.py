@@ -2,6 +2,7 @@ r"""Retrieval of real DX7 voices: an encoder that knows modules.
 
     python -m launch.train --config configs/voices.py --config.presets=BANK
     python -m launch.evaluate --run runs/voices_modules
+    python -m launch.reproduce --config configs/voices.py --presets=BANK
 
 `--config configs/voices.py:hn_oh`, or another encoder, for comparison;
 `--config.num_train` and `--config.epochs` for more presets or less time, and a
@@ -12,14 +13,44 @@ presets drawn from the fitted prior that comes with the project, each in other
 forms that sound the same; validates on the bank's validation part, and is
 tested among 3,144 voices of its test part. No part sees another.
 
-Hardware: two CPU cores, an hour from nothing, or one GPU.
+The last command compares encoders, presets as people make them with uniform
+ones, and numbers of presets, all in about as many steps: a table, and a curve.
+
+Hardware: two CPU cores, an hour from nothing without the comparison, or one
+GPU.
 Expected: see proxy/README.md.
 """
+
+from typing import Any
 
 from configs import common
 
 # Voices of the bank that are trained on, for the length of the cosine.
 _VOICES = 14_088
+
+# What presets are drawn from, by name, and how many there are to compare.
+_DRAWN = {
+    "people": {
+        "source": "both",
+        "prior": {"uniform": 0.0, "fitted": 0.3, "variations": 0.7},
+        "num_train": 262_144,
+    },
+    "uniform": {
+        "source": "synthetic",
+        "prior": {"uniform": 1.0, "fitted": 0.0, "variations": 0.0},
+        "num_train": 65_536,
+    },
+}
+# What is compared: encoder, what it learns from, numbers of presets. Whole
+# epochs, in about as many steps; one of modules_tfm takes six times as long.
+_STEPS = 1_079
+_COMPARED = (
+    ("modules", "people", (16_384, 65_536, 262_144)),
+    ("hn_oh", "people", (16_384, 65_536, 262_144)),
+    ("modules", "uniform", (16_384, 65_536)),
+    ("hn_oh", "uniform", (16_384, 65_536)),
+    ("modules_tfm", "people", (65_536,)),
+)
 
 
 def get_config(encoder="modules"):
@@ -28,12 +59,11 @@ def get_config(encoder="modules"):
 
     config.audio_model = "transport640"
     config.data = "data/voices"
-    config.num_train = 131_072
     config.validation = (128, 64)
     config.num_test = 4_096
     config.shard_size = 2_048
-    config.prior.update({"uniform": 0.0, "fitted": 0.3, "variations": 0.7})
-    config.source = "both"
+    config.update(_DRAWN["people"])
+    config.num_train = 131_072
 
     config.equivalent = True
     config.contrastive.update({"weight": 0.1, "temperature": 0.04})
@@ -57,9 +87,40 @@ def get_config(encoder="modules"):
         }
     )
     # To the end, whatever the command line says of these.
-    presets = config.get_ref("num_train") + _VOICES
+    presets = config.get_ref("train_rows") + _VOICES
     steps = presets // config.get_ref("batch") * config.get_ref("epochs")
     config.optimizer.cosine_steps = steps - 500
 
     config.evaluation.update({"subset": 3_144, "repeats": 10})
     return config
+
+
+def _compared(encoder: str, drawn: str, presets: int) -> Any:
+    config = get_config(encoder)
+    config.name = f"voices_{encoder}_{drawn}_{presets}"
+    config.update(_DRAWN[drawn])
+    config.data = f"data/voices_{drawn}"
+    config.train_rows = presets
+    if config.source == "both":
+        presets += _VOICES
+    epoch = presets // config.batch
+    config.epochs = max(round(_STEPS / epoch), 1)
+    config.average = 0.99
+    config.optimizer.warmup_steps = 100
+    config.optimizer.cosine_steps = config.epochs * epoch - 100
+    config.evaluation.repeats = 1
+    return config
+
+
+def get_plan() -> dict[str, Any]:
+    """The comparison, see `configs.paper.get_plan`."""
+    return {
+        "name": "voices",
+        "proxies": [
+            _compared(encoder, drawn, presets)
+            for encoder, drawn, sizes in _COMPARED
+            for presets in sizes
+        ],
+        "tuned": [],
+        "matches": [],
+    }

@@ -7,8 +7,10 @@ r"""Reproduces everything in one go: data, training, tables, a page to listen.
 Stages, each skipped when it is done and going on where it stopped: make the
 data; train and evaluate every preset encoder; tune the proxy on hand-crafted
 presets; train the estimators of the three schedules, with every seed;
-evaluate them in-domain and out-of-domain; write the tables and the page. The
-same command resumes it, whatever stopped it, and ends with the same tables.
+evaluate them in-domain and out-of-domain; write the tables and the page, and
+what several proxies came to, side by side: `proxies.csv` and, where they saw
+different numbers of presets, `curve.png`. The same command resumes it, whatever
+stopped it, and ends with the same tables.
 Without `--presets` there is no bank of hand-crafted presets: held-out
 synthetic ones stand in for them, and the tables say so.
 """
@@ -32,6 +34,7 @@ from datasets import files
 from launch import Config, cli
 from launch.evaluate import comparison
 from launch.evaluate import estimator as evaluate_estimator
+from launch.evaluate import proxies as evaluate_proxies
 from launch.evaluate import proxy as evaluate_proxy
 from launch.report import page as pages
 from launch.runs import checkpoints, devices, making, noise
@@ -216,10 +219,15 @@ def tables(runs: Sequence[str], out: pathlib.Path) -> str:
 
 def _finish(name: str, runs: Sequence[str], out: pathlib.Path) -> None:
     text = tables(runs, out)
+    places = list(map(pathlib.Path, runs))
+    found, curve = evaluate_proxies.rows(places), None
+    if len({row["run"] for row in found}) > 1:
+        curve = evaluate_proxies.write(found, out)
+        together = evaluate_proxies.table(found)
+        text = f"## Proxies side by side\n\n{together}\n\n{text}"
     files.write_atomically(out / "tables.md", text)
-    page = pages.build(
-        list(map(pathlib.Path, runs)), out / "site", f"Results: {name}"
-    )
+    title = f"Results: {name}"
+    page = pages.build(places, out / "site", title, curve)
     print(f"\n{text}\nwrote {out / 'tables.md'} and {page}", flush=True)
 
 

@@ -176,6 +176,37 @@ def recall(ranks: Float[Array, " samples"], top: int) -> Float[Array, ""]:
     return (ranks <= top).mean()
 
 
+def ceiling(
+    audio: Float[Array, "samples embedding"], most: float
+) -> dict[str, Float[Array, ""]]:
+    """What a perfect proxy finds where sounds cannot be told apart.
+
+    Among n sounds that are alike, it can do no better than to guess: the
+    right one is in each of n places equally often.
+
+    Args:
+      audio: embeddings of a gallery.
+      most: mean absolute difference of sounds that are alike.
+
+    Returns:
+      "alike", the share of sounds that have another like them, and the
+      greatest "recall@1" and "mrr" to expect, in [0, 1].
+    """
+
+    def count(sound):
+        return (_l1(sound[None], audio) <= most * audio.shape[1]).sum()
+
+    alike = jax.lax.map(count, audio, batch_size=64)
+    # Mean of 1 / rank over ranks 1 to n, for every n that there may be.
+    places = jnp.arange(1, len(audio) + 1)
+    reciprocal = jnp.cumsum(1 / places) / places
+    return {
+        "alike": (alike > 1).mean(),
+        "recall@1": (1 / alike).mean(),
+        "mrr": reciprocal[alike - 1].mean(),
+    }
+
+
 def normalized(
     ranks: Float[Array, " samples"], candidates: int
 ) -> Float[Array, " samples"]:

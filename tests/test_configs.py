@@ -76,6 +76,14 @@ def test_a_row_names_what_exists(synth, name):
     assert set(config.optimizer) == set(other.optimizer)
 
 
+def test_all_presets_are_trained_on_unless_fewer_are_asked_for():
+    config = quickstart.get_config()
+    config.num_train = 2_048
+    assert config.train_rows == 2_048
+    config.train_rows = 1_024
+    assert (config.num_train, config.train_rows) == (2_048, 1_024)
+
+
 def test_voices_follow_what_the_command_line_says():
     config = voices.get_config("modules_tfm")
     assert config.run == "runs/voices_modules_tfm"
@@ -84,6 +92,29 @@ def test_voices_follow_what_the_command_line_says():
         steps = (presets + 14_088) // config.batch * epochs
         o = config.optimizer
         assert o.warmup_steps + o.cosine_steps == steps
+    config.train_rows = 16_384
+    steps = (16_384 + 14_088) // config.batch * config.epochs
+    assert o.warmup_steps + o.cosine_steps == steps
+
+
+def test_voices_are_compared_in_as_many_steps():
+    proxies = voices.get_plan()["proxies"]
+    assert len({c.run for c in proxies}) == len(proxies) == 11
+    folders = {}
+    for config in proxies:
+        ranges.check(config)
+        both = config.source == "both"
+        assert both == (config.prior.uniform == 0)
+        rows = config.train_rows + 14_088 * both
+        steps = rows // config.batch * config.epochs
+        assert abs(steps / 1_079 - 1) < 0.15
+        o = config.optimizer
+        assert o.warmup_steps + o.cosine_steps == steps
+        # One folder has all that any of its runs sees, drawn from one prior.
+        made = (config.num_train, tuple(config.prior.items()))
+        assert folders.setdefault(config.data, made) == made
+        assert config.train_rows <= config.num_train
+    assert len(folders) == 2
 
 
 @pytest.mark.parametrize(("synth", "name"), PAPER)
@@ -198,6 +229,7 @@ BAD = {
     "data": ("",),
     "validation": ((0, 2), (3, 3, 3), 7),
     "num_test": (0,),
+    "train_rows": (0, 1.5),
     "sampling.at_default": (math.nan, -0.1, 1.0),
     "render.duration": (1e9, 0.0, math.nan),
     "render.note": (-1, 128, 60.5),

@@ -1,8 +1,9 @@
 """What a config's presets are drawn from, and what is kept from whom."""
 
+import dataclasses
 from typing import Any
 
-import ml_collections
+import jax
 import numpy as np
 import pytest
 
@@ -10,7 +11,8 @@ from configs import common
 from datasets import drawing
 from datasets.presets import reading, writing
 from launch.evaluate import proxy as evaluate_proxy
-from launch.runs import data, making
+from launch.runs import checkpoints, data, making
+from launch.train import proxy as train
 from proxy import pretrained, priors, spaces, splits
 
 SPACE = spaces.get("dexed")
@@ -36,9 +38,7 @@ def config(bank, tmp_path):
     config.data = str(tmp_path / "data")
     config.num_train, config.validation, config.num_test = 40, (4, 2), 6
     config.shard_size, config.embed_batch, config.workers = 16, 8, 2
-    config.render = ml_collections.ConfigDict(
-        {"hold": 0.2, "duration": 0.3, "fade_out": 0.05}
-    )
+    config.render.update({"hold": 0.2, "duration": 0.3, "fade_out": 0.05})
     config.presets = str(bank)
     return config
 
@@ -100,6 +100,35 @@ def test_priors_that_cannot_be(config):
         prior_of(config)
 
 
+def test_a_run_on_the_first_rows_is_one_on_so_many(config, tmp_path):
+    config.update({"batch": 8, "epochs": 2, "seed": 3})
+    config.sizes.update({"hidden": 8, "blocks": 1})
+    config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 0})
+    config.center = True
+    found = {}
+    for folder, there in (("many", 40), ("few", 24)):
+        config.data, config.run = f"{tmp_path}/{folder}", f"{tmp_path}/{there}"
+        config.num_train, config.train_rows = there, 24
+        run = train.train(config)
+        with checkpoints.load(run)[1] as saved:
+            found[folder] = checkpoints.restore_raw(saved, 6)["params"]
+        dataset = making.ensure(config)
+        assert dataset.synthetic is not None
+        ridge = evaluate_proxy.fit_baselines(config, dataset)
+        found[f"{folder}, ridge"] = ridge["ridge regression"](
+            dataset.synthetic.columns("test")["preset"]
+        )
+    for key in ("", ", ridge"):
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            found["few" + key],
+            found["many" + key],
+        )
+    config.train_rows = 25
+    with pytest.raises(ValueError, match=r"train_rows=25.*num_train=24"):
+        making.ensure(config)
+
+
 def test_training_on_both_and_testing_on_what_was_never_seen(config, bank):
     config.prior.update({"uniform": 0.0, "fitted": 0.5, "variations": 0.5})
     config.source = "both"
@@ -107,7 +136,7 @@ def test_training_on_both_and_testing_on_what_was_never_seen(config, bank):
     assert dataset.synthetic is not None and dataset.handcrafted is not None
     ours = dataset.synthetic.columns("train")
     theirs = dataset.handcrafted.columns("train")
-    columns = data.training_columns("both", dataset)
+    columns = data.training_columns(config, dataset)
     for name, column in columns.items():
         wanted = np.concatenate([ours[name], theirs[name]])
         np.testing.assert_array_equal(column[:], wanted)
@@ -122,6 +151,14 @@ def test_training_on_both_and_testing_on_what_was_never_seen(config, bank):
     presets = reading.load(bank, SPACE).presets
     train = presets[splits.split(presets)["train"]]
     assert not (held_out[:, None] == train).all(-1).any()
+    # The same gallery, where nothing was learned from any of them.
     config.prior.update({"uniform": 1.0, "fitted": 0.0, "variations": 0.0})
     found = evaluate_proxy.test_sets(config, dataset)["hand-crafted"]
-    assert len(found["preset"]) > len(held_out) + len(theirs["preset"])
+    np.testing.assert_array_equal(found["preset"], held_out)
+    few = dataclasses.replace(
+        dataset.handcrafted.spec, splits=(("train", len(theirs["preset"])),)
+    )
+    crafted = dataclasses.replace(dataset.handcrafted, spec=few)
+    none = dataclasses.replace(dataset, handcrafted=crafted)
+    with pytest.raises(ValueError, match="too few presets for a test split"):
+        evaluate_proxy.test_sets(config, none)

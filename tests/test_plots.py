@@ -4,6 +4,7 @@ import json
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pytest
 from matplotlib.axes import Axes
 
 from launch.runs import metrics, plots
@@ -37,6 +38,34 @@ def test_embedding_map_of_a_constant_prediction(tmp_path):
     path = tmp_path / "map.png"
     plots.embedding_map(audio, np.zeros_like(audio), "title", path)
     assert _opens(path)
+
+
+def test_size_curves_go_through_the_means_of_seeds(tmp_path, monkeypatch):
+    drawn = []
+    original = Axes.plot
+
+    def plot(self, x, y, *args, **kwargs):
+        drawn.append((kwargs["label"], list(x), list(y)))
+        return original(self, x, y, *args, **kwargs)
+
+    monkeypatch.setattr(Axes, "plot", plot)
+    lines = {"a": [(64, 0.4), (16, 0.1), (64, 0.2)], "b": [(16, 0.3)]}
+    ticks, save = [], plots._save
+
+    def look(figure, path):
+        saved = save(figure, path)
+        for axes in figure.axes:
+            both = axes.get_xticklabels() + axes.get_yticklabels()
+            ticks.extend(label.get_text() for label in both)
+        return saved
+
+    monkeypatch.setattr(plots, "_save", look)
+    panels = {"first": lines, "second": {"b": [(16, 0.2)]}}
+    assert _opens(plots.size_curves(panels, tmp_path / "curve.png"))
+    assert "$" not in "".join(ticks)
+    assert {"16", "64"} <= set(ticks)
+    assert drawn[0] == ("a", [16, 64], pytest.approx([0.1, 0.3]))
+    assert drawn[1:] == [("b", [16], [0.3]), ("b", [16], [0.2])]
 
 
 def test_training_curves_before_the_first_validation(tmp_path):

@@ -146,6 +146,7 @@ def test_from_a_plugin_to_a_proxy(checkout, proxy_run):
     data = proxy_run.parent / "data" / "synthetic"
     kept = noise.read(data)
     assert kept is not None and kept["order"]["max_difference"] == 0
+    assert kept["order"]["embedding"] == 0
     spec = shards.read_spec(data)
     assert spec["synth"] == "fixture"
     assert spec["synth_version"] == "Proxy Fixture 1.2.3 (VST3, reset)"

@@ -1,6 +1,7 @@
 """Reproduction: kills change nothing, failures name the command to resume."""
 
 import copy
+import csv
 import json
 import pathlib
 import random
@@ -48,6 +49,14 @@ def test_plans_hold_what_the_paper_does(path):
         assert all(c.proxy in {t.run for t in tuned} for c in matches if bank)
 
 
+def test_proxies_share_the_data_that_they_are_compared_on():
+    plan = reproduce.read_plan("configs/voices.py")
+    names = [s.name for s in reproduce.stages(plan, "F", "BANK", "", "")]
+    data = [n for n in names if n.startswith("data ")]
+    assert data == ["data F/data/voices_people", "data F/data/voices_uniform"]
+    assert len(names) == len(set(names)) == 2 + 2 * 11 + 1
+
+
 def tiny_plan():
     proxy = quickstart.get_config()
     proxy.name, proxy.run, proxy.data = "tiny", "runs/tiny", "data/tiny"
@@ -56,6 +65,8 @@ def tiny_plan():
     proxy.shard_size, proxy.batch, proxy.epochs = 64, 32, 3
     proxy.sizes.hidden, proxy.sizes.blocks = 16, 2
     proxy.evaluation.repeats, proxy.evaluation.subset = 2, 32
+    half = copy.deepcopy(proxy)
+    half.name, half.run, half.train_rows = "tiny_half", "runs/tiny_half", 64
     match = dexed.get_config("match_small")
     match.name, match.run = "tiny_mix", "runs/tiny_mix"
     match.audio_model, match.data = proxy.audio_model, proxy.data
@@ -66,7 +77,12 @@ def tiny_plan():
     match.stand_in.update({"train": 24, "validation": 6, "test": 6})
     match.validate_every, match.log_every = 1, 2
     match.evaluation.resamples = 200
-    return {"name": "tiny", "proxies": [proxy], "tuned": [], "matches": [match]}
+    return {
+        "name": "tiny",
+        "proxies": [proxy, half],
+        "tuned": [],
+        "matches": [match],
+    }
 
 
 def run(folder, plan=None):
@@ -98,7 +114,7 @@ def finished(tmp_path_factory):
 
 def results(folder, out):
     """Everything that a reader sees, but for the place it is at."""
-    files = [out / "tables.md", out / "comparison.json"]
+    files = [out / "tables.md", out / "comparison.json", out / "curve.png"]
     files += [p for p in (out / "site").rglob("*") if p.is_file()]
     files += [folder / "runs/tiny/evaluation.json"]
     return {
@@ -118,9 +134,24 @@ def test_it_leads_from_nothing_to_a_page(finished, capsys):
     assert "held-out synthetic presets" in text and "no bank" in text
     page = (out / "site" / "index.html").read_text()
     assert "In-domain: Dexed" in page and "no bank of hand-crafted" in page
+    with (out / "proxies.csv").open() as file:
+        whole, half = csv.DictReader(file)
+    assert (whole["run"], half["run"]) == ("tiny", "tiny_half")
+    for found, presets, steps in ((whole, 128, 12), (half, 64, 6)):
+        assert (found["synthetic"], found["handcrafted"]) == (str(presets), "0")
+        assert found["prior"] == "fitted" and found["gallery"] == "32"
+        assert int(found["steps"]) == steps
+        # Matrices of 32 presets, there and back twice: once for each weight,
+        # once for each input.
+        assert float(found["flop"]) > 6 * steps * 32 * 16 * 192
+        assert 0 < float(found["seconds"]) < 600
+        assert 0 < float(found["mrr_audio_to_preset"]) <= 1
+    assert float(whole["flop"]) == pytest.approx(2 * float(half["flop"]))
+    assert "| synthetic   | hn_oh" in text
+    assert "proxies/curve.png" in page
     before = results(folder, out)
     run(folder)
-    assert "6 of 6 stages are done" in capsys.readouterr().out
+    assert "8 of 8 stages are done" in capsys.readouterr().out
     assert results(folder, out) == before
 
 
@@ -173,7 +204,7 @@ def test_a_failure_names_the_stage_and_the_command(finished, tmp_path):
     with pytest.raises(RuntimeError) as error:
         run(tmp_path, plan)
     message = str(error.value)
-    assert message.startswith("[2/6] train tiny: ") and "1000" in message
+    assert message.startswith("[2/8] train tiny: ") and "1000" in message
     assert message.endswith("to go on from here: THIS COMMAND")
     done = json.loads((tmp_path / "results/tiny/stages.json").read_text())
     assert len(done) == 1 and next(iter(done)).startswith("data ")

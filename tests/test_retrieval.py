@@ -121,6 +121,19 @@ def test_separability():
     assert retrieval.separability(a, b + 4.0) > 0.99
 
 
+def test_a_perfect_proxy_guesses_among_sounds_that_are_alike():
+    audio = jnp.asarray([0.0, 5.0, 1e-4, 9.0, -1e-4])[:, None] * jnp.ones(3)
+    found = retrieval.ceiling(audio, 2.1e-4)
+    reciprocal = (1 + 1 / 2 + 1 / 3) / 3
+    assert found["alike"] == pytest.approx(3 / 5)
+    assert found["recall@1"] == pytest.approx((3 / 3 + 2) / 5)
+    assert found["mrr"] == pytest.approx((3 * reciprocal + 2) / 5)
+    # Being alike goes from neighbour to neighbour only as far as it says.
+    found = retrieval.ceiling(audio, 1.1e-4)
+    assert found["recall@1"] == pytest.approx((1 / 3 + 1 / 2 + 1 / 2 + 2) / 5)
+    assert retrieval.ceiling(audio, 0.9e-4)["mrr"] == 1
+
+
 def test_unknown_metric():
     with pytest.raises(ValueError, match="known: l1, cosine"):
         retrieval.one_vs_all(jnp.ones((2, 2)), jnp.ones((2, 2)), "l2")

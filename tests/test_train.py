@@ -162,6 +162,9 @@ def test_evaluation(finished):
     for name in ("mean embedding", "ridge regression", "hn_oh"):
         assert re.search(rf"\| synthetic, 128 +\| {name} +\|", output)
     found = json.loads((run / "evaluation.json").read_text())
+    limit = found["ceiling"]["synthetic"]
+    assert limit["gallery"] == 128 and 0.9 < limit["recall@1"] <= 1
+    assert re.search(r"ceiling: synthetic: \S+% of 128 sounds have", output)
     models = found["results"]["synthetic"]
     assert models["hn_oh"]["repeats"] == 3
     assert models["hn_oh"]["metrics"]["mrr/preset_to_audio"]["std"] > 0
@@ -218,7 +221,7 @@ def test_fine_tuning_alone_needs_no_synthetic_presets(tmp_path, monkeypatch):
     # It can be evaluated all the same.
     sets = evaluate_proxy.test_sets(config, dataset)
     assert "synthetic" not in sets
-    # Near copies of what is trained on are left out of another table.
+    # Near copies of what is trained on do not ask in another table.
     columns = dataset.handcrafted.columns("train")
     seen = []
 
@@ -230,14 +233,35 @@ def test_fine_tuning_alone_needs_no_synthetic_presets(tmp_path, monkeypatch):
         evaluate_proxy.proxy_splits, "near_copies", first_is_near
     )
     sets = evaluate_proxy.test_sets(config, dataset)
-    np.testing.assert_array_equal(
-        sets["no near copies"]["preset"], sets["hand-crafted"]["preset"][1:]
-    )
+    far = sets["queries: no near copies"]
+    np.testing.assert_array_equal(far["preset"], sets["hand-crafted"]["preset"])
+    assert not far["query"][0] and far["query"][1:].all()
     assert seen == [len(columns["preset"])]
     predict = evaluate_proxy.fit_baselines(config, dataset)["mean embedding"]
     np.testing.assert_allclose(
         predict(columns["preset"])[0], columns["embedding"].mean(0), atol=1e-5
     )
+
+
+def test_queries_look_for_their_partners_among_all():
+    audio = np.square(np.arange(6, dtype=np.float32))[:, None]
+    # Presets 0 and 1 find each other's sounds; only the first does not ask.
+    predicted = audio[[1, 0, 2, 3, 4, 5]]
+    columns = {"preset": predicted, "embedding": audio}
+    protocol = {"subset": 6, "repeats": 1, "seed": 0}
+    whole = evaluate_proxy.score(np.asarray, columns, **protocol)
+    columns["query"] = np.arange(6) > 0
+    far = evaluate_proxy.score(np.asarray, columns, **protocol)
+    for found, count in ((whole, 6), (far, 5)):
+        assert found["subset"] == found["count"] == 6
+        wrong = count - 4  # each at rank 2 of 6, at distance 1
+        for name, value in (
+            ("recall@1_l1/preset_to_audio", 4 / count),
+            ("mrr/audio_to_preset", (4 + wrong / 2) / count),
+            ("mean_normalized_rank/preset_to_audio", (1 + wrong / count) / 6),
+            ("l1", wrong / count),
+        ):
+            assert found["metrics"][name]["mean"] == pytest.approx(value)
 
 
 def test_fine_tuning_without_a_bank_says_so(finished, tmp_path):

@@ -345,8 +345,9 @@ def test_noise_floor_is_measured(path, space, renderer):
     assert "depends on its preset alone" in noise.table(found)
     # An instrument that draws its phase anew each time.
     unsteady = vst3.PluginRenderer(path, change(space, fault=1.0), SHORT, QUICK)
-    found = noise.measure(unsteady, count=2)
+    found = noise.measure(unsteady, count=2, embed=lambda x: x + 1)
     for name in noise.COMPARISONS:
+        assert 0 < found[name]["embedding"] < found[name]["max_difference"]
         assert found[name]["max_difference"] > noise.QUIET
         assert found[name]["a_mean"] > 0
     assert "do not repeat" in noise.table(found)

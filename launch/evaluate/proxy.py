@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tqdm
 from jaxtyping import Float
@@ -32,21 +33,42 @@ from proxy import splits as proxy_splits
 
 Predict = Callable[[Float[np.ndarray, "samples parameters"]], np.ndarray]
 _TOP = (1, 5, 10)
-_FAR = "no near copies"
+# Its queries are a part of what is ranked.
+FAR = "queries: no near copies"
 # Embeddings kept for the page, and those that a picture's axes are fitted to.
 _KEPT = 1024
 _DRAWN = 4096
+# Mean absolute difference of embeddings that are one sound's, unless the noise
+# of a plug-in is more. Dexed's two engines: 6e-7 at most, in 48 voices.
+_ALIKE = 1e-4
 _PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
 @jax.jit
-def _score(predicted: jax.Array, audio: jax.Array) -> dict[str, Any]:
-    """Every metric of one subset."""
-    count = predicted.shape[0]
-    by_l1 = retrieval.one_vs_all(predicted, audio, "l1")
-    by_cosine = retrieval.one_vs_all(predicted, audio, "cosine")
+def _rank(predicted: jax.Array, audio: jax.Array) -> dict[str, Any]:
+    """Ranks of a whole subset by distance, and the gap between its kinds."""
+    return {
+        "ranks": {
+            metric: retrieval.one_vs_all(predicted, audio, metric)._asdict()
+            for metric in ("l1", "cosine")
+        },
+        "l1": jnp.abs(predicted - audio).mean(1),
+        "gap": {
+            "centroid_distance": retrieval.centroid_distance(audio, predicted),
+            "separability": retrieval.separability(audio, predicted),
+        },
+    }
+
+
+_ceiling = jax.jit(retrieval.ceiling, static_argnames="most")
+
+
+def _score(found: dict[str, Any], count: int, query: Any) -> dict[str, Any]:
+    """Every metric of those presets of a subset of `count` that `query`."""
+    asked = (found["ranks"], found["l1"])
+    by_distance, l1 = jax.tree.map(lambda x: jnp.asarray(x[query]), asked)
     scores = {}
-    for name, ranks in by_l1._asdict().items():
+    for name, ranks in by_distance["l1"].items():
         scores[f"mrr/{name}"] = retrieval.mean_reciprocal_rank(ranks)
         for top in _TOP[1:]:
             scores[f"mrr@{top}/{name}"] = retrieval.mean_reciprocal_rank(
@@ -54,16 +76,51 @@ def _score(predicted: jax.Array, audio: jax.Array) -> dict[str, Any]:
             )
         share = retrieval.normalized(ranks, count)
         scores[f"mean_normalized_rank/{name}"] = share.mean()
-        scores[f"median_normalized_rank/{name}"] = jax.numpy.median(share)
-    for metric, found in (("l1", by_l1), ("cosine", by_cosine)):
-        for name, ranks in found._asdict().items():
+        scores[f"median_normalized_rank/{name}"] = np.median(share)
+    for metric, by_metric in by_distance.items():
+        for name, ranks in by_metric.items():
             for top in _TOP:
                 key = f"recall@{top}_{metric}/{name}"
                 scores[key] = retrieval.recall(ranks, top)
-    scores["l1"] = jax.numpy.abs(predicted - audio).mean()
-    scores["centroid_distance"] = retrieval.centroid_distance(audio, predicted)
-    scores["separability"] = retrieval.separability(audio, predicted)
-    return {"scores": scores, "ranks": by_l1.preset_to_audio}
+    return {**scores, "l1": l1.mean(), **found["gap"]}
+
+
+def _drawn(count: int, subset: int, seed: int) -> np.ndarray:
+    """Rows of a random subset, ascending."""
+    rng = np.random.default_rng(seed)
+    return np.sort(rng.permutation(count)[:subset])
+
+
+def ceiling(
+    columns: loader.Columns, alike: float, *, subset: int, seed: int
+) -> dict[str, float]:
+    """What a perfect proxy would find in the first gallery of `score`.
+
+    Args:
+      columns: "embedding", g(s(x)).
+      alike: mean absolute difference of embeddings of sounds that are alike.
+      subset: see `score`.
+      seed: see `score`.
+
+    Returns:
+      See `retrieval.ceiling`; "gallery", the number of sounds; "within", the
+      difference.
+    """
+    count = len(columns["embedding"])
+    chosen = _drawn(count, subset, seed)
+    audio = jnp.asarray(columns["embedding"][chosen])
+    found = {k: float(v) for k, v in _ceiling(audio, most=alike).items()}
+    return {"gallery": len(chosen), "within": alike, **found}
+
+
+def _limits(ceilings: dict[str, dict[str, float]]) -> str:
+    """A line to print."""
+    return "; ".join(
+        f"{where}: {found['alike']:.1%} of {found['gallery']:,} sounds have "
+        f"another within {found['within']:g}, at best R@1 "
+        f"{found['recall@1']:.3f}, MRR {found['mrr']:.3f}"
+        for where, found in ceilings.items()
+    )
 
 
 def score(
@@ -81,7 +138,9 @@ def score(
 
     Args:
       predict: the function f from presets to embeddings.
-      columns: "preset" and "embedding", g(s(x)), in the same order.
+      columns: "preset" and "embedding", g(s(x)), in the same order; "query",
+        where there is one, tells which look for their partners among all and
+        are counted; the modality gap stays that of all.
       subset: number of presets in a subset, at most all of them.
       repeats: number of subsets; one when a subset is everything.
       seed: subset i is drawn with seed + i.
@@ -97,13 +156,14 @@ def score(
     for i in tqdm.trange(
         repeats, desc="subsets", leave=False, disable=repeats == 1
     ):
-        rng = np.random.default_rng(seed + i)
-        chosen = np.sort(rng.permutation(count)[:subset])
+        chosen = _drawn(count, subset, seed + i)
         preset, audio = (columns[k][chosen] for k in ("preset", "embedding"))
         loader.release(columns)
-        found = jax.device_get(_score(predict(preset), audio))
-        kept.append(found["scores"])
-        first = found["ranks"] if first is None else first
+        found = jax.device_get(_rank(predict(preset), audio))
+        query = columns["query"][chosen] if "query" in columns else ...
+        kept.append(_score(found, subset, query))
+        ranks = found["ranks"]["l1"]["preset_to_audio"]
+        first = ranks if first is None else first
     metrics = {
         name: {
             "mean": float(np.mean([k[name] for k in kept])),
@@ -126,29 +186,30 @@ def test_sets(
     """What a run is tested on.
 
     "synthetic" is the test split where there is one, and "hand-crafted", with
-    a bank, all of its presets when nothing was learned from any, else its test
-    split. `_FAR` is the rest of that when near copies of training presets are
-    left out (`proxy.splits.near_copies`).
+    a bank, its test split, whatever was learned from. `FAR` is the same once
+    more: among all of those, presets look for their partners that are no near
+    copies of training presets (`proxy.splits.near_copies`).
+
+    Raises:
+      ValueError: when the bank is so small that its test split is empty.
     """
     sets: dict[str, loader.Columns] = {}
     if dataset.synthetic is not None:
         sets["synthetic"] = dataset.synthetic.columns("test")
     if dataset.handcrafted is not None:
         crafted = dataset.handcrafted
-        seen = data.sees_bank(config)
-        splits = ("test",) if seen else crafted.splits
-        parts = [crafted.columns(split) for split in splits]
-        sets["hand-crafted"] = {
-            name: np.concatenate([part[name] for part in parts])
-            for name in parts[0]
-        }
-        if seen:
-            held_out = sets["hand-crafted"]
-            near = proxy_splits.near_copies(
+        if "test" not in crafted.splits:
+            raise ValueError(
+                f"{config.presets}: too few presets for a test split; give "
+                "another bank, or none"
+            )
+        held_out = sets["hand-crafted"] = crafted.columns("test")
+        if "train" in crafted.splits:
+            far = ~proxy_splits.near_copies(
                 held_out["preset"], crafted.columns("train")["preset"]
             )
-            if near.any() and (~near).sum() > 1:
-                sets[_FAR] = {k: x[~near] for k, x in held_out.items()}
+            if 1 < far.sum() < len(far):
+                sets[FAR] = {**held_out, "query": far}
     return sets
 
 
@@ -163,8 +224,13 @@ def fit_baselines(config: Config, dataset: data.Dataset) -> dict[str, Predict]:
         lambda preset, y: linear.moments(space.to_relaxed(preset), y)
     )
     total: Any = None
-    source = dataset.synthetic or data.training_source(config.source, dataset)
-    for _, block in loader.blocks(source.columns("train"), 16_384):
+    if dataset.synthetic is not None:
+        source = dataset.synthetic
+        columns = data.synthetic_columns(config, source)
+    else:
+        source = data.training_source(config.source, dataset)
+        columns = source.columns("train")
+    for _, block in loader.blocks(columns, 16_384):
         part = moments(block["preset"], block["embedding"])
         # Double precision: millions of rows would wear out single floats.
         part = jax.tree.map(lambda x: np.asarray(x, np.float64), part)
@@ -172,7 +238,7 @@ def fit_baselines(config: Config, dataset: data.Dataset) -> dict[str, Predict]:
 
     def fit(solve: Callable[..., Any], *args: float) -> Any:
         with jax.enable_x64(True):
-            model = solve(jax.tree.map(jax.numpy.asarray, total), *args)
+            model = solve(jax.tree.map(jnp.asarray, total), *args)
         return jax.tree.map(np.float32, model)
 
     def predictor(model: linear.Linear) -> Predict:
@@ -191,6 +257,17 @@ def fit_baselines(config: Config, dataset: data.Dataset) -> dict[str, Predict]:
         "mean embedding": predictor(fit(linear.fit_mean)),
         "ridge regression": tried[int(np.argmin(errors))],
     }
+
+
+def _trained_on(config: Config, dataset: data.Dataset) -> dict[str, int]:
+    """How many presets of each kind."""
+    used = {"synthetic": dataset.synthetic, "handcrafted": dataset.handcrafted}
+    if config.source != "both":
+        used = {config.source: used[config.source]}
+    counts = {name: s.spec.rows("train") for name, s in used.items() if s}
+    if "synthetic" in counts:
+        counts["synthetic"] = config.get("train_rows") or counts["synthetic"]
+    return {"synthetic": 0, "handcrafted": 0, **counts}
 
 
 # Columns of the printed table: title, metric, number of decimals.
@@ -271,14 +348,21 @@ def evaluate(
         config.encoder: lambda x: predict(state, x),
     }
     results: dict[str, dict[str, Any]] = {}
+    ceilings: dict[str, dict[str, float]] = {}
+    floor = noise.find(folder)
+    alike = max(_ALIKE, noise.worst(floor).get("embedding", 0) if floor else 0)
+    protocol = dict(config.evaluation)
     for where, columns in test_sets(config, dataset).items():
         scores = results[where] = {
-            name: score(model, columns, **config.evaluation)
+            name: score(model, columns, **protocol)
             for name, model in models.items()
         }
         found = {name: s.pop("ranks") for name, s in scores.items()}
-        if where == _FAR:
+        if where == FAR:
             continue
+        ceilings[where] = ceiling(
+            columns, alike, subset=protocol["subset"], seed=protocol["seed"]
+        )
         audio = np.array(columns["embedding"][:_DRAWN])
         predicted = models[config.encoder](columns["preset"][:_DRAWN])
         slug = where.replace(" ", "_").replace("-", "_")
@@ -302,6 +386,9 @@ def evaluate(
         )
     content = {"checkpoint": which, "step": step, "results": results}
     content["bank"] = config.presets
+    content["ceiling"] = ceilings
+    print(f"ceiling: {_limits(ceilings)}")
+    content["trained_on"] = _trained_on(config, dataset)
     text = json.dumps(content, indent=1) + "\n"
     (folder / "evaluation.json").write_text(text)
     return results, config.presets

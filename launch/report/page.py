@@ -17,6 +17,7 @@ from launch.runs import checkpoints
 _TEMPLATES = pathlib.Path(__file__).parent / "templates"
 # Marks a folder as a page, and lists the files that were written there.
 _MARKER = ".report.json"
+_CURVE = "Retrieval against the number of presets trained on"
 
 
 def find_runs(places: Iterable[str]) -> list[pathlib.Path]:
@@ -43,9 +44,18 @@ def find_runs(places: Iterable[str]) -> list[pathlib.Path]:
 
 
 def build(
-    runs: Iterable[pathlib.Path], out: pathlib.Path, title: str
+    runs: Iterable[pathlib.Path],
+    out: pathlib.Path,
+    title: str,
+    curve: pathlib.Path | None = None,
 ) -> pathlib.Path:
     """Writes the page; replaces one that it wrote before, and nothing else.
+
+    Args:
+      runs: directories of runs.
+      out: folder of the page.
+      title: its title.
+      curve: picture of proxies side by side, see `launch.evaluate.proxies`.
 
     Returns:
       The page.
@@ -55,7 +65,7 @@ def build(
         outside itself, or the folder holds something else.
     """
     with _replacing(out):
-        return _build(list(runs), out, title)
+        return _build(list(runs), out, title, curve)
 
 
 @contextlib.contextmanager
@@ -89,7 +99,10 @@ def _replacing(out: pathlib.Path) -> Iterator[None]:
 
 
 def _build(
-    runs: list[pathlib.Path], out: pathlib.Path, title: str
+    runs: list[pathlib.Path],
+    out: pathlib.Path,
+    title: str,
+    curve: pathlib.Path | None,
 ) -> pathlib.Path:
     configs = {
         run: checkpoints.read_config(run)
@@ -109,6 +122,11 @@ def _build(
                 out,
                 progress.update,
             ),
+            "curves": [
+                proxies.copied(p.parent, p, out, "proxies", _CURVE)
+                for p in (curve,)
+                if p
+            ],
             "rankings": proxies.rankings(
                 [r for r in runs if (r / "ranking.json").exists()], out
             ),

@@ -47,11 +47,12 @@ def sections(
         if config["init"]:
             bank += f"; fine-tuned from {config['init']}"
         bank += noise.of_run(run, "; ")
+        rows = config.get("train_rows") or config["num_train"]
         entries.append(
             {
                 "title": f"{config['name']}: {ours} on "
                 f"{config['audio_model']}, {config['synth']}",
-                "note": f"{config['num_train']:,} synthetic training presets, "
+                "note": f"{rows:,} synthetic training presets, "
                 f"{config['epochs']} epochs; {bank}.",
                 "head": proxy.HEADERS,
                 "rows": [

@@ -168,24 +168,29 @@ def training_source(source: str, dataset: Dataset) -> Source:
     return dataset.handcrafted
 
 
-def training_columns(source: str, dataset: Dataset) -> loader.Columns:
+def synthetic_columns(config: Config, synthetic: Source) -> loader.Columns:
+    """The synthetic presets that a run trains on, `config.train_rows`.
+
+    The first ones: as each is a function of seed, split and row alone, those
+    of a data set that has no others.
+    """
+    rows = config.get("train_rows")  # of earlier versions' runs: None, all
+    columns = synthetic.columns("train")
+    return {name: column[:rows] for name, column in columns.items()}
+
+
+def training_columns(config: Config, dataset: Dataset) -> loader.Columns:
     """The presets and embeddings that a run trains on.
 
     Raises:
       ValueError: as for `training_source`.
     """
-    columns = training_source(source, dataset).columns("train")
-    if source != "both" or dataset.synthetic is None:
-        return columns
-    return loader.join(dataset.synthetic.columns("train"), columns)
-
-
-def sees_bank(config: Config) -> bool:
-    """Whether a run learns from hand-crafted presets or what is made of them.
-
-    Then it is tested on their test part alone.
-    """
-    return config.source != "synthetic" or config.prior.uniform < 1
+    source, parts = training_source(config.source, dataset), []
+    if config.source != "handcrafted" and dataset.synthetic is not None:
+        parts.append(synthetic_columns(config, dataset.synthetic))
+    if source != dataset.synthetic:
+        parts.append(source.columns("train"))
+    return loader.join(*parts) if len(parts) > 1 else parts[0]
 
 
 def matching_rows(

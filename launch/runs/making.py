@@ -279,6 +279,12 @@ def synthetic(making: Maker, config: Config) -> Source:
             f"config.validation={tuple(config.validation)}: a ranking needs "
             "at least 2 candidates"
         )
+    if (config.get("train_rows") or 0) > config.num_train:
+        raise ValueError(
+            f"config.train_rows={config.train_rows}: there are "
+            f"config.num_train={config.num_train} training presets; choose "
+            "as many at most"
+        )
     return _wanted(
         making,
         "synthetic",
@@ -401,7 +407,8 @@ def _build(
         if making.engine().host:
             # How far its renders are from repeating is kept with its data.
             floor = noise.keep(
-                directory, lambda: noise.measure(making.engine())
+                directory,
+                lambda: noise.measure(making.engine(), embed=making.embed),
             )
             noise.check(floor, making.space.num_used, making.most_dead)
             say(noise.describe(floor), flush=True)

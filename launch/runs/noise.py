@@ -31,7 +31,10 @@ QUIET = 1e-6
 
 
 def _differences(
-    first: list[np.ndarray], again: list[np.ndarray], rate: int
+    first: list[np.ndarray],
+    again: list[np.ndarray],
+    rate: int,
+    embed: Callable[[np.ndarray], Any] | None,
 ) -> dict[str, float]:
     """Largest difference of two samples, and the mean of each distance."""
     a, b = np.stack(first), np.stack(again)
@@ -40,26 +43,39 @@ def _differences(
     )
     # Equal clips are at distance zero, whatever a distance's arithmetic says.
     same = (a == b).all(axis=1)
+    embedded = {}
+    if embed is not None:
+        apart_by = np.abs(np.asarray(embed(b)) - np.asarray(embed(a))).mean()
+        embedded["embedding"] = float(apart_by)
     return {
         "max_difference": float(np.abs(a - b).max()),
         **{
             name: float(np.where(same, 0, np.asarray(apart[name])).mean())
             for name in METRICS
         },
+        **embedded,
     }
 
 
-def measure(renderer: engines.Renderer, *, count: int = 8) -> dict[str, Any]:
+def measure(
+    renderer: engines.Renderer,
+    *,
+    count: int = 8,
+    embed: Callable[[np.ndarray], Any] | None = None,
+) -> dict[str, Any]:
     """Renders the same presets twice, in two orders and in fresh processes.
 
     Args:
       renderer: engine of the plug-in; its workers are ended.
       count: number of random presets that are heard.
+      embed: an audio model at the engine's rate, `[batch, samples]` to
+        `[batch, embedding]`.
 
     Returns:
       "presets" (how many), "plugin" and "host" (versions), and for each of
       `COMPARISONS` the largest difference of two samples and the mean
-      distance over presets, by `METRICS`; "fresh" only where a fresh process
+      distance over presets, by `METRICS`, with an audio model also the mean
+      absolute difference of "embedding"; "fresh" only where a fresh process
       made a difference. "dead" are the parameters that change nothing, see
       `engines.Renderer.dead`.
 
@@ -83,12 +99,12 @@ def measure(renderer: engines.Renderer, *, count: int = 8) -> dict[str, Any]:
         "plugin": renderer.version,
         "host": renderer.host,
         "dead": renderer.dead(),
-        "order": _differences(first, backwards, rate),
-        "process": _differences(first, alone, rate),
+        "order": _differences(first, backwards, rate, embed),
+        "process": _differences(first, alone, rate, embed),
     }
     if floor["process"]["max_difference"] > QUIET:
         again = [fresh(row) for row in values]
-        floor["fresh"] = _differences(alone, again, rate)
+        floor["fresh"] = _differences(alone, again, rate, embed)
     return floor
 
 

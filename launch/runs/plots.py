@@ -3,7 +3,7 @@
 import io
 import pathlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import matplotlib.image
 import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float
+from matplotlib.ticker import LogLocator, NullLocator
 
 from launch.runs import metrics
 from matching import distances
@@ -79,6 +80,58 @@ def matching_curves(run: pathlib.Path) -> pathlib.Path:
         right.set(xlabel="step", ylabel="a_mean")
         right.set_title("validation, rendered")
         return _save(figure, run / "training.png")
+
+
+def size_curves(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]],
+    path: pathlib.Path,
+) -> pathlib.Path:
+    """Draws retrieval against the number of presets trained on.
+
+    Args:
+      panels: by what was tested, and by line, numbers of presets and mean
+        reciprocal ranks; of several with the same number, the mean is drawn.
+      path: where to save the picture; returned.
+    """
+    names = list(
+        dict.fromkeys(name for lines in panels.values() for name in lines)
+    )
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(
+            1,
+            len(panels),
+            figsize=(3.2 * len(panels), 3),
+            sharey=True,
+            squeeze=False,
+        )
+        for axes, (title, lines) in zip(grid[0], panels.items(), strict=True):
+            for name, points in lines.items():
+                place = names.index(name)
+                sizes = sorted({size for size, _ in points})
+                axes.plot(
+                    sizes,
+                    [np.mean([y for x, y in points if x == s]) for s in sizes],
+                    "os^Dv"[place % 5] + "-",
+                    color=_COLORS[place % 5],
+                    label=name,
+                )
+            axes.set(xscale="log", yscale="log", title=title)
+            axes.set(xlabel="synthetic presets trained on")
+            # Plain numbers, as math is not parsed here.
+            shown = {size for p in lines.values() for size, _ in p}
+            axes.set_xticks(sorted(shown), [f"{x:,}" for x in sorted(shown)])
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_minor_locator(NullLocator())
+        grid[0][0].set(ylabel="MRR, audio to preset")
+        figure.legend(
+            *grid[0][0].get_legend_handles_labels(),
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.02),
+            ncols=2,
+        )
+        return _save(figure, path)
 
 
 def distance_bars(

@@ -152,7 +152,7 @@ def training_embeddings(
     Returns:
       Presets and embeddings, and which rows to use.
     """
-    columns = data.training_columns(config.source, dataset)
+    columns = data.training_columns(config, dataset)
     rows = np.arange(len(columns["preset"]))
     if config.source == "handcrafted" or dataset.synthetic is None:
         return columns, rows

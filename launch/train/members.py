@@ -289,7 +289,7 @@ def train(
     for folder in folders:
         data.record_dataset(folder, dataset)
     source = data.training_source(config.source, dataset)
-    columns = data.training_columns(config.source, dataset)
+    columns = data.training_columns(config, dataset)
     epoch_steps = data.steps_per_epoch(len(columns["preset"]), config.batch)
     total = config.epochs * epoch_steps
     # As many devices as share the members out evenly.

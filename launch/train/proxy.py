@@ -45,7 +45,7 @@ def train(
     dataset = making.ensure(config)
     data.record_dataset(run, dataset)
     source = data.training_source(config.source, dataset)
-    columns = data.training_columns(config.source, dataset)
+    columns = data.training_columns(config, dataset)
     state = build.initial_state(config, columns["embedding"])
     if config.init:
         state = checkpoints.start_from(config, state)

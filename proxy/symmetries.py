@@ -23,10 +23,6 @@ from proxy.spaces import dexed
 _FREE: dict[str, Callable[[Array], Bool[Array, "*batch parameters"]]] = {
     "dexed": dexed.free
 }
-# Of each synthesizer where it is known, presets some octaves higher.
-_TRANSPOSE: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
-    "dexed": dexed.transpose
-}
 
 
 @functools.cache
@@ -124,24 +120,3 @@ def equivalent(
         others = jnp.roll(presets, 1, axis=0)
         presets = jnp.where(_FREE[space.name](presets), others, presets)
     return exchange(key, presets, space)
-
-
-def octaves(
-    presets: Float[np.ndarray, "presets parameters"], space: ParameterSpace
-) -> Float[np.ndarray, "versions parameters"]:
-    """Presets, and the same up to two octaves higher and lower.
-
-    Args:
-      presets: hard presets.
-      space: their space.
-
-    Returns:
-      First the presets themselves; alone, in a synthesizer for which it is not
-      known how to transpose.
-    """
-    if space.name not in _TRANSPOSE:
-        return presets
-    transpose = _TRANSPOSE[space.name]
-    moved = [transpose(presets, number) for number in (1, -1, 2, -2)]
-    moved = np.asarray(space.snap(np.concatenate(moved)), presets.dtype)
-    return np.concatenate([presets, moved])

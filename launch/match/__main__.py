@@ -53,7 +53,7 @@ _CANDIDATES = flags.DEFINE_integer(
     "candidates", 5, "Presets to keep of each sound."
 )
 _NEAREST = flags.DEFINE_integer(
-    "nearest", 64, "Presets of the bank to render, each in five octaves."
+    "nearest", 320, "Presets of the bank to render."
 )
 _SCREENED = flags.DEFINE_integer(
     "screened",

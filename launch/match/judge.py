@@ -33,7 +33,7 @@ class Options:
       evaluations: most renders of the search, in place of seconds, so that
         the result depends on the arguments alone; 0 for seconds.
       candidates: number of presets to return.
-      nearest: number of presets of the bank to render, each in all octaves.
+      nearest: number of presets of the bank to render.
       parents: number of presets that have children.
       every: the search looks at each frame of this number of frames.
       children: number of presets that a generation renders.
@@ -48,7 +48,7 @@ class Options:
     seconds: float = 60.0
     evaluations: int = 0
     candidates: int = 5
-    nearest: int = 64
+    nearest: int = 320
     parents: int = 32
     every: int = 16
     children: int = 128

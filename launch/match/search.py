@@ -4,8 +4,7 @@ Each stage proposes presets, the real engine renders them, and a quick form of
 the distance `a_mean` scores them:
 
 1. estimator: what the network hears;
-2. neighbours: the bank's presets with the nearest embeddings, as they are and
-   some octaves higher and lower;
+2. neighbours: the bank's presets with the nearest embeddings;
 3. evolution: the best presets have children (`proxy.priors.propose`), of
    which those are rendered that may score best, told by the proxy from all
    that was rendered before (`matching.refine.promising`);
@@ -25,9 +24,10 @@ from jaxtyping import Bool, Float
 
 from datasets import engines
 from launch.match.judge import Judge, Options, Stopped
+from launch.runs import opened
 from launch.runs.opened import Setup
 from matching import distances, refine
-from proxy import priors, symmetries
+from proxy import priors
 
 BASELINE = "nearest 40"
 
@@ -60,9 +60,8 @@ class Match:
 # The stages ------------------------------------------------------------------
 
 
-def _nearest(setup: Setup, target: np.ndarray, count: int) -> np.ndarray:
+def _nearest(setup: Setup, clip: np.ndarray, count: int) -> np.ndarray:
     """The bank's nearest presets."""
-    clip = _fit(target, setup.settings.samples)
     embedding = np.asarray(setup.embed(clip[None]))[0]
     rows, _ = refine.nearest(
         jnp.asarray(embedding), jnp.asarray(setup.bank.embeddings), count
@@ -249,7 +248,7 @@ def search(
         until: dict[str, tuple[int, float]] = {}
         interrupted = False
         try:
-            for name, preset in _stages(setup, judge, parents):
+            for name, preset in _stages(setup, judge, settings.hold, parents):
                 left[name], until[name] = preset, (judge.renders, judge.seconds)
         except (KeyboardInterrupt, Stopped):
             interrupted = True
@@ -263,7 +262,7 @@ def warm_up(setup: Setup, samples: int, options: Options) -> None:
     """
     few = dataclasses.replace(
         options,
-        evaluations=5 * options.nearest + 2 * options.children,
+        evaluations=options.nearest + 2 * options.children,
     )
     noise = np.random.default_rng(0).normal(size=samples).astype(np.float32)
     note, hold = setup.settings.note, setup.settings.hold
@@ -271,28 +270,30 @@ def warm_up(setup: Setup, samples: int, options: Options) -> None:
 
 
 def _stages(
-    setup: Setup, judge: Judge, parents: np.ndarray | None
+    setup: Setup, judge: Judge, hold: float, parents: np.ndarray | None
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Runs the stages; yields the name and best preset of each.
 
     Of the baseline, all forty presets: `_finish` finds the best.
     """
     options = judge.options
+    # As long as the run's sounds, at their note, and held as long.
+    clip = _fit(judge.target, setup.settings.samples)
+    clip = opened.as_known(setup.settings, clip, judge.note, hold)
     if "estimator" in options.stages and setup.estimate is not None:
         judge.stage = "estimator"
-        guess = setup.estimate(_fit(judge.target, setup.settings.samples))
+        guess = setup.estimate(clip)
         guess = refine.keep(guess[None], judge.kept)[0]
         judge.score(guess[None])
         yield "estimator", guess
     if "neighbours" in options.stages:
         judge.stage = "neighbours"
         if parents is None:
-            near = _nearest(setup, judge.target, options.nearest)
+            near = _nearest(setup, clip, options.nearest)
         else:
             near = parents
-        yield BASELINE, refine.keep(near[:40], judge.kept)
-        if parents is None:
-            near = symmetries.octaves(near, setup.space)
+        near = refine.keep(near, judge.kept)
+        yield BASELINE, near[:40]
         judge.score(near)
         yield "neighbours", judge.best(1)[0]
     if "evolution" in options.stages:

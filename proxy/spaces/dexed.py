@@ -176,37 +176,6 @@ def _columns(*suffixes: str) -> np.ndarray:
     )
 
 
-# Frequency of an operator by its coarse and fine value, relative to the note's.
-_RATIOS = np.append(0.5, np.arange(1, 32))[:, None] * (1 + np.arange(100) / 100)
-
-
-def transpose(
-    presets: Float[np.ndarray, "*batch parameters"], octaves: int
-) -> Float[np.ndarray, "*batch parameters"]:
-    """Presets that sound octaves higher, by the ratios of their operators.
-
-    Operators of a fixed frequency stay as they are; where no ratio is exact,
-    the nearest is taken.
-
-    Args:
-      presets: hard presets.
-      octaves: how many, down if negative.
-    """
-    presets = np.array(presets)
-    modes, coarse, fine = _columns("mode", "f_coarse", "f_fine").T
-    steps = np.array(SPACE.used[coarse[0]].values)
-    which = np.abs(presets[..., coarse, None] - steps).argmin(-1)
-    finer = np.rint(presets[..., fine] * 99).astype(int)
-    wanted = np.log2(_RATIOS[which, finer]) + octaves
-    # Of equal ratios, that with the least fine value.
-    away = np.abs(np.log2(_RATIOS.T.ravel()) - wanted[..., None])
-    finer, which = np.divmod(away.round(6).argmin(-1), len(steps))
-    moved = presets[..., modes] == 0
-    presets[..., coarse] = np.where(moved, steps[which], presets[..., coarse])
-    presets[..., fine] = np.where(moved, finer / 99, presets[..., fine])
-    return presets
-
-
 def free(
     presets: Float[Array, "*batch parameters"],
 ) -> Bool[Array, "*batch parameters"]:

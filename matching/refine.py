@@ -106,7 +106,8 @@ def promising(
     variance = jnp.square(white).sum() / used.sum()
     remains = jnp.exp(-_apart(candidates, candidates) / scale)
     remains += jnp.eye(len(candidates)) * _ERRORS - across.T @ across
-    spread = jax.scipy.linalg.cholesky(remains, lower=True)
+    # Where rounding leaves no factor, all that is drawn are expectations.
+    spread = jnp.nan_to_num(jax.scipy.linalg.cholesky(remains, lower=True))
     normal = jax.random.normal(key, (len(candidates), count))
     drawn = expected[:, None] + jnp.sqrt(variance) * (spread @ normal)
 

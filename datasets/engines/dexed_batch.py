@@ -23,7 +23,7 @@ VERSION = "dx7-jax 1"
 # Voices that are rendered at once. Fewer cost more each: feedback goes through
 # the samples one by one, with voices side by side.
 BATCH = 256
-# As many as a search makes at a time, at a third more for each.
+# As many as a search makes at a time, at a little more for each.
 FEW = 64
 
 

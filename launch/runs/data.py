@@ -188,7 +188,7 @@ def training_columns(config: Config, dataset: Dataset) -> loader.Columns:
     source, parts = training_source(config.source, dataset), []
     if config.source != "handcrafted" and dataset.synthetic is not None:
         parts.append(synthetic_columns(config, dataset.synthetic))
-    if source != dataset.synthetic:
+    if config.source != "synthetic":
         parts.append(source.columns("train"))
     return loader.join(*parts) if len(parts) > 1 else parts[0]
 

@@ -276,11 +276,11 @@ def match(checkout, run_folder, target, *options, **kwargs):
 
 def test_from_a_sound_to_a_preset(checkout, proxy_run, target):
     """With the run of a proxy; its config names no plug-in."""
-    words = ("--noestimator", "--evaluations=240", "--nearest=64")
+    words = ("--noestimator", "--evaluations=448", "--nearest=64")
     best, heard, result = match(
         checkout, proxy_run, target, *words, FIXTURE_VST3=str(plugin())
     )
-    assert result["renders"] == 240
+    assert result["renders"] == 448
     assert result["bank"] == "384 synthetic presets"
     engine, space = target[1], target[1].space
     known = drawing.draw(space, 0, "train", range(384))[:, 0]
@@ -367,7 +367,6 @@ def test_from_a_sound_through_an_estimator(checkout, proxy_run, target):
         target,
         "--evaluations=9",
         "--nearest=8",
-        "--nogradient",
         "--noevolution",
     )
     assert result["stages"][0]["stage"] == "estimator"
@@ -477,7 +476,6 @@ def test_matching_starts_the_plugin_once(diva, tmp_path, monkeypatch):
         # The run of a proxy: there is no estimator to ask.
         "--evaluations=24",
         "--nearest=8",
-        "--starts=2",
         "--workers=1",
         file,
     )

@@ -111,7 +111,7 @@ def proxy_config(
     config.data = f"data/{synth}_mn04"
     config.num_train = 10_240_000
     # Of these, so many are trained on, the first ones.
-    config.train_rows = config.get_ref("num_train").identity()
+    config.train_rows = config.get_ref("num_train") + 0
     config.validation = (256, 512)  # rankings, candidates
     config.num_test = 131_072
     config.shard_size = 8192

@@ -132,7 +132,8 @@ def test_it_is_a_run_wherever_one_is_expected(exported, tmp_path, capsys):
 
 def test_it_makes_the_data_that_it_is_used_with(exported):
     config = checkpoints.read_config("pretrained:tiny")
-    config.num_train, config.validation, config.num_test = 24, (2, 2), 4
+    config.num_train = config.train_rows = 24
+    config.validation, config.num_test = (2, 2), 4
     config.shard_size, config.embed_batch, config.workers = 16, 8, 2
     run = checkpoints.place("pretrained:tiny")
     dataset = making.of_run(run, config)

@@ -219,13 +219,14 @@ def embedding_config(base: Any) -> Any:
     # What it learns from: "synthetic", "handcrafted" or "both"; and fields of
     # the proxy, which say what synthetic presets there are.
     config.source = base.source
-    config.num_train = 0  # of the synthetic ones, 0: all
     config.synthetic = ml_collections.ConfigDict(
         {
             name: base[name]
             for name in ("num_train", "validation", "num_test", "keep_audio")
         }
     )
+    # Of these, so many are trained on, the first ones.
+    config.train_rows = config.synthetic.get_ref("num_train") + 0
     # See `matching.estimator.ModuleEstimator`.
     config.network = ml_collections.ConfigDict(
         {

@@ -78,6 +78,7 @@ def embedding_config(folder: pathlib.Path, schedule: str, run: str):
     config.synthetic.update(
         {"num_train": 64, "validation": (2, 4), "num_test": 8}
     )
+    config.train_rows = 48
     config.network.update({"hidden": 32, "blocks": 1, "token": 16})
     return config
 

@@ -282,9 +282,8 @@ def test_one_that_reads_embeddings_opens_and_hears_sounds(reader, folder):
     opened = matching_run.load(reader)
     data_of = making.ensure(making.as_proxy(opened.config))
     assert data_of.synthetic is not None
-    columns, rows = train_estimator.training_embeddings(opened.config, data_of)
-    assert len(rows) == 48 and len(columns["embedding"]) == 64
-    used = columns["embedding"][rows]
+    used = data.training_columns(opened.config, data_of)["embedding"]
+    assert len(used) == 48
     np.testing.assert_allclose(opened.scaling["mean"], used.mean(0), rtol=1e-3)
     np.testing.assert_allclose(opened.scaling["spread"], used.std(0), rtol=1e-3)
 
@@ -314,18 +313,20 @@ def test_it_learns_from_synthetic_presets_and_all_voices_of_a_bank(folder):
     made = making.ensure(making.as_proxy(config))
     assert made.synthetic is not None
     both = data.Dataset(made.synthetic, made.synthetic)
-    config.source, config.num_train = "both", 10
-    columns, rows = train_estimator.training_embeddings(config, both)
-    assert len(columns["preset"]) == 128
-    assert len(rows) == 74 and (rows[10:] == np.arange(64, 128)).all()
+    voices = made.synthetic.columns("train")["preset"]
+    config.source, config.train_rows = "both", 10
+    columns = data.training_columns(config, both)
+    np.testing.assert_array_equal(columns["preset"][:10], voices[:10])
+    np.testing.assert_array_equal(columns["preset"][10:74], voices)
+    assert len(columns["preset"]) == 74
     config.source = "handcrafted"
-    columns, rows = train_estimator.training_embeddings(config, both)
-    assert (rows == np.arange(64)).all()
+    assert len(data.training_columns(config, both)["preset"]) == 64
     config.source = "both"
     with pytest.raises(ValueError, match="there is no bank"):
-        train_estimator.training_embeddings(
-            config, data.Dataset(made.synthetic, None)
-        )
+        data.training_columns(config, data.Dataset(made.synthetic, None))
+    config.train_rows = 65
+    with pytest.raises(ValueError, match="train_rows=65"):
+        making.ensure(making.as_proxy(config))
 
 
 def test_a_config_of_before_estimators_heard_embeddings_opens(folder):

@@ -377,7 +377,7 @@ def _evaluate(
         "run": str(path),
         "step": run.step,
         "hears": config.get("hears", "spectrogram"),
-        "num_train": config.num_train,
+        "num_train": config.get("train_rows") or config.num_train,
         "schedule": config.schedule,
         "decoding": config.decoding,
         "seed": config.seed,

@@ -140,29 +140,6 @@ def training_spectrograms(
     return float(minimum), float(maximum), kept
 
 
-def training_embeddings(
-    config: Config, dataset: data.Dataset
-) -> tuple[loader.Columns, np.ndarray]:
-    """What an estimator that reads embeddings learns from.
-
-    Args:
-      config: the experiment; `num_train` limits synthetic presets only.
-      dataset: the data of a proxy, with or without a bank.
-
-    Returns:
-      Presets and embeddings, and which rows to use.
-    """
-    columns = data.training_columns(config, dataset)
-    rows = np.arange(len(columns["preset"]))
-    if config.source == "handcrafted" or dataset.synthetic is None:
-        return columns, rows
-    chosen = data.matching_rows(
-        dataset.synthetic, "train", config.num_train, config.data_seed
-    )
-    crafted = rows[dataset.synthetic.spec.rows("train") :]
-    return columns, np.concatenate([chosen, crafted])
-
-
 def statistics(
     embeddings: Any, rows: np.ndarray, most: int = 65_536
 ) -> dict[str, np.ndarray]:
@@ -297,7 +274,8 @@ def train(config: Config) -> pathlib.Path:
     if embedded:
         dataset = making.ensure(making.as_proxy(config))
         data.record(run, matching=source, synthetic=dataset.synthetic)
-        columns, rows = training_embeddings(config, dataset)
+        columns = data.training_columns(config, dataset)
+        rows = np.arange(len(columns["preset"]))
     else:
         data.record(run, matching=source)
         columns = source.columns("train", sounds)

@@ -262,7 +262,8 @@ def warm_up(setup: Setup, samples: int, options: Options) -> None:
     """
     few = dataclasses.replace(
         options,
-        evaluations=options.nearest + 2 * options.children,
+        evaluations=options.parents + 1,
+        nearest=options.parents,
     )
     noise = np.random.default_rng(0).normal(size=samples).astype(np.float32)
     note, hold = setup.settings.note, setup.settings.hold

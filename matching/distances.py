@@ -434,6 +434,50 @@ def quick_a_mean(
     return jax.lax.map(one, prediction, batch_size=at_once)
 
 
+def gain(
+    prediction: Float[Array, " samples"],
+    goal: Float[Array, "1 frames bins"],
+    decibels: Float[np.ndarray, " gains"],
+    *,
+    every: int,
+    most: Float[Array, ""] | float = np.inf,
+) -> Float[Array, ""]:
+    """The gain with which a clip comes nearest to a target.
+
+    By `stft` of every other one of the frames that are compared, the floor of
+    its magnitudes left out of the spectral convergence.
+
+    Args:
+      prediction: a clip in [-1, 1].
+      goal: the feature `stft` of the target, with the same `every`.
+      decibels: the gains to choose among.
+      every: which frames are compared, see `features`.
+      most: the largest gain allowed, in decibels.
+
+    Returns:
+      The best of the gains; the least one when none is allowed.
+    """
+    ours = _stft_features(prediction[None], 0, 2 * every)[0]
+    theirs = goal[0, ::2]
+    log_ours, log_theirs = jnp.log(ours), jnp.log(theirs)
+    own, both, other = (
+        (a * b).sum()
+        for a, b in ((ours, ours), (ours, theirs), (theirs, theirs))
+    )
+
+    def apart(gain: Array) -> Array:
+        factor = 10 ** (gain / 20)
+        left = other - 2 * factor * both + factor**2 * own
+        moved = log_ours + jnp.log(factor)
+        logs = jnp.maximum(moved, 0.5 * np.log(_FLOOR)) - log_theirs
+        return _safe_sqrt(left / other) + jnp.abs(logs).mean()
+
+    found = jax.lax.map(apart, jnp.asarray(decibels))
+    return jnp.asarray(decibels)[
+        jnp.where(decibels <= most, found, jnp.inf).argmin()
+    ]
+
+
 def measure(
     prediction: Float[Array, "batch samples"],
     target: Float[Array, "targets length"],

@@ -7,6 +7,7 @@ them is the caller's affair. Children of the best presets so far come from
 * `nearest`: the presets of a bank whose embeddings are closest;
 * `promising`: of many children, those that may score best, told from what
   rendered presets scored and what a frozen proxy says of both;
+* `at_level`: rendered presets at the level of a target;
 * `rank`: the best of what the real synthesizer made of them.
 """
 
@@ -17,6 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
+
+from matching import distances
+from proxy.space import ParameterSpace
+from proxy.spaces import dexed
 
 
 class Kept(NamedTuple):
@@ -116,6 +121,62 @@ def promising(
         return taken.at[row].set(True), row
 
     return jax.lax.scan(pick, jnp.zeros(len(candidates), bool), drawn.T)[1]
+
+
+# Levels ----------------------------------------------------------------------
+
+# How presets become louder, of each synthesizer where it is known.
+_LEVELS = {"dexed": (dexed.headroom, dexed.louder, dexed.LEVELS)}
+# Gains that are tried, in decibels.
+_GAINS = np.arange(-48, 24.5, 1.5, dtype=np.float32)
+
+
+def at_level(
+    presets: Float[Array, "batch parameters"],
+    clips: Float[Array, "batch samples"],
+    goal: Float[Array, "1 frames bins"],
+    space: ParameterSpace,
+    *,
+    every: int,
+) -> Float[Array, "batch parameters"]:
+    """Rendered presets at the level of a target.
+
+    A preset whose sound is right but for its level scores as badly as a wrong
+    one. Where a synthesizer's presets can be made louder and nothing else,
+    the gain follows from the sound: here the one of least `stft` distance.
+
+    Args:
+      presets: hard presets.
+      clips: their sounds; not finite for one that failed to render.
+      goal: the feature `stft` of the target, of each n-th frame.
+      space: the parameter space.
+      every: which frames those are, see `distances.features`.
+
+    Returns:
+      The presets with their levels moved; as given in a synthesizer whose
+      levels are not known, and where a preset's cannot be moved.
+    """
+    if space.name not in _LEVELS:
+        return presets
+    headroom, louder, _ = _LEVELS[space.name]
+    most = headroom(presets)
+
+    def one(given: tuple[Array, Array]) -> Array:
+        clip, most = given
+        gain = distances.gain(clip, goal, _GAINS, every=every, most=most)
+        sounds = jnp.isfinite(clip).all() & ~jnp.isnan(most)
+        return jnp.where(sounds, gain, 0)
+
+    at_once = None if jax.default_backend() == "cpu" else 16
+    gains = jax.lax.map(one, (clips, most), batch_size=at_once)
+    return jnp.where((gains == 0)[:, None], presets, louder(presets, gains))
+
+
+def moves_level(space: ParameterSpace, kept: Kept | None) -> bool:
+    """Whether `at_level` can do something, and leaves what is kept."""
+    if space.name not in _LEVELS:
+        return False
+    return kept is None or not kept.locked[_LEVELS[space.name][2]].any()
 
 
 # Candidates ------------------------------------------------------------------

@@ -95,6 +95,19 @@ def test_gain_in_decibels():
         np.testing.assert_allclose(distance(name, loud, 2 * loud), 0, atol=1e-3)
 
 
+def test_the_gain_that_brings_a_clip_to_a_target():
+    decibels = np.arange(-24, 13, 1.5, dtype=np.float32)
+    goal = distances.features(NOISE[:1], RATE, ("stft",), every=2)["stft"]
+    for wanted in (-9.0, 0.0, 6.0):
+        clip = NOISE[0] * 10 ** (-wanted / 20)
+        found = distances.gain(clip, goal, decibels, every=2)
+        assert found == wanted
+        found = distances.gain(clip, goal, decibels, every=2, most=-4.0)
+        assert found == min(wanted, -4.5)
+    # Silence stays what it is.
+    assert np.isfinite(distances.gain(0 * clip, goal, decibels, every=2))
+
+
 def test_optimal_transport_is_the_way_to_go_in_frequency():
     near, far = tone(2_000), tone(6_000)
     measured = distance("sot", near, far)

@@ -2,7 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from matching import refine
+from matching import distances, refine
+from proxy import spaces
 
 
 def test_nearest_entries_of_a_bank():
@@ -22,6 +23,42 @@ def test_ranking_leaves_out_what_failed():
 def test_distinct_candidates_keep_their_order():
     candidates = np.array([[1.0, 2], [0, 0], [1, 2], [0, 1], [0, 0]])
     np.testing.assert_array_equal(refine.distinct(candidates), [0, 1, 3])
+
+
+# Levels ----------------------------------------------------------------------
+
+
+def test_presets_are_brought_to_the_level_of_a_target():
+    space = spaces.get("dexed")
+    loud = np.array(space.defaults, np.float32)[None]  # a sine
+    time = np.arange(16_000) / 32_000
+    clip = jnp.asarray(np.sin(2 * np.pi * 440 * time)[None], jnp.float32)
+    goal = distances.features(0.25 * clip, 32_000, ("stft",), every=2)["stft"]
+    presets = refine.at_level(jnp.asarray(loud), clip, goal, space, every=2)
+    level = space.index("op1_output_level")
+    np.testing.assert_allclose(presets[0, level] * 99, 83)  # 16 of 0.75 dB
+    assert (np.asarray(presets != loud).sum(1) == 1).all()
+    # What is at the level already stays as it is, and what cannot follow.
+    for preset, sound in (
+        (presets, 0.25 * clip),
+        (presets.at[:, space.index("algorithm")].set(31.0), clip),
+    ):
+        fed = preset.at[:, space.index("feedback")].set(1.0)
+        same = refine.at_level(fed, sound, goal, space, every=2)
+        np.testing.assert_array_equal(same, fed)
+    diva = spaces.get("diva")
+    preset = jnp.asarray(diva.defaults)[None]
+    assert refine.at_level(preset, clip, goal, diva, every=2) is preset
+
+
+def test_levels_that_are_kept_are_not_moved():
+    space = spaces.get("dexed")
+    assert refine.moves_level(space, None)
+    assert not refine.moves_level(spaces.get("diva"), None)
+    for name, moves in (("op3_output_level", False), ("op3_f_fine", True)):
+        locked = np.arange(space.num_used) == space.index(name)
+        kept = refine.Kept(space.defaults, locked)
+        assert refine.moves_level(space, kept) == moves
 
 
 # Screening -------------------------------------------------------------------

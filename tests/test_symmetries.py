@@ -1,4 +1,4 @@
-"""Equal sound by construction, proved by rendering."""
+"""Equal sound by construction, or equal but for its level, by rendering."""
 
 import dexed
 import jax
@@ -10,7 +10,7 @@ from datasets import engines
 from datasets.engines.dexed import DexedRenderer
 from datasets.presets import reading
 from proxy import priors, spaces, symmetries
-from proxy.spaces.dexed import ROUTING, free
+from proxy.spaces.dexed import ROUTING, free, headroom, louder
 from tests.shared import shared
 
 SPACE = spaces.get("dexed")
@@ -112,3 +112,38 @@ def test_other_spaces_stay_as_they_are():
     presets = space.sample(jax.random.key(0), (4,))
     same = symmetries.equivalent(jax.random.key(1), presets, space)
     np.testing.assert_array_equal(same, presets)
+
+
+def test_louder_presets_sound_the_same_but_for_their_level():
+    presets = np.array(voices(60))
+    presets[::20, SPACE.index("algorithm")] = 31  # six carriers, one fed back
+    presets[::20, SPACE.index("feedback")] = [1, 0, 1]
+    most = np.asarray(headroom(jnp.asarray(presets)))
+    np.testing.assert_array_equal(np.isnan(most)[::20], [True, False, True])
+    assert np.isnan(most).mean() < 0.2 and (most[~np.isnan(most)] >= 0).all()
+    wanted = np.resize([-15.0, -6.0, 200.0], 60)
+    wanted = np.where(np.isnan(most), 0, np.minimum(wanted, most))
+    moved = louder(jnp.asarray(presets), jnp.asarray(wanted, jnp.float32))
+    moved = np.asarray(moved)
+    np.testing.assert_allclose(SPACE.snap(moved), moved, atol=1e-6)
+    left = np.asarray(headroom(jnp.asarray(moved)))
+    np.testing.assert_allclose(left + wanted, most, atol=0.4)
+    settings = engines.RenderSettings(
+        sample_rate=32_000, duration=0.6, hold=0.3
+    )
+    renderer = DexedRenderer(settings)
+    errors = []
+    for preset, other, decibels in zip(presets, moved, wanted, strict=True):
+        before, after = (
+            renderer.render(SPACE.to_plugin(p)) for p in (preset, other)
+        )
+        if not 0.02 < np.abs(before).max() < 0.9:
+            continue  # the engine clips
+        steps = np.rint(decibels / (20 * np.log10(2) / 8))
+        expected = before * 2 ** (steps / 8)
+        if np.abs(expected).max() < 0.9:
+            error, power = (np.sum(x**2) for x in (after - expected, expected))
+            errors += [np.sqrt(error / power)] if decibels else []
+    # Attacks begin at the same level, however loud they end.
+    assert len(errors) > 30
+    assert np.median(errors) < 0.1 and np.min(errors) < 1e-3

@@ -52,13 +52,14 @@ _EVALUATIONS = flags.DEFINE_integer(
 _CANDIDATES = flags.DEFINE_integer(
     "candidates", 5, "Presets to keep of each sound."
 )
-_NEAREST = flags.DEFINE_integer(
-    "nearest", 320, "Presets of the bank to render."
-)
+_NEAREST = flags.DEFINE_integer("nearest", 64, "Presets of the bank to render.")
 _SCREENED = flags.DEFINE_integer(
     "screened",
     4,
     "Children proposed for each one rendered; 1: the proxy chooses none.",
+)
+_LEVEL = flags.DEFINE_bool(
+    "level", True, "Whether presets are brought to the level of the sound."
 )
 _WORKERS = flags.DEFINE_integer(
     "workers", 0, "Rendering workers, 0: one per core."
@@ -92,6 +93,7 @@ def main(words: list[str]) -> None:
         candidates=_CANDIDATES.value,
         nearest=_NEAREST.value,
         screened=_SCREENED.value,
+        level=_LEVEL.value,
         workers=_WORKERS.value,
         seed=_SEED.value,
     )

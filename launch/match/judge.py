@@ -6,6 +6,7 @@ import functools
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from jaxtyping import Float
 
 from datasets import engines, loader
 from matching import distances, refine
+from proxy.space import ParameterSpace
 
 STAGES = ("estimator", "neighbours", "evolution", "ranking")
 # Clips whose distances one call works out.
@@ -39,6 +41,8 @@ class Options:
       children: number of presets that a generation renders.
       screened: number of children that are proposed for each one that is
         rendered; with 1, the proxy chooses none.
+      level: whether the bank's presets are brought to the level of the
+        target, where the synthesizer's levels are known.
       reranked: number of presets that the last stage measures.
       workers: number of rendering workers, 0 for one per core.
       seed: number that all random choices depend on.
@@ -48,11 +52,12 @@ class Options:
     seconds: float = 60.0
     evaluations: int = 0
     candidates: int = 5
-    nearest: int = 320
+    nearest: int = 64
     parents: int = 32
     every: int = 16
-    children: int = 128
+    children: int = 64
     screened: int = 4
+    level: bool = True
     reranked: int = 24
     workers: int = 0
     seed: int = 0
@@ -90,18 +95,22 @@ class Stopped(Exception):
     """Whoever watches a search has seen enough."""
 
 
-@functools.cache
-def _quick(every: int, sample_rate: int) -> Callable:
-    # Rendering threads keep the cores busy: no need to divide operations.
+def _alone(pure: Callable, **fixed: Any) -> Callable:
+    """Compiled for one of several threads, which keep the cores busy."""
     options = {}
     if jax.default_backend() == "cpu":
         options = {"xla_cpu_multi_thread_eigen": False}
-    return jax.jit(
-        functools.partial(
-            distances.quick_a_mean, every=every, sample_rate=sample_rate
-        ),
-        compiler_options=options,
-    )
+    return jax.jit(functools.partial(pure, **fixed), compiler_options=options)
+
+
+@functools.cache
+def _quick(every: int, sample_rate: int) -> Callable:
+    return _alone(distances.quick_a_mean, every=every, sample_rate=sample_rate)
+
+
+@functools.cache
+def _at_level(every: int, space: ParameterSpace) -> Callable:
+    return _alone(refine.at_level, every=every, space=space)
 
 
 _goal = jax.jit(
@@ -118,8 +127,14 @@ def _rounded(settings: engines.RenderSettings) -> engines.RenderSettings:
     return dataclasses.replace(settings, duration=halves / 2, fade_out=0.0)
 
 
+# Presets that are being rendered, and their scores to be.
+Begun = list[tuple[np.ndarray, concurrent.futures.Future]]
+
+
 class Judge:
     """Renders presets, scores them against one target, remembers all.
+
+    To be closed.
 
     Args:
       renderer: the engine, with settings of the target's length.
@@ -155,7 +170,10 @@ class Judge:
         self._bar = bar
         self._begun = time.monotonic()
         self._workers = engines.num_workers(options.workers)
+        self._pool = concurrent.futures.ThreadPoolExecutor(self._workers)
         self._known: dict[bytes, float] = {}
+        # What is being rendered.
+        self._under_way: set[bytes] = set()
         self.best_score = np.inf
         rate = renderer.settings.sample_rate
         self._goal = _goal(
@@ -213,40 +231,90 @@ class Judge:
           Stopped: when whoever watches has seen enough.
         """
         presets = refine.keep(np.asarray(presets, np.float32), self.kept)
-        rows = refine.distinct(presets)
-        new = presets[[row for row in rows if not self.knows(presets[row])]]
-        if self.options.evaluations:
-            new = new[: max(int(self.left), 0)]
-        parts = [
-            new[start : start + self._size]
-            for start in range(0, len(new), self._size)
-        ]
-        pool = concurrent.futures.ThreadPoolExecutor(self._workers)
-        try:
-            found = pool.map(self._scored, parts)
-            for part, scores in zip(parts, found, strict=True):
-                self._learn(part[: len(scores)], scores)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        self.end(self.begin(presets))
         return np.array(
             [self._known.get(preset.tobytes(), np.inf) for preset in presets]
         )
+
+    def begin(self, presets: Float[np.ndarray, "batch parameters"]) -> Begun:
+        """Lets hard presets be rendered and scored; the new ones, in threads.
+
+        Returns:
+          What `end` is to be given, in the same order.
+        """
+        presets = refine.keep(np.asarray(presets, np.float32), self.kept)
+        rows = refine.distinct(presets)
+        new = presets[[row for row in rows if not self.knows(presets[row])]]
+        if self.options.evaluations:
+            new = new[: max(int(self.left) - len(self._under_way), 0)]
+        self._under_way.update(preset.tobytes() for preset in new)
+        return [
+            (p, self._pool.submit(self._scored, p)) for p in self._parts(new)
+        ]
+
+    def end(self, begun: Begun) -> None:
+        """Waits for presets that are being rendered, and remembers them.
+
+        Raises:
+          Stopped: when whoever watches has seen enough.
+        """
+        for part, future in begun:
+            self._under_way -= {preset.tobytes() for preset in part}
+            self._learn(part, future.result())
+
+    def at_level(
+        self, presets: Float[np.ndarray, "batch parameters"]
+    ) -> Float[np.ndarray, "batch parameters"]:
+        """Hard presets at the level of the target, which renders them once.
+
+        As they are where the synthesizer's levels are not known or are kept, or
+        the budget does not suffice for rendering them twice.
+        """
+        space = self.renderer.space
+        if not refine.moves_level(space, self.kept) or (
+            self.options.evaluations and self.left < 2 * len(presets)
+        ):
+            return presets
+        move = _at_level(self.options.every, space)
+
+        def moved(part: np.ndarray) -> np.ndarray:
+            if self.left <= 0:
+                return part
+            padded = np.resize(part, (self._size, part.shape[1]))
+            found = move(padded, self._clips(part), self._goal["stft"])
+            return np.asarray(found)[: len(part)]
+
+        parts = list(self._pool.map(moved, self._parts(presets)))
+        self.renders += len(presets)
+        return np.concatenate(parts) if parts else presets
+
+    def _parts(self, presets: np.ndarray) -> list[np.ndarray]:
+        starts = range(0, len(presets), self._size)
+        return [presets[start : start + self._size] for start in starts]
+
+    def _clips(self, presets: np.ndarray) -> np.ndarray:
+        """Sounds; as many every time, so that all is compiled once."""
+        clips = np.zeros((self._size, len(self.target)), np.float32)
+        clips[: len(presets)] = self.render(presets)
+        return clips
+
+    def close(self) -> None:
+        """Lets go of what is being rendered."""
+        self._pool.shutdown(cancel_futures=True)
 
     def _scored(self, presets: np.ndarray) -> np.ndarray:
         """Scores of presets, in a thread; of none when time is up."""
         if self.left <= 0:
             return np.zeros(0)
-        # As many every time, so that it is compiled once.
-        clips = np.zeros((self._size, len(self.target)), np.float32)
-        clips[: len(presets)] = self.render(presets)
-        scores = np.asarray(self._score(clips, self._goal), np.float64)
+        scores = self._score(self._clips(presets), self._goal)
+        scores = np.asarray(scores, np.float64)
         return np.where(np.isfinite(scores), scores, np.inf)[: len(presets)]
 
     def _learn(self, presets: np.ndarray, scores: np.ndarray) -> None:
-        for preset, score in zip(presets, scores, strict=True):
-            self._known[preset.tobytes()] = float(score)
-            self.best_score = min(self.best_score, float(score))
-        self.renders += len(presets)
+        for preset, score in zip(presets, scores.tolist(), strict=False):
+            self._known[preset.tobytes()] = score
+            self.best_score = min(self.best_score, score)
+        self.renders += len(scores)
         self._show()
         if self._watch is not None and not self._watch(self):
             raise Stopped
@@ -282,8 +350,9 @@ class Judge:
         return clips, {name: measured[name] for name in chosen}
 
     def knows(self, preset: Float[np.ndarray, " parameters"]) -> bool:
-        """Whether a preset was scored."""
-        return preset.tobytes() in self._known
+        """Whether a preset was scored, or will be."""
+        key = preset.tobytes()
+        return key in self._known or key in self._under_way
 
     def taught(
         self, count: int

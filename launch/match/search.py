@@ -4,13 +4,16 @@ Each stage proposes presets, the real engine renders them, and a quick form of
 the distance `a_mean` scores them:
 
 1. estimator: what the network hears;
-2. neighbours: the bank's presets with the nearest embeddings;
+2. neighbours: the bank's presets with the nearest embeddings, brought to the
+   level of the target (`matching.refine.at_level`);
 3. evolution: the best presets have children (`proxy.priors.propose`), of
    which those are rendered that may score best, told by the proxy from all
    that was rendered before (`matching.refine.promising`);
 4. ranking: the best are rendered again and ordered by `a_mean` itself.
 """
 
+import collections
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
@@ -19,11 +22,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import threadpoolctl
 import tqdm
 from jaxtyping import Bool, Float
 
 from datasets import engines
-from launch.match.judge import Judge, Options, Stopped
+from launch.match.judge import Begun, Judge, Options, Stopped
 from launch.runs import opened
 from launch.runs.opened import Setup
 from matching import distances, refine
@@ -73,6 +77,8 @@ def _nearest(setup: Setup, clip: np.ndarray, count: int) -> np.ndarray:
 _BLOCK = 128
 # Rendered presets that tell what others may score.
 _TAUGHT = 512
+# Generations that are rendered while another is chosen.
+_UNDER_WAY = 2
 
 
 @functools.partial(jax.jit, static_argnames=("proxy", "space"))
@@ -133,13 +139,16 @@ class _Guide:
 
 
 def _evolve(setup: Setup, judge: Judge, key: jax.Array) -> None:
-    """Generations until the budget is spent; the best have children."""
+    """Generations until the budget is spent; the best have children.
+
+    While two generations are rendered, a third is chosen.
+    """
     space, options = judge.renderer.space, judge.options
     guide = _Guide(setup, judge)
+    under_way: collections.deque[Begun] = collections.deque()
     number = idle = 0
     # Where nearly all is kept, there is soon nothing new.
     while judge.left > 0 and idle < 16:
-        renders = judge.renders
         drawing, choosing = jax.random.split(jax.random.fold_in(key, number))
         parents = judge.best(_TAUGHT)
         # Lest they become all alike.
@@ -156,9 +165,15 @@ def _evolve(setup: Setup, judge: Judge, key: jax.Array) -> None:
             options.children * options.screened,
         )
         children = refine.keep(np.asarray(children), judge.kept)
-        judge.score(guide.choose(children, options.children, choosing))
+        chosen = guide.choose(children, options.children, choosing)
+        under_way.append(judge.begin(chosen))
         number += 1
-        idle = 0 if judge.renders > renders else idle + 1
+        idle = 0 if under_way[-1] else idle + 1
+        # As many everywhere, so that the result is the same.
+        if len(under_way) > _UNDER_WAY:
+            judge.end(under_way.popleft())
+    for begun in under_way:
+        judge.end(begun)
 
 
 def different(
@@ -247,12 +262,18 @@ def search(
         left: dict[str, np.ndarray] = {}
         until: dict[str, tuple[int, float]] = {}
         interrupted = False
-        try:
-            for name, preset in _stages(setup, judge, settings.hold, parents):
-                left[name], until[name] = preset, (judge.renders, judge.seconds)
-        except (KeyboardInterrupt, Stopped):
-            interrupted = True
-        return _finish(judge, left, until, interrupted)
+        # BLAS has threads of its own, which wait for cores without sleeping.
+        with threadpoolctl.threadpool_limits(1, user_api="blas"):
+            try:
+                with contextlib.closing(judge):
+                    for name, preset in _stages(
+                        setup, judge, settings.hold, parents
+                    ):
+                        left[name] = preset
+                        until[name] = (judge.renders, judge.seconds)
+            except (KeyboardInterrupt, Stopped):
+                interrupted = True
+            return _finish(judge, left, until, interrupted)
 
 
 def warm_up(setup: Setup, samples: int, options: Options) -> None:
@@ -295,6 +316,8 @@ def _stages(
             near = parents
         near = refine.keep(near, judge.kept)
         yield BASELINE, near[:40]
+        if options.level and parents is None:
+            near = judge.at_level(near)
         judge.score(near)
         yield "neighbours", judge.best(1)[0]
     if "evolution" in options.stages:

@@ -262,3 +262,64 @@ def free(
     flat = (bends[..., 1:] == bends[..., :1]).all(-1)
     rates = np.array([column(f"pitch_eg_rate_{i}") for i in range(1, 5)])
     return mark(found, rates, flat[..., None])
+
+
+# Columns of what `louder` moves.
+LEVELS = _columns("output_level")[:, 0]
+# Decibels of a step of a level.
+_STEP = float(20 * np.log10(2) / 8)
+# The output level nearest to each of the engine's.
+_LEVEL_OF = np.abs(_LEVELS[:, None] - np.arange(128)).argmin(0)
+
+
+def _heard(
+    presets: Float[Array, "*batch parameters"],
+) -> tuple[Array, Array, Array]:
+    """Levels of the engine, which operators are heard, which are in loops."""
+    algorithm = presets[..., SPACE.index("algorithm")].astype(jnp.int32)
+    heard = jnp.asarray(ROUTING.output_table, bool)[algorithm]
+    loops = jnp.asarray(ROUTING.loop_table, bool)[algorithm].any(-1)
+    fed_back = presets[..., SPACE.index("feedback"), None] > 0
+    levels = jnp.rint(presets[..., LEVELS] * 99).astype(jnp.int32)
+    levels = jnp.asarray(_LEVELS)[levels]
+    return levels, heard, loops & fed_back
+
+
+def headroom(
+    presets: Float[Array, "*batch parameters"],
+) -> Float[Array, "*batch"]:
+    """By how much presets could be louder, and sound the same otherwise.
+
+    Args:
+      presets: hard presets.
+
+    Returns:
+      Decibels until the loudest operator that is heard is all the way up; NaN
+      where one feeds back, so that its level is no level alone.
+    """
+    levels, heard, looped = _heard(presets)
+    most = _STEP * (127 - jnp.where(heard, levels, 0).max(-1))
+    return jnp.where((heard & looped).any(-1), jnp.nan, most)
+
+
+def louder(
+    presets: Float[Array, "*batch parameters"],
+    decibels: Float[Array, "*batch"],
+) -> Float[Array, "*batch parameters"]:
+    """Presets with the level of all operators that are heard moved.
+
+    Args:
+      presets: hard presets.
+      decibels: by how much each is to be louder, at most its `headroom`; done
+        in steps of 0.75 dB.
+
+    Returns:
+      Presets; what is heard is the same, but for its level, and for attacks,
+      which all begin at one level.
+    """
+    levels, heard, _ = _heard(presets)
+    steps = jnp.rint(decibels / _STEP).astype(jnp.int32)
+    moved = jnp.clip(levels + jnp.where(heard, steps[..., None], 0), 0, 127)
+    moved = (jnp.asarray(_LEVEL_OF)[moved] / 99).astype(presets.dtype)
+    moved = jnp.where(heard, moved, presets[..., LEVELS])
+    return presets.at[..., LEVELS].set(moved)

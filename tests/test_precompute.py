@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import inspect
 import multiprocessing
 import os
 import pathlib
@@ -15,6 +16,7 @@ import weakref
 import jax
 import numpy as np
 import pytest
+from jax.core import Tracer
 
 from datasets import drawing, engines, files, loader, precompute, shards
 from datasets.engines import dexed_batch
@@ -311,7 +313,7 @@ class Failed:
 
 @pytest.mark.parametrize("at_once", [True, False])
 def test_the_size_of_batches_does_not_change_a_byte(
-    in_batches, embed, tmp_path, caplog, place, at_once
+    in_batches, embed, tmp_path, caplog, monkeypatch, place, at_once
 ):
     """Nor does memory that runs out, nor a build that is cut off."""
     engine = batched(16)
@@ -327,7 +329,7 @@ def test_the_size_of_batches_does_not_change_a_byte(
             raise OSError("cut off")
         return render(voices, notes, size)
 
-    engine._fill = short
+    monkeypatch.setattr(engine, "_fill", short)
     with pytest.raises(OSError, match="cut off"):
         build_batched(engine, tmp_path, embed, workers=1)
     assert contents(tmp_path) != contents(in_batches)
@@ -342,8 +344,8 @@ def test_sounds_that_stay_on_the_device_give_the_same_bytes(
     embed, tmp_path, monkeypatch
 ):
     """Blocks of 8, from batches of 6; one program puts them together."""
-    add, traced, calls = precompute._add.__wrapped__, [], []
-    gate, told = engines.level_reason, set()
+    traced, calls, told = [], [], set()
+    add, gate = inspect.unwrap(precompute._add), engines.level_reason
 
     def count(*arrays):
         traced.append(arrays)
@@ -383,7 +385,7 @@ class Away:
         raise AssertionError("sounds were copied to the host")
 
     def __getitem__(self, index):
-        assert isinstance(self.sounds, jax.core.Tracer)
+        assert isinstance(self.sounds, Tracer)
         return self.sounds[index]
 
     def tree_flatten(self):
@@ -394,7 +396,9 @@ class Away:
         return cls(*children)
 
 
-def test_no_sound_leaves_the_device(in_batches, embed, tmp_path, place):
+def test_no_sound_leaves_the_device(
+    in_batches, embed, tmp_path, monkeypatch, place
+):
     """Nor stays there longer than it is needed."""
     engine = batched(16)
     render, made = engine._fill, weakref.WeakSet()
@@ -410,7 +414,7 @@ def test_no_sound_leaves_the_device(in_batches, embed, tmp_path, place):
         assert block.shape == (8, SETTINGS.samples)
         return embed(block)
 
-    engine._fill = fill
+    monkeypatch.setattr(engine, "_fill", fill)
     if place == "host":
         with pytest.raises(AssertionError, match="copied to the host"):
             build_batched(engine, tmp_path, embed)

@@ -143,8 +143,8 @@ class BatchedDexed(dexed.Dexed):
         """As `Renderer.render_batch`."""
         clips = np.zeros((len(values), self.settings.samples), np.float32)
 
-        def take(row: int, clip: np.ndarray, level: float) -> None:
-            clips[row] = clip
+        def take(row: int, sounds: Any, i: int, level: float) -> None:
+            clips[row] = sounds[i, : self.settings.samples]
 
         return clips, self._render(values, notes, workers, take)
 
@@ -158,8 +158,8 @@ class BatchedDexed(dexed.Dexed):
     ) -> list[str | None]:
         """As `Renderer.render_into`."""
 
-        def keep(row: int, clip: np.ndarray) -> None:
-            clips[row][:] = clip
+        def keep(row: int, sounds: Any, i: int) -> None:
+            clips[row][:] = sounds[i, : self.settings.samples]
 
         return self._gated(values, notes, workers, keep)
 
@@ -168,7 +168,10 @@ class BatchedDexed(dexed.Dexed):
     ) -> tuple[list[engines.Placed | None], list[str | None]]:
         """As `Renderer.render_on_device`."""
         placed: list[engines.Placed | None] = [None] * len(values)
-        keep = placed.__setitem__
+
+        def keep(row: int, sounds: Any, i: int) -> None:
+            placed[row] = engines.Placed(sounds, i)
+
         return placed, self._gated(values, None, 1, keep, on_device=True)
 
     def _gated(
@@ -176,20 +179,20 @@ class BatchedDexed(dexed.Dexed):
         values: Float[np.ndarray, "batch parameters"],
         notes: Iterable[int | None] | None,
         workers: int,
-        keep: Callable[[int, Any], None],
-        **options: bool,
+        keep: Callable[[int, Any, int], None],
+        on_device: bool = False,
     ) -> list[str | None]:
         """As `_render`; `keep` gets what passes the level gate."""
         unfit: dict[int, str] = {}
 
-        def take(row: int, clip: Any, level: float) -> None:
+        def take(row: int, sounds: Any, i: int, level: float) -> None:
             reason = engines.level_reason(level, self.settings)
             if reason is None:
-                keep(row, clip)
+                keep(row, sounds, i)
             else:
                 unfit[row] = reason
 
-        reasons = self._render(values, notes, workers, take, **options)
+        reasons = self._render(values, notes, workers, take, on_device)
         return [unfit.get(row, reason) for row, reason in enumerate(reasons)]
 
     def _render(
@@ -197,8 +200,7 @@ class BatchedDexed(dexed.Dexed):
         values: Float[np.ndarray, "batch parameters"],
         notes: Iterable[int | None] | None,
         workers: int,
-        take: Callable[[int, Any, float], None],
-        *,
+        take: Callable[[int, Any, int, float], None],
         on_device: bool = False,
     ) -> list[str | None]:
         """Renders presets in batches.
@@ -207,9 +209,9 @@ class BatchedDexed(dexed.Dexed):
           values: raw plug-in values.
           notes: MIDI note of each.
           workers: threads, each with a batch of its own.
-          take: gets the row, the sound and the level of each; called from any
-            of the threads.
-          on_device: whether the sound is a `Placed` one, not an array.
+          take: gets of each its row, sounds, which of them is its own, and
+            its level; called from any of the threads.
+          on_device: whether sounds are left where they are.
 
         Returns:
           What is wrong with each.
@@ -236,7 +238,7 @@ class BatchedDexed(dexed.Dexed):
                     sound, levels = self._fill(
                         voices[rows], pitches[rows], size
                     )
-                    clips = sound if on_device else np.asarray(sound)
+                    sounds = sound if on_device else np.asarray(sound)
                     # A call that ran out of memory may say so only here.
                     heard = np.asarray(levels)
                 except jax.errors.JaxRuntimeError as error:
@@ -245,15 +247,8 @@ class BatchedDexed(dexed.Dexed):
                     self._halve(size)
                     todo.append(rows)
                     continue
-                for i, (row, level) in enumerate(
-                    zip(rows, heard, strict=False)
-                ):
-                    clip = (
-                        engines.Placed(sound, i)
-                        if on_device
-                        else clips[i, : self.settings.samples]
-                    )
-                    take(int(row), clip, float(level))
+                for i, row in enumerate(rows):
+                    take(int(row), sounds, i, float(heard[i]))
                 if not on_device:
                     self._rooms.append(sound)
 

@@ -89,6 +89,7 @@ class Row:
       first: number of the first one's attempt.
       last: what was wrong with the one before.
       audio: sound of the preset that is tried.
+      placed: the sound, in place of `audio`, where it stays on a device.
       redrawn: numbers of presets that were drawn again, by reason.
       aside: (row, attempt, reason) of presets that the engine failed to
         render.
@@ -113,6 +114,7 @@ class Row:
     audio: Float[np.ndarray, " samples"] = dataclasses.field(
         default_factory=_nothing
     )
+    placed: engines.Placed | None = None
     redrawn: collections.Counter[str] = dataclasses.field(
         default_factory=collections.Counter
     )
@@ -233,6 +235,7 @@ def heard(
     seed: int = 0,
     prior: Prior | None = None,
     workers: int = 1,
+    on_device: bool = False,
 ) -> Iterator[Row]:
     """Renders rows until each has a preset that passes the level gate.
 
@@ -243,9 +246,10 @@ def heard(
       seed: see `draw`.
       prior: see `draw`.
       workers: threads that render, each a batch at a time.
+      on_device: whether sounds stay on JAX's device: `Row.placed`.
 
     Yields:
-      The rows in order. A sound is lent until the next row is asked for.
+      The rows in order. `Row.audio` is lent until the next row is asked for.
 
     Raises:
       ShardError: when a given preset fails the gate, or a row fails it
@@ -258,6 +262,17 @@ def heard(
     flying: dict[concurrent.futures.Future[list[str | None]], list[Row]] = {}
     rooms: list[np.ndarray] = []
     done: set[Row] = set()
+
+    def render(part: list[Row]) -> list[str | None]:
+        values = np.stack([row.values[row.tried] for row in part])
+        if not on_device:
+            clips = _Clips(part, rooms, renderer.settings.samples)
+            return renderer.render_into(clips, values)
+        placed, reasons = renderer.render_on_device(values)
+        for row, clip in zip(part, placed, strict=True):
+            row.placed = clip
+        return reasons
+
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         while True:
             new = list(itertools.islice(wanted, window - len(under_way)))
@@ -270,9 +285,7 @@ def heard(
                 len(ready) >= size or (ready and not flying)
             ):
                 part = [ready.popleft() for _ in range(min(size, len(ready)))]
-                clips = _Clips(part, rooms, renderer.settings.samples)
-                values = np.stack([row.values[row.tried] for row in part])
-                flying[pool.submit(renderer.render_into, clips, values)] = part
+                flying[pool.submit(render, part)] = part
             if not flying:
                 return
             finished, _ = concurrent.futures.wait(
@@ -296,7 +309,8 @@ def heard(
                 row = under_way.popleft()
                 done.discard(row)
                 yield row
-                rooms.append(row.audio)
+                if not on_device:
+                    rooms.append(row.audio)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,14 +319,14 @@ class Rows:
 
     Attributes:
       presets: hard presets.
-      audio: sounds of the presets.
+      audio: sounds of the presets: an array, or one by one.
       redrawn: numbers of presets that were drawn again, by reason.
       aside: (row, attempt, reason) of presets that the engine failed to
         render.
     """
 
     presets: Float[np.ndarray, "rows parameters"]
-    audio: Float[np.ndarray, "rows samples"]
+    audio: Float[np.ndarray, "rows samples"] | Sequence[Any]
     redrawn: dict[str, int]
     aside: list[tuple[int, int, str]]
 

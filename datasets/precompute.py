@@ -13,7 +13,8 @@ padded with silence.
 Rendering runs in worker threads, or, where more cores are at hand than an
 engine's threads can use, in spawned processes. They are kept a fixed number of
 rows ahead; meanwhile the accelerator embeds the blocks before, and the calling
-thread writes the ones before those.
+thread writes the ones before those. Where the accelerator renders too, sounds
+stay on it: levels, presets and embeddings are all that the host sees.
 """
 
 import collections
@@ -33,9 +34,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tqdm
-from jaxtyping import Float
+from jaxtyping import Array, Bool, Float, Int
 
 from datasets import drawing, engines, files, shards
 from datasets.spec import DataSpec, differences, space_digest
@@ -50,7 +52,7 @@ _CHUNK = 16
 # rendered, and rows that wait for one before them to be heard.
 _BATCHES = 6
 
-Embed = Callable[[np.ndarray], Any]
+Embed = Callable[[np.ndarray | jax.Array], Any]
 Counts = collections.Counter[str]
 
 
@@ -249,6 +251,7 @@ def _rendered_in_batches(
     presets: Mapping[str, np.ndarray],
     names: Mapping[str, Sequence[str]],
     workers: int,
+    on_device: bool,
 ) -> Iterator[tuple[_Shard, drawing.Rows]]:
     """Yields rows in order, each by itself; batches do not end with shards."""
 
@@ -266,9 +269,48 @@ def _rendered_in_batches(
         seed=spec.seed,
         prior=prior,
         workers=workers,
+        on_device=on_device,
     ):
-        lent = row.preset[None], row.audio[None]
+        lent = row.preset[None], [row.placed or row.audio]
         yield row.owner, drawing.Rows(*lent, row.redrawn, row.aside)
+
+
+def _on_device(spec: DataSpec, renderer: engines.Renderer) -> bool:
+    """Whether sounds stay where they are rendered until they are embedded."""
+    return (
+        renderer.on_device
+        and not spec.keep_audio
+        and jax.default_backend() != "cpu"
+    )
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _add(
+    block: Float[Array, "batch samples"],
+    sounds: Float[Array, "any columns"],
+    rows: Int[Array, " batch"],
+    mine: Bool[Array, " batch"],
+) -> Float[Array, "batch samples"]:
+    """The block, with rows of `sounds` where they are its own."""
+    return jnp.where(mine[:, None], sounds[rows, : block.shape[1]], block)
+
+
+def _embed_placed(embed: Embed, samples: int, placed: np.ndarray) -> Any:
+    """Embeds sounds that are on the device, and forgets them.
+
+    Args:
+      embed: the audio model.
+      samples: length of a sound.
+      placed: an `engines.Placed` each; 0 for silence.
+    """
+    block = jnp.zeros((len(placed), samples), jnp.float32)
+    rows = np.array([clip.row if clip else 0 for clip in placed], np.int32)
+    owners = np.array([id(clip.sounds) if clip else 0 for clip in placed])
+    batches = {id(clip.sounds): clip.sounds for clip in placed if clip}
+    for owner, sounds in batches.items():
+        block = _add(block, sounds, rows, owners == owner)
+    placed[:] = 0
+    return embed(block)
 
 
 def _split(rows: range, size: int) -> Iterator[range]:
@@ -279,16 +321,21 @@ def _split(rows: range, size: int) -> Iterator[range]:
 def _embedded(
     spec: DataSpec,
     rendered: Iterable[tuple[_Shard, drawing.Rows]],
-    embed: Embed,
+    embed: Callable[[np.ndarray], Any],
     in_flight: int,
     embedding: concurrent.futures.Executor,
+    on_device: bool,
 ) -> Iterator[tuple[_Shard, range, np.ndarray, np.ndarray, np.ndarray]]:
     """Yields (shard, rows, presets, audio, embeddings), block by block.
 
     Each block is handed over before those before it are fetched, so that the
     devices always have work, and from the thread of `embedding`, so that
-    collecting and writing go on where handing over means to wait.
+    collecting and writing go on where handing over means to wait. `on_device`,
+    what is collected is where the sounds are.
     """
+    size, kind = (spec.embed_batch, spec.samples), np.dtype(np.float32)
+    if on_device:
+        size, kind = size[:1], np.dtype(object)
     waiting: collections.deque[tuple] = collections.deque()
     # A block's memory is used again once its embeddings are written: until
     # then the device may be reading it.
@@ -303,8 +350,7 @@ def _embedded(
                 if shard not in blocks:
                     blocks = {shard: _split(shard.rows, spec.embed_batch)}
                 block, kept = next(blocks[shard]), []
-                size = (spec.embed_batch, spec.samples)
-                audio = free.pop() if free else np.empty(size, np.float32)
+                audio = free.pop() if free else np.empty(size, kind)
                 audio[len(block) :] = 0
             audio[fill] = sound
             kept.append(preset)
@@ -466,9 +512,10 @@ def build(
         threads, the engine is one that they can share.
       make_embed: makes the audio model; called when a shard is missing. It
         takes `[embed_batch, samples]` float32 audio, always of this one shape,
-        to embeddings `[embed_batch, embedding]`. It may return before it is
-        done, as a jitted function does: its result is fetched only when it is
-        needed.
+        to embeddings `[embed_batch, embedding]`; where an accelerator renders,
+        audio that is on it, unless the spec has `keep_audio`. It may return
+        before it is done, as a jitted function does: its result is fetched only
+        when it is needed.
       prior: what synthetic presets are drawn from, when it is not uniform.
       presets: presets of a hand-crafted data set, by split.
       names: names of a hand-crafted data set's presets, by split.
@@ -520,16 +567,22 @@ def build(
             )
             submit = stack.enter_context(_pool(renderer, workers, processes))
 
+            on_device, hand = _on_device(spec, renderer), embed
+            if on_device:
+                hand = functools.partial(_embed_placed, embed, spec.samples)
+
             def run(pairs: list[tuple[str, int]], held: list | None) -> None:
                 work = _claimed(spec, directory, pairs, held, stack)
                 given = prior, presets, names
                 if renderer.batch:
                     rendered = _rendered_in_batches(
-                        spec, work, renderer, *given, workers
+                        spec, work, renderer, *given, workers, on_device
                     )
                 else:
                     rendered = _rendered(spec, work, submit, *given, ahead)
-                blocks = _embedded(spec, rendered, embed, in_flight, embedding)
+                blocks = _embedded(
+                    spec, rendered, hand, in_flight, embedding, on_device
+                )
                 for shard, rows, *block in blocks:
                     last = _write(spec, names, shard, rows, *block)
                     report.rows += len(rows)

@@ -1,6 +1,8 @@
 """Precompute: the same bytes, however the work was done or interrupted."""
 
 import dataclasses
+import gc
+import inspect
 import multiprocessing
 import os
 import pathlib
@@ -9,10 +11,12 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import jax
 import numpy as np
 import pytest
+from jax.core import Tracer
 
 from datasets import drawing, engines, files, loader, precompute, shards
 from datasets.engines import dexed_batch
@@ -232,9 +236,9 @@ def test_kept_audio_is_the_sound(embed, tmp_path):
         np.testing.assert_allclose(sound, wanted, atol=0.51 / 32767)
 
 
-def batched(size):
+def batched(size, settings=SETTINGS):
     """The engine that renders batches."""
-    engine = dexed_batch.BatchedDexed(SETTINGS)
+    engine = dexed_batch.BatchedDexed(settings)
     engine.batch = size
     return engine
 
@@ -242,12 +246,24 @@ def batched(size):
 def build_batched(engine, directory, embed, **options):
     version = engine.version
     return precompute.build(
-        make_spec(synth_version=version, **options.pop("fields", {})),
+        make_spec(
+            synth_version=version,
+            settings=engine.settings,
+            **options.pop("fields", {}),
+        ),
         directory,
         lambda: engine,
         lambda: embed,
         **{"progress": False, "workers": 2, **options},
     )
+
+
+@pytest.fixture(params=["host", "device"])
+def place(request, monkeypatch):
+    """Where sounds go; as on an accelerator, with "device"."""
+    told = request.param == "device"
+    monkeypatch.setattr(precompute, "_on_device", lambda *_: told)
+    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -288,8 +304,16 @@ def test_engines_do_not_share_a_folder(reference, embed):
         build_batched(batched(16), reference, embed)
 
 
+class Failed:
+    """What a call leaves that runs out of memory after it has returned."""
+
+    def __array__(self, *_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory")
+
+
+@pytest.mark.parametrize("at_once", [True, False])
 def test_the_size_of_batches_does_not_change_a_byte(
-    in_batches, embed, tmp_path, caplog
+    in_batches, embed, tmp_path, caplog, monkeypatch, place, at_once
 ):
     """Nor does memory that runs out, nor a build that is cut off."""
     engine = batched(16)
@@ -297,13 +321,15 @@ def test_the_size_of_batches_does_not_change_a_byte(
 
     def short(voices, notes, size):
         made.append(len(voices))
+        if size > 8 and at_once:
+            np.asarray(Failed())
         if size > 8:
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory")
+            return Failed(), Failed()
         if len(made) == 9:
             raise OSError("cut off")
         return render(voices, notes, size)
 
-    engine._fill = short
+    monkeypatch.setattr(engine, "_fill", short)
     with pytest.raises(OSError, match="cut off"):
         build_batched(engine, tmp_path, embed, workers=1)
     assert contents(tmp_path) != contents(in_batches)
@@ -314,7 +340,105 @@ def test_the_size_of_batches_does_not_change_a_byte(
     assert caplog.text.count("8 presets are rendered at once") == 1
 
 
-def test_memory_that_holds_no_preset_is_an_error(embed, tmp_path):
+def test_sounds_that_stay_on_the_device_give_the_same_bytes(
+    embed, tmp_path, monkeypatch
+):
+    """Blocks of 8, from batches of 6; one program puts them together."""
+    traced, calls, told = [], [], set()
+    add, gate = inspect.unwrap(precompute._add), engines.level_reason
+
+    def count(*arrays):
+        traced.append(arrays)
+        return add(*arrays)
+
+    compiled = jax.jit(count, donate_argnums=0)
+
+    def spy(*arrays):
+        calls.append(arrays[1])
+        return compiled(*arrays)
+
+    def tell(*level):
+        told.add(gate(*level))
+        return gate(*level)
+
+    monkeypatch.setattr(precompute, "_add", spy)
+    settings = dataclasses.replace(SETTINGS, max_rms=0.03)
+    build_batched(batched(6, settings), tmp_path / "host", embed)
+    assert not calls
+    monkeypatch.setattr(precompute, "_on_device", lambda *_: True)
+    monkeypatch.setattr(engines, "level_reason", tell)
+    build_batched(batched(6, settings), tmp_path / "device", embed)
+    assert contents(tmp_path / "host") == contents(tmp_path / "device")
+    assert told == {None, "silent", "too loud"}
+    # 59 rows in shards of 20 are 10 blocks.
+    assert len(calls) > 20 and len(traced) == 1
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(eq=False)
+class Away:
+    """Sounds in the memory of a device: only its programs can read them."""
+
+    sounds: jax.Array
+
+    def __array__(self, *_, **__):
+        raise AssertionError("sounds were copied to the host")
+
+    def __getitem__(self, index):
+        assert isinstance(self.sounds, Tracer)
+        return self.sounds[index]
+
+    def tree_flatten(self):
+        return (self.sounds,), None
+
+    @classmethod
+    def tree_unflatten(cls, _, children):
+        return cls(*children)
+
+
+def test_no_sound_leaves_the_device(
+    in_batches, embed, tmp_path, monkeypatch, place
+):
+    """Nor stays there longer than it is needed."""
+    engine = batched(16)
+    render, made = engine._fill, weakref.WeakSet()
+
+    def fill(*args):
+        sounds, levels = render(*args)
+        away = Away(sounds)
+        made.add(away)
+        return away, levels
+
+    def embed_on_device(block):
+        assert isinstance(block, jax.Array)
+        assert block.shape == (8, SETTINGS.samples)
+        return embed(block)
+
+    monkeypatch.setattr(engine, "_fill", fill)
+    if place == "host":
+        with pytest.raises(AssertionError, match="copied to the host"):
+            build_batched(engine, tmp_path, embed)
+        return
+    # Memory of a device cannot wait for the garbage collector.
+    gc.disable()
+    try:
+        build_batched(engine, tmp_path, embed_on_device, workers=1)
+        assert not made
+    finally:
+        gc.enable()
+    assert contents(tmp_path) == contents(in_batches)
+
+
+def test_sounds_stay_on_accelerators_alone(monkeypatch):
+    stays, engine, spec = precompute._on_device, batched(8), make_spec()
+    assert not stays(spec, engine)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert stays(spec, engine)
+    assert not stays(make_spec(keep_audio=True), engine)
+    assert not stays(spec, engines.get("dexed", SETTINGS))
+
+
+def test_memory_that_holds_no_preset_is_an_error(embed, tmp_path, place):
     engine = batched(2)
 
     def none(voices, notes, size):
@@ -325,7 +449,7 @@ def test_memory_that_holds_no_preset_is_an_error(embed, tmp_path):
         build_batched(engine, tmp_path, embed)
 
 
-def test_batches_of_given_presets(bank, embed, tmp_path):
+def test_batches_of_given_presets(bank, embed, tmp_path, monkeypatch):
     names = [f"Preset {i}" for i in range(len(bank))]
     fields = {
         "source": "handcrafted",
@@ -333,12 +457,15 @@ def test_batches_of_given_presets(bank, embed, tmp_path):
         "presets": presets_digest(bank, names),
     }
     given = {"presets": {"train": bank}, "names": {"train": names}}
-    engine = batched(8)
-    build_batched(engine, tmp_path, embed, fields=fields, **given)
+    engine, folder = batched(6), tmp_path / "host"
+    build_batched(engine, folder, embed, fields=fields, **given)
     spec = make_spec(synth_version=engine.version, **fields)
-    columns = shards.read(tmp_path, spec, "train", 0)
+    columns = shards.read(folder, spec, "train", 0)
     np.testing.assert_array_equal(columns["preset"], bank)
-    assert loader.open_names(tmp_path, spec, "train") == names
+    assert loader.open_names(folder, spec, "train") == names
+    monkeypatch.setattr(precompute, "_on_device", lambda *_: True)
+    build_batched(engine, tmp_path / "device", embed, fields=fields, **given)
+    assert contents(tmp_path / "device") == contents(folder)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float
 
 import proxy.spaces
 from proxy import unknown
@@ -126,6 +126,20 @@ class MissingPluginError(ValueError):
     """A synthesizer's plug-in is not there; the message says what to do."""
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Placed:
+    """A sound that stays where it was rendered, on JAX's device.
+
+    Attributes:
+      sounds: those of a batch; the columns beyond `settings.samples` mean
+        nothing.
+      row: which of them it is.
+    """
+
+    sounds: Float[Array, "batch columns"]
+    row: int
+
+
 class Renderer:
     """An engine; instances can be pickled to worker processes.
 
@@ -146,6 +160,8 @@ class Renderer:
         they wait.
       batch: presets that are rendered together, and cost little less when
         they are fewer; 0 for an engine that renders one by one.
+      on_device: whether it renders on JAX's device, so that there is
+        `render_on_device`.
     """
 
     name: str
@@ -156,6 +172,7 @@ class Renderer:
     max_threads: int | None = None
     workers_per_core: int = 1
     batch: int = 0
+    on_device: bool = False
 
     def render(
         self,
@@ -231,6 +248,20 @@ class Renderer:
             if reasons[row] is None:
                 clips[row][:] = sound
         return reasons
+
+    def render_on_device(
+        self, values: Float[np.ndarray, "batch parameters"]
+    ) -> tuple[list[Placed | None], list[str | None]]:
+        """Renders presets as `render_into` does; only levels come to the host.
+
+        Args:
+          values: raw plug-in values in [0, 1], all parameters in table order.
+
+        Returns:
+          Sounds that pass the level gate, None for the others, and for each
+          what `render_into` says.
+        """
+        raise NotImplementedError
 
     def at(self, settings: RenderSettings) -> "Renderer":
         """The same engine, with presets made to sound in another way."""

@@ -98,6 +98,7 @@ class BatchedDexed(dexed.Dexed):
     """
 
     version = VERSION
+    on_device = True
 
     def __init__(self, settings: RenderSettings | None = None) -> None:
         super().__init__(settings)
@@ -142,8 +143,8 @@ class BatchedDexed(dexed.Dexed):
         """As `Renderer.render_batch`."""
         clips = np.zeros((len(values), self.settings.samples), np.float32)
 
-        def take(row: int, clip: np.ndarray, level: float) -> None:
-            clips[row] = clip
+        def take(row: int, sounds: Any, i: int, level: float) -> None:
+            clips[row] = sounds[i, : self.settings.samples]
 
         return clips, self._render(values, notes, workers, take)
 
@@ -156,16 +157,42 @@ class BatchedDexed(dexed.Dexed):
         workers: int = 1,
     ) -> list[str | None]:
         """As `Renderer.render_into`."""
+
+        def keep(row: int, sounds: Any, i: int) -> None:
+            clips[row][:] = sounds[i, : self.settings.samples]
+
+        return self._gated(values, notes, workers, keep)
+
+    def render_on_device(
+        self, values: Float[np.ndarray, "batch parameters"]
+    ) -> tuple[list[engines.Placed | None], list[str | None]]:
+        """As `Renderer.render_on_device`."""
+        placed: list[engines.Placed | None] = [None] * len(values)
+
+        def keep(row: int, sounds: Any, i: int) -> None:
+            placed[row] = engines.Placed(sounds, i)
+
+        return placed, self._gated(values, None, 1, keep, on_device=True)
+
+    def _gated(
+        self,
+        values: Float[np.ndarray, "batch parameters"],
+        notes: Iterable[int | None] | None,
+        workers: int,
+        keep: Callable[[int, Any, int], None],
+        on_device: bool = False,
+    ) -> list[str | None]:
+        """As `_render`; `keep` gets what passes the level gate."""
         unfit: dict[int, str] = {}
 
-        def take(row: int, clip: np.ndarray, level: float) -> None:
+        def take(row: int, sounds: Any, i: int, level: float) -> None:
             reason = engines.level_reason(level, self.settings)
             if reason is None:
-                clips[row][:] = clip
+                keep(row, sounds, i)
             else:
                 unfit[row] = reason
 
-        reasons = self._render(values, notes, workers, take)
+        reasons = self._render(values, notes, workers, take, on_device)
         return [unfit.get(row, reason) for row, reason in enumerate(reasons)]
 
     def _render(
@@ -173,7 +200,8 @@ class BatchedDexed(dexed.Dexed):
         values: Float[np.ndarray, "batch parameters"],
         notes: Iterable[int | None] | None,
         workers: int,
-        take: Callable[[int, np.ndarray, float], None],
+        take: Callable[[int, Any, int, float], None],
+        on_device: bool = False,
     ) -> list[str | None]:
         """Renders presets in batches.
 
@@ -181,8 +209,9 @@ class BatchedDexed(dexed.Dexed):
           values: raw plug-in values.
           notes: MIDI note of each.
           workers: threads, each with a batch of its own.
-          take: gets the row, the sound and the level of each; called from any
-            of the threads.
+          take: gets of each its row, sounds, which of them is its own, and
+            its level; called from any of the threads.
+          on_device: whether sounds are left where they are.
 
         Returns:
           What is wrong with each.
@@ -196,29 +225,37 @@ class BatchedDexed(dexed.Dexed):
             reasons[row] = f"MIDI note {pitches[row]} is outside 0 to 127"
         fine = np.flatnonzero([reason is None for reason in reasons])
 
-        def one(rows: np.ndarray) -> None:
-            size = self.batch
-            if len(rows) > size:
-                one(rows[:size])
-                one(rows[size:])
-                return
-            try:
-                sound, levels = self._fill(voices[rows], pitches[rows], size)
-                clips, heard = np.asarray(sound), np.asarray(levels)
-            except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error) or size == 1:
-                    raise
-                self._halve(size)
-                one(rows)
-                return
-            for row, clip, level in zip(rows, clips, heard, strict=False):
-                take(int(row), clip[: self.settings.samples], float(level))
-            self._rooms.append(sound)
+        def work(rows: np.ndarray) -> None:
+            # Not by calling itself: such a function, and with it the sounds
+            # that `take` keeps, waits for the garbage collector.
+            todo = [rows]
+            while todo:
+                rows, size = todo.pop(), self.batch
+                if len(rows) > size:
+                    todo += rows[size:], rows[:size]
+                    continue
+                try:
+                    sound, levels = self._fill(
+                        voices[rows], pitches[rows], size
+                    )
+                    sounds = sound if on_device else np.asarray(sound)
+                    # A call that ran out of memory may say so only here.
+                    heard = np.asarray(levels)
+                except jax.errors.JaxRuntimeError as error:
+                    if "RESOURCE_EXHAUSTED" not in str(error) or size == 1:
+                        raise
+                    self._halve(size)
+                    todo.append(rows)
+                    continue
+                for i, row in enumerate(rows):
+                    take(int(row), sounds, i, float(heard[i]))
+                if not on_device:
+                    self._rooms.append(sound)
 
         starts = range(0, len(fine), self.batch)
         parts = [fine[start : start + self.batch] for start in starts]
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-            list(pool.map(one, parts))
+            list(pool.map(work, parts))
         return reasons
 
     def _voices(

@@ -577,7 +577,7 @@ def get_config():
     config = common.proxy_config("dexed", "hn_oh")
     config.audio_model = "mel128"
     config.data = {data!r}
-    config.num_train, config.validation, config.num_test = 800, (4, 5), 30
+    config.num_train, config.validation, config.num_test = 2_000, (4, 5), 30
     config.shard_size, config.embed_batch, config.workers = 40, 8, 2
     config.render = {{
         "hold": 0.2, "duration": 0.3, "fade_out": 0.05, "min_rms": 0.02

@@ -187,7 +187,11 @@ def test_a_sound_that_is_only_quieter_is_found_at_once(setup):
     apart = {}
     for level in (True, False):
         options = dataclasses.replace(
-            OPTIONS, stages=("neighbours", "ranking"), nearest=96, level=level
+            OPTIONS,
+            stages=("neighbours", "ranking"),
+            evaluations=200,
+            nearest=96,
+            level=level,
         )
         found = searching.search(setup, quiet, NOTE, HOLD, options)
         apart[level] = found.distances["a_mean"][0]

@@ -283,7 +283,7 @@ def warm_up(setup: Setup, samples: int, options: Options) -> None:
     """
     few = dataclasses.replace(
         options,
-        evaluations=options.parents + 1,
+        evaluations=2 * options.parents + 1,
         nearest=options.parents,
     )
     noise = np.random.default_rng(0).normal(size=samples).astype(np.float32)

@@ -3,6 +3,7 @@
     python -m launch.presets fetch [--source=dexed|learnfm]
     python -m launch.presets inspect PATH... [--gate] [--list=20]
     python -m launch.presets export PATH... --output=FILE.syx|FILE.json
+        [--names=A,B] [--where=algorithm=0-15,20]
     python -m launch.presets fit PATH... --output=FILE.npz
 
 A PATH is a file, a folder or a zip archive of DX7 voices, or JSON presets; with
@@ -21,6 +22,7 @@ import pathlib
 import sys
 from typing import Any
 
+import numpy as np
 import tabulate
 from absl import flags
 
@@ -106,6 +108,12 @@ _SEED = flags.DEFINE_integer(
 _NAMES = flags.DEFINE_list(
     "names", None, "Presets to export, by name (default: all)."
 )
+_WHERE = flags.DEFINE_string(
+    "where",
+    "",
+    "Presets to export, by the category of a parameter, counted from 0: "
+    "algorithm=0-15,20.",
+)
 
 
 def _load(paths: list[str]) -> handcrafted.Bank:
@@ -171,6 +179,19 @@ def _inspect(paths: list[str]) -> None:
         print("\n" + tabulate.tabulate(rows, ("name", "source")))
 
 
+def _where(bank: handcrafted.Bank, text: str) -> np.ndarray:
+    """Rows of the presets with some categories of a parameter."""
+    name, _, categories = text.partition("=")
+    column = bank.space.index(name)
+    if column not in bank.space.categorical:
+        raise ValueError(f"--where={text}: {name} has no categories")
+    wanted = cli.ranges("where", categories)
+    rows = np.flatnonzero(np.isin(bank.presets[:, column], wanted))
+    if not len(rows):
+        raise ValueError(f"--where={text}: there is no such preset")
+    return rows
+
+
 def _export(paths: list[str]) -> None:
     if not _OUTPUT.value:
         raise ValueError("export needs --output=FILE.syx or FILE.json")
@@ -184,6 +205,8 @@ def _export(paths: list[str]) -> None:
             )
         rows = [i for i, name in enumerate(bank.names) if name in _NAMES.value]
         bank = bank.take(rows)
+    if _WHERE.value:
+        bank = bank.take(_where(bank, _WHERE.value))
     written = writing.save(_OUTPUT.value, bank.presets, bank.names, bank.space)
     shown = str(written[0])
     if len(written) > 1:

@@ -115,6 +115,14 @@ def test_export_writes_what_was_asked_for(tmp_path):
     np.testing.assert_array_equal(
         bank.presets, reading.load(file, SPACE).presets
     )
+    column = SPACE.index("algorithm")
+    kept = sorted({int(a) for a in bank.presets[:, column]})[:2]
+    where = f"--where=algorithm={kept[0]},{kept[1]}-{kept[1]}"
+    done = _launch("export", file, where, f"--output={tmp_path / 'some.json'}")
+    some = reading.load(tmp_path / "some.json", SPACE).presets
+    chosen = np.isin(bank.presets[:, column], kept)
+    assert 0 < chosen.sum() < 32, done.stderr
+    np.testing.assert_array_equal(some, bank.presets[chosen])
 
 
 def test_fit_learns_from_the_training_part_alone(tmp_path, capsys, monkeypatch):
@@ -143,6 +151,14 @@ def test_fit_learns_from_the_training_part_alone(tmp_path, capsys, monkeypatch):
         (("export", "BANK"), "--output=FILE.syx or FILE.json"),
         (("export", "BANK", "--names=X", "--output=x.syx"), "named 'X'"),
         (("export", "BANK", "--output=x.fxp"), "written as .syx or .json"),
+        (
+            ("export", "BANK", "--output=x.syx", "--where=feedback=1"),
+            "feedback has no categories",
+        ),
+        (
+            ("export", "BANK", "--output=x.syx", "--where=algorithm=99"),
+            "no such preset",
+        ),
         (("fit", "BANK"), "fit needs --output=FILE.npz"),
     ],
 )

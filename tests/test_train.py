@@ -203,6 +203,16 @@ def test_fine_tuning_on_a_bank_and_its_evaluation(finished, tmp_path):
     assert len(rows) == 3 and "no bank" not in output
     held_out = int(rows[0].split("hand-crafted, ")[1].split()[0])
     assert 1 <= held_out < 16  # its test split alone
+    trained_on = json.loads((run / "evaluation.json").read_text())["trained_on"]
+    # Of another bank; what it learned from stays what it was.
+    other = shared("presets/SynprezFM_01.syx")
+    output = finish(start("evaluate", f"--run={run}", f"--presets={other}"))
+    again = [r for r in output.splitlines() if "| hand-crafted, " in r]
+    assert len(again) == 3 and again != rows
+    ridge = [r for r in (*rows, *again) if "ridge" in r]
+    assert ridge[0] != ridge[1]
+    found = json.loads((run / "evaluation.json").read_text())
+    assert found["bank"] == str(other) and found["trained_on"] == trained_on
 
     wrong = train(tmp_path / "x", data, *flags, "--config.sizes.hidden=32")
     output = finish(wrong, code=1)
@@ -236,7 +246,9 @@ def test_fine_tuning_alone_needs_no_synthetic_presets(tmp_path, monkeypatch):
     far = sets["queries: no near copies"]
     np.testing.assert_array_equal(far["preset"], sets["hand-crafted"]["preset"])
     assert not far["query"][0] and far["query"][1:].all()
-    assert seen == [len(columns["preset"])]
+    # Of another bank, those that are near copies of what was trained on.
+    evaluate_proxy.test_sets(config, dataset, seen=dataset.handcrafted)
+    assert seen == [len(columns["preset"])] * 2
     predict = evaluate_proxy.fit_baselines(config, dataset)["mean embedding"]
     np.testing.assert_allclose(
         predict(columns["preset"])[0], columns["embedding"].mean(0), atol=1e-5

@@ -181,14 +181,17 @@ def score(
 
 
 def test_sets(
-    config: Config, dataset: data.Dataset
+    config: Config,
+    dataset: data.Dataset,
+    seen: data.Source | None = None,
 ) -> dict[str, loader.Columns]:
     """What a run is tested on.
 
     "synthetic" is the test split where there is one, and "hand-crafted", with
     a bank, its test split, whatever was learned from. `FAR` is the same once
     more: among all of those, presets look for their partners that are no near
-    copies of training presets (`proxy.splits.near_copies`).
+    copies of training presets (`proxy.splits.near_copies`): those of `seen`, or
+    of the same bank.
 
     Raises:
       ValueError: when the bank is so small that its test split is empty.
@@ -204,9 +207,10 @@ def test_sets(
                 "another bank, or none"
             )
         held_out = sets["hand-crafted"] = crafted.columns("test")
-        if "train" in crafted.splits:
+        seen = seen or crafted
+        if "train" in seen.splits:
             far = ~proxy_splits.near_copies(
-                held_out["preset"], crafted.columns("train")["preset"]
+                held_out["preset"], seen.columns("train")["preset"]
             )
             if 1 < far.sum() < len(far):
                 sets[FAR] = {**held_out, "query": far}
@@ -336,11 +340,10 @@ def evaluate(
     proxy = opened.open_proxy(run, which)
     config, state, step = proxy.config, proxy.state, proxy.step
     folder = checkpoints.place(run)
+    tested = dataset = making.of_run(folder, config)
     if presets is not None:
         config.presets = presets
-        dataset = making.ensure(config)
-    else:
-        dataset = making.of_run(folder, config)
+        tested = data.Dataset(dataset.synthetic, making.crafted(config))
     print(f"{run}: {which} checkpoint, step {step:,}{noise.of_run(folder)}")
     predict = build.predictor(config)
     models: dict[str, Predict] = {
@@ -352,7 +355,9 @@ def evaluate(
     floor = noise.find(folder)
     alike = max(_ALIKE, noise.worst(floor).get("embedding", 0) if floor else 0)
     protocol = dict(config.evaluation)
-    for where, columns in test_sets(config, dataset).items():
+    for where, columns in test_sets(
+        config, tested, dataset.handcrafted
+    ).items():
         scores = results[where] = {
             name: score(model, columns, **protocol)
             for name, model in models.items()

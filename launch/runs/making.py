@@ -472,6 +472,18 @@ def ensure(
         return Dataset(source, _build(making, crafted, part, **given))
 
 
+def crafted(config: Config) -> Source:
+    """Builds what is missing of the hand-crafted data of `config.presets`.
+
+    Raises:
+      ShardError: when the folder holds other data, is damaged or full.
+      ValueError: when a config field is out of range.
+    """
+    with maker(config) as making:
+        source, given = _handcrafted(making)
+        return _build(making, source, {}, **given)
+
+
 def as_proxy(config: Config) -> Config:
     """The config of a proxy with the data of an estimator's `synthetic`."""
     return type(config)({**config, **config.synthetic})

@@ -88,8 +88,7 @@ class Row:
       tried: which of them is tried.
       first: number of the first one's attempt.
       last: what was wrong with the one before.
-      audio: sound of the preset that is tried.
-      placed: the sound, in place of `audio`, where it stays on a device.
+      audio: sound of the preset that is tried, or where it is on a device.
       redrawn: numbers of presets that were drawn again, by reason.
       aside: (row, attempt, reason) of presets that the engine failed to
         render.
@@ -111,10 +110,7 @@ class Row:
     tried: int = -1
     first: int = 0
     last: str = "silent"
-    audio: Float[np.ndarray, " samples"] = dataclasses.field(
-        default_factory=_nothing
-    )
-    placed: engines.Placed | None = None
+    audio: Any = dataclasses.field(default_factory=_nothing)
     redrawn: collections.Counter[str] = dataclasses.field(
         default_factory=collections.Counter
     )
@@ -246,10 +242,10 @@ def heard(
       seed: see `draw`.
       prior: see `draw`.
       workers: threads that render, each a batch at a time.
-      on_device: whether sounds stay on JAX's device: `Row.placed`.
+      on_device: whether sounds stay on JAX's device.
 
     Yields:
-      The rows in order. `Row.audio` is lent until the next row is asked for.
+      The rows in order. A sound is lent until the next row is asked for.
 
     Raises:
       ShardError: when a given preset fails the gate, or a row fails it
@@ -270,7 +266,7 @@ def heard(
             return renderer.render_into(clips, values)
         placed, reasons = renderer.render_on_device(values)
         for row, clip in zip(part, placed, strict=True):
-            row.placed = clip
+            row.audio = clip or row.audio
         return reasons
 
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:

@@ -271,7 +271,7 @@ def _rendered_in_batches(
         workers=workers,
         on_device=on_device,
     ):
-        lent = row.preset[None], [row.placed or row.audio]
+        lent = row.preset[None], [row.audio]
         yield row.owner, drawing.Rows(*lent, row.redrawn, row.aside)
 
 

@@ -107,7 +107,8 @@ def main() -> None:
         return
     results, bank = proxy.evaluate(runs[0], _CHECKPOINT.value, _PRESETS.value)
     print(f"\n{proxy.table(results, bank)}")
-    print(f"\nwrote evaluation.json and pictures to {runs[0]}")
+    folder = checkpoints.place(runs[0])
+    print(f"\nwrote evaluation.json and pictures to {folder}")
 
 
 if __name__ == "__main__":

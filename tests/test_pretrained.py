@@ -7,10 +7,12 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from datasets.presets import reading
+from launch.match import files
 from launch.runs import checkpoints, data, making, opened
 from proxy import pretrained, priors, spaces, splits
 from tests import commands, matching
@@ -80,13 +82,13 @@ def test_files_are_whole_or_refused():
 def exported(tmp_path, monkeypatch, capsys):
     """A run, and its file where the project's own are looked for."""
     run = matching.save_proxy(tmp_path)
-    files = tmp_path / "files"
-    path = files / "tiny.safetensors"
+    folder = tmp_path / "files"
+    path = folder / "tiny.safetensors"
     commands.run("launch.export", f"--run={run}", f"--output={path}")
     assert f"wrote {path}" in capsys.readouterr().out
     prior = ROOT / "proxy" / "pretrained" / "dexed_prior.npz"
-    shutil.copy(prior, files)
-    monkeypatch.setattr(pretrained, "_FILES", files)
+    shutil.copy(prior, folder)
+    monkeypatch.setattr(pretrained, "_FILES", folder)
     monkeypatch.chdir(tmp_path)
     return run
 
@@ -143,6 +145,23 @@ def test_it_makes_the_data_that_it_is_used_with(exported):
     assert data.recorded(run, config.data)["synthetic"] == dataset.synthetic
     setup = opened.setup("pretrained:tiny")
     assert len(setup.bank.presets) == 24
+
+
+def test_matching_searches_what_it_says_of_drawn_presets(exported, tmp_path):
+    run = checkpoints.place("pretrained:tiny")
+    setup = files.open_setup(run)
+    bank = setup.bank
+    assert bank.source == "drawn" and len(bank.presets) > 10_000
+    assert len(np.unique(bank.presets, axis=0)) == len(bank.presets)
+    wanted = opened.open_proxy(exported)
+    relaxed = SPACE.to_relaxed(jnp.asarray(bank.presets[-5:]))
+    said = wanted.encoder.apply(wanted.variables, relaxed, train=False)
+    np.testing.assert_allclose(bank.embeddings[-5:], said, 2e-3, 2e-2)
+    # Nothing is rendered, and the next start draws the same.
+    assert not (tmp_path / "data").exists()
+    np.testing.assert_array_equal(
+        files.open_setup(run).bank.presets, bank.presets
+    )
 
 
 # The wheel -------------------------------------------------------------------

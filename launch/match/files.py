@@ -1,24 +1,38 @@
 """From files and folders of sounds to folders of results."""
 
-import dataclasses
+import functools
 import json
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from datasets import sounds
-from launch import cli
+import jax
+import numpy as np
+
+from datasets import drawing, loader, sounds
+from launch import Config, cli
 from launch.match import output, search
 from launch.match.judge import Options
 from launch.runs import checkpoints, data, making, opened
 from launch.runs.opened import Setup
+from proxy import spaces
+
+# Presets that are drawn where there is no bank, and those that the proxy is
+# asked about at once.
+_DRAWN = 16_384
+_BLOCK = 256
 
 
 def open_setup(
     run: pathlib.Path, plugin: str | None = None, presets: str | None = None
 ) -> Setup:
-    """Opens a run to match sounds with; builds its bank where there is none.
+    """Opens a run to match sounds with; finds its bank where there is none.
+
+    A proxy without data of its own, as that which comes with the project,
+    searches presets drawn from its prior, and says itself how they sound. Its
+    data are rendered in their place where the prior is not like people's: most
+    uniform presets are silent.
 
     Args:
       run: directory of the run.
@@ -29,15 +43,46 @@ def open_setup(
       FileNotFoundError: when there is no run.
       ValueError: when it does not fit, or the plug-in is missing.
     """
-    kind = checkpoints.read_config(run).kind
-    if kind == "proxy" and not (run / data.RECORD).exists():
-        making.of_run(run, opened.open_proxy(run).config)
-    setup = opened.setup(run, plugin)
-    if not presets:
-        return setup
-    setup.config.presets = presets
-    source = making.matching_source(setup.config, engine=setup.engine)
-    return dataclasses.replace(setup, bank=opened.open_bank(source))
+    if presets:
+        return opened.setup(run, plugin, functools.partial(_rendered, presets))
+    config = checkpoints.read_config(run)
+    if config.kind == "estimator" or (run / data.RECORD).exists():
+        return opened.setup(run, plugin)
+    if not config.prior.uniform:
+        return opened.setup(run, plugin, _drawn)
+    making.of_run(run, opened.open_proxy(run).config)
+    return opened.setup(run, plugin)
+
+
+def _rendered(
+    presets: str, config: Config, proxy: opened.ProxyRun, engine: opened.Engine
+) -> opened.Bank:
+    """A bank of the user's."""
+    del proxy
+    config.presets = presets
+    return opened.open_bank(making.matching_source(config, engine=engine))
+
+
+def _drawn(
+    config: Config, proxy: opened.ProxyRun, engine: opened.Engine
+) -> opened.Bank:
+    """Draws of the proxy's prior, and what it says of them."""
+    space, rows = spaces.get(config.synth), range(_DRAWN)
+    with making.maker(config, engine) as maker:
+        presets = drawing.draw(
+            space, maker.seed, "search", rows, prior=maker.prior
+        )[:, 0]
+    apply = jax.jit(functools.partial(proxy.encoder.apply, train=False))
+
+    def predict(part: np.ndarray) -> jax.Array:
+        return apply(proxy.variables, space.to_relaxed(part))
+
+    return opened.Bank(
+        presets=presets,
+        embeddings=loader.map_blocks(predict, presets, size=_BLOCK),
+        names=[f"drawn {row}" for row in rows],
+        source="drawn",
+    )
 
 
 def match(

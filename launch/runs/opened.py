@@ -29,6 +29,8 @@ from matching import hearing
 from proxy import objective, spaces
 from proxy.space import ParameterSpace
 
+Engine = Callable[[], engines.Renderer]
+
 # Sounds that go through the estimator together.
 _BLOCK = 64
 
@@ -344,9 +346,10 @@ class Bank:
 
     Attributes:
       presets: hard presets.
-      embeddings: those of sounds rendered with the settings of the run.
+      embeddings: those of sounds rendered with the settings of the run, or
+        what the proxy says that they are.
       names: names of the presets.
-      source: "hand-crafted" or "synthetic".
+      source: "hand-crafted", "synthetic" or "drawn".
     """
 
     presets: Float[np.ndarray, "entries parameters"]
@@ -373,7 +376,7 @@ class Setup:
     """
 
     config: Config
-    engine: Callable[[], engines.Renderer]
+    engine: Engine
     space: ParameterSpace
     settings: engines.RenderSettings
     embed: embedding.Embed
@@ -388,15 +391,21 @@ class Setup:
     )
 
 
-def setup(run: str | os.PathLike[str], plugin: str | None = None) -> Setup:
+def setup(
+    run: str | os.PathLike[str],
+    plugin: str | None = None,
+    find: Callable[[Config, ProxyRun, Engine], Bank] | None = None,
+) -> Setup:
     """Opens the run of an estimator or of a proxy to match sounds with.
 
     Args:
       run: directory of the run, or `pretrained:NAME`.
       plugin: path of a VST3 plug-in in place of the run's; None for that.
+      find: finds the bank, given the run's config, proxy and engine; None for
+        that of the run.
 
     Returns:
-      The setup. The bank is the training split of the run's hand-crafted
+      The setup. The bank of a run is the training split of its hand-crafted
       presets; without those, its synthetic presets.
 
     Raises:
@@ -415,23 +424,27 @@ def setup(run: str | os.PathLike[str], plugin: str | None = None) -> Setup:
             f"{vst3.variable(config.synth)} or --plugin to its .vst3 file or "
             "folder"
         ) from error
+    engine = functools.cache(build.engine(config))
     if config.kind == "estimator":
         matching_run = load(run)
-        proxy, source = matching_run.proxy, matching_run.handcrafted
+        proxy, known = matching_run.proxy, {"": matching_run.handcrafted}
         guess = functools.partial(_guess, matching_run)
     else:
-        proxy, guess = open_proxy(run), None
-        known = data.recorded(checkpoints.place(run), config.data)
-        source = known.get("handcrafted") or known["synthetic"]
+        proxy, known, guess = open_proxy(run), {}, None
+    if find is not None:
+        bank = find(config, proxy, engine)
+    else:
+        known = known or data.recorded(checkpoints.place(run), config.data)
+        bank = open_bank(known.get("handcrafted") or next(iter(known.values())))
     return Setup(
         config=config,
-        engine=functools.cache(build.engine(config)),
+        engine=engine,
         space=spaces.get(config.synth),
-        settings=source.spec.settings,
+        settings=build.settings(config),
         embed=_embedder(config.audio_model, config.weights),
         proxy=proxy.encoder,
         proxy_variables=jax.device_put(proxy.variables),
-        bank=open_bank(source),
+        bank=bank,
         estimate=guess,
     )
 

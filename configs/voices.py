@@ -2,7 +2,7 @@ r"""Retrieval of real DX7 voices: an encoder that knows modules.
 
     python -m launch.train --config configs/voices.py --config.presets=BANK
     python -m launch.evaluate --run runs/voices_modules
-    python -m launch.reproduce --config configs/voices.py --presets=BANK
+    python -m launch.reproduce --config configs/voices.py:people --presets=BANK
 
 `--config configs/voices.py:hn_oh`, or another encoder, for comparison;
 `--config.num_train` and `--config.epochs` for more presets or less time, and a
@@ -13,8 +13,10 @@ presets drawn from the fitted prior that comes with the project, each in other
 forms that sound the same; validates on the bank's validation part, and is
 tested among 3,144 voices of its test part. No part sees another.
 
-The last command compares encoders, presets as people make them with uniform
-ones, and numbers of presets, all in about as many steps: a table, and a curve.
+The last command compares encoders and numbers of presets, in about as many
+steps: a table, and a curve. `people` is one of the plans; `uniform` learns from
+uniform presets, `longer` in five times as many steps, `tokens` with a
+transformer over modules, `paper` and `tfm` with the paper's other encoders.
 
 Hardware: two CPU cores, an hour from nothing without the comparison, or one
 GPU.
@@ -28,29 +30,34 @@ from configs import common
 # Voices of the bank that are trained on, for the length of the cosine.
 _VOICES = 14_088
 
-# What presets are drawn from, by name, and how many there are to compare.
+# What presets are drawn from, by name.
 _DRAWN = {
     "people": {
         "source": "both",
         "prior": {"uniform": 0.0, "fitted": 0.3, "variations": 0.7},
-        "num_train": 262_144,
     },
     "uniform": {
         "source": "synthetic",
         "prior": {"uniform": 1.0, "fitted": 0.0, "variations": 0.0},
-        "num_train": 65_536,
     },
 }
-# What is compared: encoder, what it learns from, numbers of presets. Whole
-# epochs, in about as many steps; one of modules_tfm takes six times as long.
-_STEPS = 1_079
-_COMPARED = (
-    ("modules", "people", (16_384, 65_536, 262_144)),
-    ("hn_oh", "people", (16_384, 65_536, 262_144)),
-    ("modules", "uniform", (16_384, 65_536)),
-    ("hn_oh", "uniform", (16_384, 65_536)),
-    ("modules_tfm", "people", (65_536,)),
-)
+# What is compared, by name of the plan: what is learned from, steps (whole
+# epochs, in about as many), encoders, numbers of presets.
+_PLANS = {
+    "people": (
+        "people",
+        1_079,
+        ("modules", "hn_oh"),
+        (16_384, 65_536, 262_144),
+    ),
+    "uniform": ("uniform", 1_079, ("modules", "hn_oh"), (16_384, 65_536)),
+    # Six times as much work a step.
+    "tokens": ("people", 1_079, ("modules_tfm",), (16_384, 65_536)),
+    "longer": ("people", 5_400, ("modules", "hn_oh"), (16_384, 65_536)),
+    "paper": ("people", 1_079, ("mlp_oh", "hn_pt", "hn_ptgru"), (16_384,)),
+    # Forty times as much work a step as hn_oh.
+    "tfm": ("people", 238, ("tfm",), (16_384,)),
+}
 
 
 def get_config(encoder="modules"):
@@ -95,16 +102,18 @@ def get_config(encoder="modules"):
     return config
 
 
-def _compared(encoder: str, drawn: str, presets: int) -> Any:
+def _compared(plan: str, encoder: str, presets: int) -> Any:
+    drawn, steps, _, sizes = _PLANS[plan]
     config = get_config(encoder)
-    config.name = f"voices_{encoder}_{drawn}_{presets}"
+    config.name = f"voices_{plan}_{encoder}_{presets}"
     config.update(_DRAWN[drawn])
-    config.data = f"data/voices_{drawn}"
+    config.num_train = max(sizes)
+    config.data = f"data/voices_{drawn}_{config.num_train}"
     config.train_rows = presets
     if config.source == "both":
         presets += _VOICES
     epoch = presets // config.batch
-    config.epochs = max(round(_STEPS / epoch), 1)
+    config.epochs = max(round(steps / epoch), 1)
     config.average = 0.99
     config.optimizer.warmup_steps = 100
     config.optimizer.cosine_steps = config.epochs * epoch - 100
@@ -112,13 +121,23 @@ def _compared(encoder: str, drawn: str, presets: int) -> Any:
     return config
 
 
-def get_plan() -> dict[str, Any]:
-    """The comparison, see `configs.paper.get_plan`."""
+def get_plan(name: str = "people") -> dict[str, Any]:
+    """A comparison, see `configs.paper.get_plan`.
+
+    Args:
+      name: "people", "uniform", "tokens", "longer", "paper" or "tfm".
+
+    Raises:
+      ValueError: for another name.
+    """
+    if name not in _PLANS:
+        raise ValueError(f"no plan {name!r}; there are {', '.join(_PLANS)}")
+    _, _, encoders, sizes = _PLANS[name]
     return {
-        "name": "voices",
+        "name": f"voices_{name}",
         "proxies": [
-            _compared(encoder, drawn, presets)
-            for encoder, drawn, sizes in _COMPARED
+            _compared(name, encoder, presets)
+            for encoder in encoders
             for presets in sizes
         ],
         "tuned": [],

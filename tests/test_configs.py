@@ -97,24 +97,34 @@ def test_voices_follow_what_the_command_line_says():
     assert o.warmup_steps + o.cosine_steps == steps
 
 
-def test_voices_are_compared_in_as_many_steps():
-    proxies = voices.get_plan()["proxies"]
-    assert len({c.run for c in proxies}) == len(proxies) == 11
-    folders = {}
+@pytest.mark.parametrize(
+    ("name", "runs", "steps"),
+    [
+        ("people", 6, 1_079),
+        ("uniform", 4, 1_079),
+        ("tokens", 2, 1_079),
+        ("longer", 4, 5_400),
+        ("paper", 3, 1_079),
+        ("tfm", 1, 238),
+    ],
+)
+def test_voices_are_compared_in_as_many_steps(name, runs, steps):
+    proxies = voices.get_plan(name)["proxies"]
+    assert len({c.run for c in proxies}) == len(proxies) == runs
     for config in proxies:
         ranges.check(config)
         both = config.source == "both"
         assert both == (config.prior.uniform == 0)
-        rows = config.train_rows + 14_088 * both
-        steps = rows // config.batch * config.epochs
-        assert abs(steps / 1_079 - 1) < 0.15
+        epoch = (config.train_rows + 14_088 * both) // config.batch
+        assert abs(epoch * config.epochs / steps - 1) < 0.15
         o = config.optimizer
-        assert o.warmup_steps + o.cosine_steps == steps
-        # One folder has all that any of its runs sees, drawn from one prior.
-        made = (config.num_train, tuple(config.prior.items()))
-        assert folders.setdefault(config.data, made) == made
+        assert o.warmup_steps + o.cosine_steps == epoch * config.epochs
         assert config.train_rows <= config.num_train
-    assert len(folders) == 2
+    # One folder has all that any of the runs sees, drawn from one prior.
+    made = {(c.data, c.num_train, c.prior.to_json()) for c in proxies}
+    assert len(made) == 1
+    with pytest.raises(ValueError, match=r"no plan 'other'.*uniform"):
+        voices.get_plan("other")
 
 
 @pytest.mark.parametrize(("synth", "name"), PAPER)

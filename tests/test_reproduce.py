@@ -50,11 +50,11 @@ def test_plans_hold_what_the_paper_does(path):
 
 
 def test_proxies_share_the_data_that_they_are_compared_on():
-    plan = reproduce.read_plan("configs/voices.py")
+    plan = reproduce.read_plan("configs/voices.py:longer")
     names = [s.name for s in reproduce.stages(plan, "F", "BANK", "", "")]
     data = [n for n in names if n.startswith("data ")]
-    assert data == ["data F/data/voices_people", "data F/data/voices_uniform"]
-    assert len(names) == len(set(names)) == 2 + 2 * 11 + 1
+    assert data == ["data F/data/voices_people_65536"]
+    assert len(names) == len(set(names)) == 1 + 2 * 4 + 1
 
 
 def tiny_plan():

@@ -107,7 +107,8 @@ def _compared(plan: str, encoder: str, presets: int) -> Any:
     config = get_config(encoder)
     config.name = f"voices_{plan}_{encoder}_{presets}"
     config.update(_DRAWN[drawn])
-    config.num_train = max(sizes)
+    # One folder for most plans.
+    config.num_train = max(65_536, *sizes)
     config.data = f"data/voices_{drawn}_{config.num_train}"
     config.train_rows = presets
     if config.source == "both":

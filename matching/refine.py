@@ -186,8 +186,8 @@ def nearest(
     target: Float[Array, " embedding"],
     bank: Float[Array, "entries embedding"],
     count: int,
-) -> tuple[Int[Array, " count"], Float[Array, " count"]]:
-    """The entries of a bank whose embeddings are closest to a target's.
+) -> Int[Array, " count"]:
+    """The entries of a bank whose embeddings are closest to a target's, in L1.
 
     Args:
       target: an embedding.
@@ -195,12 +195,10 @@ def nearest(
       count: number of entries to find; all, when the bank has fewer.
 
     Returns:
-      Their positions, nearest first, and mean absolute differences. Ties
-      go to the earlier entry.
+      Their positions, nearest first. Ties go to the earlier entry.
     """
     away = jnp.abs(jnp.asarray(bank) - target).mean(-1)
-    least, where = jax.lax.top_k(-away, min(count, away.shape[0]))
-    return where, -least
+    return jax.lax.top_k(-away, min(count, away.shape[0]))[1]
 
 
 def distinct(

@@ -327,6 +327,46 @@ def test_presets_that_fail_to_render_are_never_chosen(
     assert (apart > 0).all()
 
 
+@pytest.mark.usefixtures("opened")
+def test_where_nothing_is_heard_that_is_told(
+    run, setup, target, tmp_path, monkeypatch, capsys
+):
+    render = dexed_batch.BatchedDexed.render_batch
+
+    def fail(self, values, notes=None, **given):
+        clips, reasons = render(self, values, notes, **given)
+        low = notes is not None and notes[0] == NOTE
+        return clips, ["is silent"] * len(values) if low else reasons
+
+    monkeypatch.setattr(dexed_batch.BatchedDexed, "render_batch", fail)
+    with pytest.raises(ValueError, match=f"silent or fails at note {NOTE}"):
+        searching.search(setup, target, NOTE, HOLD, OPTIONS)
+    # The other sounds of a folder are matched.
+    higher = sound_of(setup, setup.bank.presets[2], 67)
+    sounds = folder_of(tmp_path / "in", ("a", target), ("b", higher))
+    note = {"velocity": 100, "sample_rate": RATE, "instrument_family_str": ""}
+    note |= {"instrument_source_str": ""}
+    (sounds / "examples.json").write_text(
+        json.dumps({"a": note | {"pitch": NOTE}, "b": note | {"pitch": 67}})
+    )
+    (sounds / "audio").mkdir()
+    for name in "ab":
+        (sounds / f"{name}.wav").rename(sounds / "audio" / f"{name}.wav")
+    with pytest.raises(ValueError, match="1 of the sounds"):
+        run_command(run, tmp_path / "out", sounds)
+    assert "error: a: no preset was heard" in capsys.readouterr().err
+    assert (tmp_path / "out" / "b" / "result.json").exists()
+
+
+def test_ctrl_c_before_anything_was_heard_ends_all(setup, target, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(searching.Judge, "begin", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        searching.search(setup, target, NOTE, HOLD, OPTIONS)
+
+
 def test_options_and_stages_that_do_not_fit_are_refused(setup, target):
     with pytest.raises(ValueError, match="--noestimator"):
         searching.search(
@@ -337,8 +377,8 @@ def test_options_and_stages_that_do_not_fit_are_refused(setup, target):
         searching.search(setup, target, NOTE, HOLD, options)
     with pytest.raises(ValueError, match="unknown stages dance"):
         judging.Options(stages=("dance",))
-    with pytest.raises(ValueError, match="seconds=0"):
-        judging.Options(seconds=0)
+    with pytest.raises(ValueError, match="seconds=1: give at least 2"):
+        judging.Options(seconds=1)
     with pytest.raises(ValueError, match="candidates is 0"):
         judging.Options(candidates=0)
     with pytest.raises(ValueError, match="evaluations is -5"):
@@ -487,8 +527,12 @@ def test_mistakes_are_told_before_anything_is_loaded(
         run_command(run, tmp_path, tmp_path / "missing.wav")
     text = tmp_path / "text.wav"
     text.write_text("no sound")
+    other = tmp_path / "other.wav"
+    other.write_text("no sound either")
     with pytest.raises(ValueError, match="not an audio file"):
         run_command(run, tmp_path, text)
+    with pytest.raises(ValueError, match="2 of the sounds could not"):
+        run_command(run, tmp_path / "new", text, other)
     with pytest.raises(ValueError, match="no sound given"):
         run_command(run, tmp_path)
 

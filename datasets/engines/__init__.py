@@ -268,7 +268,7 @@ class Renderer:
         raise NotImplementedError
 
     def for_few(self) -> "Renderer":
-        """The engine for a hundred presets at a time; the same sounds."""
+        """The engine for a few dozen presets at a time; the same sounds."""
         return self
 
     def surely_silent(

@@ -117,7 +117,7 @@ def _actions(
     """What the page may ask for, by address; each takes what it sent."""
 
     def seconds(asked: dict[str, Any]) -> float:
-        return _number(asked, "seconds", 1, 3600)
+        return _number(asked, "seconds", 2, 3600)
 
     def again(asked: dict[str, Any]) -> None:
         session.again(

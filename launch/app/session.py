@@ -283,7 +283,7 @@ class Session:
                 setup.proxy_variables,
                 jnp.asarray(origin.preset),
             )
-            rows, _ = refine.nearest(
+            rows = refine.nearest(
                 embedding, jnp.asarray(setup.bank.embeddings), _ALIKE
             )
             return setup.bank.presets[np.asarray(rows)]

@@ -263,8 +263,12 @@ def fit_baselines(config: Config, dataset: data.Dataset) -> dict[str, Predict]:
     }
 
 
-def _trained_on(config: Config, dataset: data.Dataset) -> dict[str, int]:
-    """How many presets of each kind."""
+def _trained_on(
+    config: Config, dataset: data.Dataset, step: int
+) -> dict[str, int]:
+    """How many presets of each kind; none before the first step."""
+    if not step:
+        return {"synthetic": 0, "handcrafted": 0}
     used = {"synthetic": dataset.synthetic, "handcrafted": dataset.handcrafted}
     if config.source != "both":
         used = {config.source: used[config.source]}
@@ -393,7 +397,7 @@ def evaluate(
     content["bank"] = config.presets
     content["ceiling"] = ceilings
     print(f"ceiling: {_limits(ceilings)}")
-    content["trained_on"] = _trained_on(config, dataset)
+    content["trained_on"] = _trained_on(config, dataset, step)
     text = json.dumps(content, indent=1) + "\n"
     (folder / "evaluation.json").write_text(text)
     return results, config.presets

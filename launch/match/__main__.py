@@ -99,6 +99,7 @@ def main(words: list[str]) -> None:
     )
     asked = {
         "run": _RUN.value,
+        "plugin": _PLUGIN.value,
         "presets": _PRESETS.value,
         "note": _NOTE.value,
         "hold": _HOLD.value,
@@ -116,6 +117,7 @@ def main(words: list[str]) -> None:
     if len(results) == 1:
         print(f"\n{output.candidates(results[0])}")
     summary = output.summarise(results)
+    out.mkdir(parents=True, exist_ok=True)
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     floor = noise.of_run(run)
     print(f"\n{output.summary_table(summary)}{floor}\nwrote {out}")

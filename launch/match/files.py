@@ -7,19 +7,16 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from datasets import drawing, loader, sounds
+from datasets import drawing, sounds
 from launch import Config, cli
 from launch.match import output, search
 from launch.match.judge import Options
-from launch.runs import checkpoints, data, making, opened
+from launch.runs import build, checkpoints, making, metrics, opened
 from launch.runs.opened import Setup
-from proxy import spaces
 
-# Presets that are drawn where there is no bank, and those that the proxy is
-# asked about at once.
+# Presets that are drawn where there is no bank, and how many at once.
 _DRAWN = 16_384
 _BLOCK = 256
 
@@ -29,10 +26,9 @@ def open_setup(
 ) -> Setup:
     """Opens a run to match sounds with; finds its bank where there is none.
 
-    A proxy without data of its own, as that which comes with the project,
-    searches presets drawn from its prior, and says itself how they sound. Its
-    data are rendered in their place where the prior is not like people's: most
-    uniform presets are silent.
+    A proxy that was not trained here, as that which comes with the project,
+    searches presets drawn from its prior, and says itself how they sound. Not
+    so uniform ones: most are silent.
 
     Args:
       run: directory of the run.
@@ -40,18 +36,16 @@ def open_setup(
       presets: file or folder of banks in place of the run's; None for that.
 
     Raises:
-      FileNotFoundError: when there is no run.
+      FileNotFoundError: when there is no run, or nothing to search.
       ValueError: when it does not fit, or the plug-in is missing.
     """
+    find, config = None, checkpoints.read_config(run)
+    trained = config.kind == "estimator" or (run / metrics.FILE).exists()
     if presets:
-        return opened.setup(run, plugin, functools.partial(_rendered, presets))
-    config = checkpoints.read_config(run)
-    if config.kind == "estimator" or (run / data.RECORD).exists():
-        return opened.setup(run, plugin)
-    if not config.prior.uniform:
-        return opened.setup(run, plugin, _drawn)
-    making.of_run(run, opened.open_proxy(run).config)
-    return opened.setup(run, plugin)
+        find = functools.partial(_rendered, presets)
+    elif not trained and not config.prior.uniform:
+        find = _drawn
+    return opened.setup(run, plugin, find)
 
 
 def _rendered(
@@ -67,22 +61,15 @@ def _drawn(
     config: Config, proxy: opened.ProxyRun, engine: opened.Engine
 ) -> opened.Bank:
     """Draws of the proxy's prior, and what it says of them."""
-    space, rows = spaces.get(config.synth), range(_DRAWN)
     with making.maker(config, engine) as maker:
-        presets = drawing.draw(
-            space, maker.seed, "search", rows, prior=maker.prior
-        )[:, 0]
-    apply = jax.jit(functools.partial(proxy.encoder.apply, train=False))
-
-    def predict(part: np.ndarray) -> jax.Array:
-        return apply(proxy.variables, space.to_relaxed(part))
-
-    return opened.Bank(
-        presets=presets,
-        embeddings=loader.map_blocks(predict, presets, size=_BLOCK),
-        names=[f"drawn {row}" for row in rows],
-        source="drawn",
-    )
+        draw = functools.partial(
+            drawing.draw, maker.space, maker.seed, "search", prior=maker.prior
+        )
+        starts = range(0, _DRAWN, _BLOCK)
+        parts = [draw(range(row, row + _BLOCK))[:, 0] for row in starts]
+    presets = np.concatenate(parts)
+    predict = build.predictor(config, _BLOCK)
+    return opened.Bank(presets, predict(proxy.state, presets), "drawn")
 
 
 def match(
@@ -126,7 +113,14 @@ def match(
                 yield None
                 continue
             setup = setup or open_setup()
-            result = _match(setup, item, options, folder, asked, warm)
+            try:
+                result = _match(setup, item, options, folder, asked, warm)
+            except cli.EXPECTED as error:
+                if len(items) == 1:
+                    raise
+                print(f"error: {item.name}: {error}", file=sys.stderr)
+                yield None
+                continue
             score = result["candidates"][0]["distances"]["a_mean"]
             print(
                 f"{item.name}: note {result['note']}, a_mean {score:.3f}, "

@@ -74,8 +74,8 @@ class Options:
                 f"unknown stages {', '.join(unknown)}; there are "
                 f"{', '.join(STAGES)}"
             )
-        if not self.evaluations and not self.seconds >= 1:
-            raise ValueError(f"seconds={self.seconds:g}: give at least 1")
+        if not self.evaluations and not self.seconds >= 2:
+            raise ValueError(f"seconds={self.seconds:g}: give at least 2")
         for name in (
             "candidates",
             "nearest",
@@ -173,7 +173,7 @@ class Judge:
         self._pool = concurrent.futures.ThreadPoolExecutor(self._workers)
         self._known: dict[bytes, float] = {}
         # What is being rendered.
-        self._under_way: set[bytes] = set()
+        self.under_way: set[bytes] = set()
         self.best_score = np.inf
         rate = renderer.settings.sample_rate
         self._goal = _goal(
@@ -219,22 +219,13 @@ class Judge:
             )
         return clips
 
-    def score(
-        self, presets: Float[np.ndarray, "batch parameters"]
-    ) -> Float[np.ndarray, " batch"]:
-        """Scores of hard presets, with what is kept, by the quick distance.
-
-        They are infinite for a preset that failed to render, and for those that
-        the budget did not suffice for.
+    def score(self, presets: Float[np.ndarray, "batch parameters"]) -> None:
+        """Renders and scores hard presets, with what is kept.
 
         Raises:
           Stopped: when whoever watches has seen enough.
         """
-        presets = refine.keep(np.asarray(presets, np.float32), self.kept)
         self.end(self.begin(presets))
-        return np.array(
-            [self._known.get(preset.tobytes(), np.inf) for preset in presets]
-        )
 
     def begin(self, presets: Float[np.ndarray, "batch parameters"]) -> Begun:
         """Lets hard presets be rendered and scored; the new ones, in threads.
@@ -246,8 +237,8 @@ class Judge:
         rows = refine.distinct(presets)
         new = presets[[row for row in rows if not self.knows(presets[row])]]
         if self.options.evaluations:
-            new = new[: max(int(self.left) - len(self._under_way), 0)]
-        self._under_way.update(preset.tobytes() for preset in new)
+            new = new[: max(int(self.left) - len(self.under_way), 0)]
+        self.under_way.update(preset.tobytes() for preset in new)
         return [
             (p, self._pool.submit(self._scored, p)) for p in self._parts(new)
         ]
@@ -259,7 +250,7 @@ class Judge:
           Stopped: when whoever watches has seen enough.
         """
         for part, future in begun:
-            self._under_way -= {preset.tobytes() for preset in part}
+            self.under_way -= {preset.tobytes() for preset in part}
             self._learn(part, future.result())
 
     def at_level(
@@ -277,16 +268,16 @@ class Judge:
             return presets
         move = _at_level(self.options.every, space)
 
-        def moved(part: np.ndarray) -> np.ndarray:
+        def moved(part: np.ndarray) -> tuple[np.ndarray, int]:
             if self.left <= 0:
-                return part
+                return part, 0
             padded = np.resize(part, (self._size, part.shape[1]))
             found = move(padded, self._clips(part), self._goal["stft"])
-            return np.asarray(found)[: len(part)]
+            return np.asarray(found)[: len(part)], len(part)
 
         parts = list(self._pool.map(moved, self._parts(presets)))
-        self.renders += len(presets)
-        return np.concatenate(parts) if parts else presets
+        self.renders += sum(rendered for _, rendered in parts)
+        return np.concatenate([part for part, _ in parts] or [presets])
 
     def _parts(self, presets: np.ndarray) -> list[np.ndarray]:
         starts = range(0, len(presets), self._size)
@@ -352,7 +343,7 @@ class Judge:
     def knows(self, preset: Float[np.ndarray, " parameters"]) -> bool:
         """Whether a preset was scored, or will be."""
         key = preset.tobytes()
-        return key in self._known or key in self._under_way
+        return key in self._known or key in self.under_way
 
     def taught(
         self, count: int

@@ -67,7 +67,7 @@ class Match:
 def _nearest(setup: Setup, clip: np.ndarray, count: int) -> np.ndarray:
     """The bank's nearest presets."""
     embedding = np.asarray(setup.embed(clip[None]))[0]
-    rows, _ = refine.nearest(
+    rows = refine.nearest(
         jnp.asarray(embedding), jnp.asarray(setup.bank.embeddings), count
     )
     return setup.bank.presets[np.asarray(rows)]
@@ -108,7 +108,7 @@ class _Guide:
                 space=self._setup.space,
             )
             for row, embedding in zip(rows, np.asarray(found), strict=False):
-                self._heard[keys[row]] = embedding
+                self._heard[keys[row]] = embedding.copy()
         return np.stack([self._heard[key] for key in keys])
 
     def choose(
@@ -135,7 +135,12 @@ class _Guide:
             self._embed(children)[padded],
             count,
         )
-        return children[padded[np.asarray(chosen)]]
+        children = children[padded[np.asarray(chosen)]]
+        # What may be asked about again.
+        wanted = {preset.tobytes() for preset in (*presets, *children)}
+        wanted |= self._judge.under_way
+        self._heard = {k: v for k, v in self._heard.items() if k in wanted}
+        return children
 
 
 def _evolve(setup: Setup, judge: Judge, key: jax.Array) -> None:
@@ -271,7 +276,11 @@ def search(
                     ):
                         left[name] = preset
                         until[name] = (judge.renders, judge.seconds)
-            except (KeyboardInterrupt, Stopped):
+            except KeyboardInterrupt:
+                interrupted = True
+                if not len(judge.best(1)):
+                    raise
+            except Stopped:
                 interrupted = True
             return _finish(judge, left, until, interrupted)
 
@@ -283,12 +292,13 @@ def warm_up(setup: Setup, samples: int, options: Options) -> None:
     """
     few = dataclasses.replace(
         options,
-        evaluations=2 * options.parents + 1,
+        evaluations=2 * options.parents + 2,
         nearest=options.parents,
     )
     noise = np.random.default_rng(0).normal(size=samples).astype(np.float32)
     note, hold = setup.settings.note, setup.settings.hold
-    search(setup, 0.1 * noise, note, hold, few)
+    if search(setup, 0.1 * noise, note, hold, few).interrupted:
+        raise KeyboardInterrupt
 
 
 def _stages(
@@ -296,9 +306,14 @@ def _stages(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Runs the stages; yields the name and best preset of each.
 
-    Of the baseline, all forty presets: `_finish` finds the best.
+    Of the baseline, all forty presets: `_finish` finds the best. Nothing of a
+    stage before which no preset could be rendered.
     """
     options = judge.options
+
+    def left(name: str) -> Iterator[tuple[str, np.ndarray]]:
+        yield from ((name, preset) for preset in judge.best(1))
+
     # As long as the run's sounds, at their note, and held as long.
     clip = _fit(judge.target, setup.settings.samples)
     clip = opened.as_known(setup.settings, clip, judge.note, hold)
@@ -307,7 +322,8 @@ def _stages(
         guess = setup.estimate(clip)
         guess = refine.keep(guess[None], judge.kept)[0]
         judge.score(guess[None])
-        yield "estimator", guess
+        if len(judge.best(1)):
+            yield "estimator", guess
     if "neighbours" in options.stages:
         judge.stage = "neighbours"
         if parents is None:
@@ -319,11 +335,11 @@ def _stages(
         if options.level and parents is None:
             near = judge.at_level(near)
         judge.score(near)
-        yield "neighbours", judge.best(1)[0]
+        yield from left("neighbours")
     if "evolution" in options.stages:
         judge.stage = "evolution"
         _evolve(setup, judge, jax.random.key(options.seed))
-        yield "evolution", judge.best(1)[0]
+        yield from left("evolution")
 
 
 def _fit(sound: np.ndarray, samples: int) -> np.ndarray:
@@ -342,8 +358,9 @@ def _finish(
     ranked = judge.best(4096)
     if not len(ranked):
         raise ValueError(
-            "no preset was rendered: turn on the stage estimator, neighbours "
-            "or evolution, or give more time"
+            "no preset was heard: turn on the stage estimator, neighbours "
+            "or evolution, or give more time; if there was enough, the "
+            f"engine is silent or fails at note {judge.note}"
         )
     if "ranking" in options.stages:
         judge.stage = "ranking"
@@ -354,9 +371,10 @@ def _finish(
         until["ranking"] = (judge.renders, judge.seconds)
     seconds = judge.seconds
     if BASELINE in left:
-        near = left[BASELINE]
+        near = left.pop(BASELINE)
         exact = judge.measure(near, ("a_mean",))[1]["a_mean"]
-        left[BASELINE] = near[refine.rank(exact)[0]]
+        for row in refine.rank(exact, 1):
+            left = {BASELINE: near[row], **left}
     chosen = different(ranked, options.candidates, ranked.shape[1] // 10)
     presets = ranked[chosen]
     clips, measured = judge.measure(

@@ -47,13 +47,20 @@ def sections(
         if config["init"]:
             bank += f"; fine-tuned from {config['init']}"
         bank += noise.of_run(run, "; ")
-        rows = config.get("train_rows") or config["num_train"]
+        counts = [
+            f"{count:,} {name.replace('dc', 'd-c')} presets"
+            for name, count in content["trained_on"].items()
+            if count
+        ]
+        learned = "trained elsewhere"
+        if counts:
+            learned = f"trained on {' and '.join(counts)}"
+            learned += f", {config['epochs']} epochs"
         entries.append(
             {
                 "title": f"{config['name']}: {ours} on "
                 f"{config['audio_model']}, {config['synth']}",
-                "note": f"{rows:,} synthetic training presets, "
-                f"{config['epochs']} epochs; {bank}.",
+                "note": f"{learned}; {bank}.",
                 "head": proxy.HEADERS,
                 "rows": [
                     {"cells": cells, "ours": cells[1] == ours}

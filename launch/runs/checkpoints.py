@@ -480,7 +480,7 @@ def place(run: str | os.PathLike[str]) -> pathlib.Path:
     config.audio_model = about["audio_model"]
     config.sizes.update(json.loads(about["sizes"]))
     config.render.update(json.loads(about["render"]))
-    # What it is scored on, and what a search starts from without a bank.
+    # What it is scored on.
     config.data = f"data/pretrained_{name}"
     config.prior.update({"uniform": 0.0, "fitted": 1.0})
     config.num_train, config.validation, config.num_test = 4_096, (32, 64), 2048

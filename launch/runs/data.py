@@ -134,8 +134,8 @@ def recorded(run: pathlib.Path, root: str) -> dict[str, Source]:
     if not path.exists():
         raise FileNotFoundError(
             f"{run} does not say which data it learned from ({RECORD} is "
-            "missing): start its training again with the same command, or, "
-            f"of a published model, python -m launch.evaluate --run {run}"
+            "missing): start its training again with the same command; to "
+            "match sounds with a published model, give a bank with --presets"
         )
     sets = files.read_json(path)["sets"]
     folder = pathlib.Path(root).expanduser()

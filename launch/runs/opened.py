@@ -348,13 +348,11 @@ class Bank:
       presets: hard presets.
       embeddings: those of sounds rendered with the settings of the run, or
         what the proxy says that they are.
-      names: names of the presets.
       source: "hand-crafted", "synthetic" or "drawn".
     """
 
     presets: Float[np.ndarray, "entries parameters"]
     embeddings: Float[np.ndarray, "entries embedding"]
-    names: list[str]
     source: str
 
 
@@ -456,16 +454,10 @@ def _guess(run: MatchingRun, sound: np.ndarray) -> np.ndarray:
 def open_bank(source: data.Source) -> Bank:
     """The training presets of a data set, to search among."""
     columns = source.columns("train")
-    rows = len(columns["preset"])
     crafted = source.spec.source == "handcrafted"
-    if crafted:
-        names = source.names("train")
-    else:
-        rows = min(rows, _MOST_SYNTHETIC)
-        names = [f"synthetic {row}" for row in range(rows)]
+    rows = slice(None if crafted else _MOST_SYNTHETIC)
     return Bank(
-        presets=np.array(columns["preset"][:rows], np.float32),
-        embeddings=np.array(columns["embedding"][:rows], np.float32),
-        names=names,
+        presets=np.array(columns["preset"][rows], np.float32),
+        embeddings=np.array(columns["embedding"][rows], np.float32),
         source="hand-crafted" if crafted else "synthetic",
     )

@@ -55,8 +55,8 @@ _PLANS = {
     "tokens": ("people", 1_079, ("modules_tfm",), (16_384, 65_536)),
     "longer": ("people", 5_400, ("modules", "hn_oh"), (16_384, 65_536)),
     "paper": ("people", 1_079, ("mlp_oh", "hn_pt", "hn_ptgru"), (16_384,)),
-    # Forty times as much work a step as hn_oh.
-    "tfm": ("people", 238, ("tfm",), (16_384,)),
+    # A step is 67 times the work of one of hn_oh.
+    "tfm": ("people", 119, ("tfm",), (16_384,)),
 }
 
 

@@ -105,7 +105,7 @@ def test_voices_follow_what_the_command_line_says():
         ("tokens", 2, 1_079),
         ("longer", 4, 5_400),
         ("paper", 3, 1_079),
-        ("tfm", 1, 238),
+        ("tfm", 1, 119),
     ],
 )
 def test_voices_are_compared_in_as_many_steps(name, runs, steps):

@@ -372,7 +372,7 @@ def test_options_and_stages_that_do_not_fit_are_refused(setup, target):
         searching.search(
             setup, target, NOTE, HOLD, judging.Options(evaluations=10)
         )
-    with pytest.raises(ValueError, match="no preset was rendered"):
+    with pytest.raises(ValueError, match="no preset was heard"):
         options = judging.Options(stages=("ranking",), evaluations=10)
         searching.search(setup, target, NOTE, HOLD, options)
     with pytest.raises(ValueError, match="unknown stages dance"):

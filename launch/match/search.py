@@ -371,10 +371,12 @@ def _finish(
         until["ranking"] = (judge.renders, judge.seconds)
     seconds = judge.seconds
     if BASELINE in left:
-        near = left.pop(BASELINE)
+        near = left[BASELINE]
         exact = judge.measure(near, ("a_mean",))[1]["a_mean"]
-        for row in refine.rank(exact, 1):
-            left = {BASELINE: near[row], **left}
+        if len(first := refine.rank(exact, 1)):
+            left[BASELINE] = near[first[0]]
+        else:
+            del left[BASELINE]
     chosen = different(ranked, options.candidates, ranked.shape[1] // 10)
     presets = ranked[chosen]
     clips, measured = judge.measure(

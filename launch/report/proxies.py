@@ -47,9 +47,11 @@ def sections(
         if config["init"]:
             bank += f"; fine-tuned from {config['init']}"
         bank += noise.of_run(run, "; ")
+        # Evaluations of before do not say it.
+        seen = content.get("trained_on", {"synthetic": config["num_train"]})
         counts = [
             f"{count:,} {name.replace('dc', 'd-c')} presets"
-            for name, count in content["trained_on"].items()
+            for name, count in seen.items()
             if count
         ]
         learned = "trained elsewhere"

@@ -322,8 +322,7 @@ def _stages(
         guess = setup.estimate(clip)
         guess = refine.keep(guess[None], judge.kept)[0]
         judge.score(guess[None])
-        if len(judge.best(1)):
-            yield "estimator", guess
+        yield from left("estimator")
     if "neighbours" in options.stages:
         judge.stage = "neighbours"
         if parents is None:

@@ -12,6 +12,9 @@ from datasets import files
 from launch.evaluate import proxy
 from launch.runs import noise, plots
 
+# Presets that are learned from, and what the page calls them.
+_KINDS = {"synthetic": "synthetic", "handcrafted": "hand-crafted"}
+
 
 def sections(
     runs: Mapping[pathlib.Path, dict[str, Any]],
@@ -50,9 +53,9 @@ def sections(
         # Evaluations of before do not say it.
         seen = content.get("trained_on", {"synthetic": config["num_train"]})
         counts = [
-            f"{count:,} {name.replace('dc', 'd-c')} presets"
-            for name, count in seen.items()
-            if count
+            f"{seen[kind]:,} {title} presets"
+            for kind, title in _KINDS.items()
+            if seen.get(kind)
         ]
         learned = "trained elsewhere"
         if counts:

@@ -425,15 +425,14 @@ def setup(
     engine = functools.cache(build.engine(config))
     if config.kind == "estimator":
         matching_run = load(run)
-        proxy, known = matching_run.proxy, {"": matching_run.handcrafted}
-        guess = functools.partial(_guess, matching_run)
+        proxy, guess = (
+            matching_run.proxy,
+            functools.partial(_guess, matching_run),
+        )
+        own = functools.partial(open_bank, matching_run.handcrafted)
     else:
-        proxy, known, guess = open_proxy(run), {}, None
-    if find is not None:
-        bank = find(config, proxy, engine)
-    else:
-        known = known or data.recorded(checkpoints.place(run), config.data)
-        bank = open_bank(known.get("handcrafted") or next(iter(known.values())))
+        proxy, guess = open_proxy(run), None
+        own = functools.partial(_bank_of_proxy, run, config)
     return Setup(
         config=config,
         engine=engine,
@@ -442,13 +441,18 @@ def setup(
         embed=_embedder(config.audio_model, config.weights),
         proxy=proxy.encoder,
         proxy_variables=jax.device_put(proxy.variables),
-        bank=bank,
+        bank=find(config, proxy, engine) if find else own(),
         estimate=guess,
     )
 
 
 def _guess(run: MatchingRun, sound: np.ndarray) -> np.ndarray:
     return decode(estimate(run, sound[None]), run.space)[0]
+
+
+def _bank_of_proxy(run: str | os.PathLike[str], config: Config) -> Bank:
+    known = data.recorded(checkpoints.place(run), config.data)
+    return open_bank(known.get("handcrafted") or known["synthetic"])
 
 
 def open_bank(source: data.Source) -> Bank:

@@ -475,11 +475,13 @@ def open_directory(directory: pathlib.Path, spec: DataSpec) -> None:
         the difference, or cannot be written.
     """
     path = directory / "metadata.json"
-    if path.exists():
-        check_directory(directory, spec)
-        return
-    text = json.dumps({"spec": spec.to_dict()})
-    files.write_atomically(path, text)
+    if not path.exists():
+        # What a killed process left goes; another process may be first.
+        with files.claim(directory, path.name, wait=True):
+            if not path.exists():
+                text = json.dumps({"spec": spec.to_dict()})
+                files.write_atomically(path, text)
+    check_directory(directory, spec)
 
 
 def adopt(directory: pathlib.Path, spec: DataSpec) -> DataSpec:

@@ -5,12 +5,14 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from configs import dexed
 from launch.runs import build, checkpoints, data, making, noise, opened
 from launch.train import estimator as train_estimator
-from matching import losses
+from proxy import objective
+from tests.variables import draw
 
 RENDER = {"duration": 1.0, "hold": 0.5}
 
@@ -85,19 +87,21 @@ def embedding_config(folder: pathlib.Path, schedule: str, run: str):
 
 @functools.cache
 def _fresh(embeddings: bool):
-    # Once for all: it takes seconds to compile.
     config = dexed.get_config("match")
     shape, scaling = (128, 313), {"minimum": -80, "maximum": 40}
     if embeddings:
         config = embedding_config(pathlib.Path(), "ploss", "")
         shape = (128,)
         scaling = {"mean": np.full(shape, -40), "spread": np.full(shape, 20)}
-    state = losses.init_state(
-        opened.network(config),
-        train_estimator.gradient_transformation(**config.optimizer),
-        jax.random.key(0),
-        shape=shape,
-        average=embeddings,
+    variables = draw(opened.network(config).init, np.zeros((2, *shape)))
+    params = variables["params"]
+    update = train_estimator.gradient_transformation(**config.optimizer)
+    state = objective.TrainState(
+        jnp.zeros((), jnp.int32),
+        params,
+        variables.get("batch_stats", {}),
+        update.init(params),
+        params if embeddings else None,
     )
     return {
         "state": state,
@@ -113,7 +117,7 @@ def save_estimator(config) -> str:
             np.float32(0)
         ),
     }
-    tree = jax.tree.map(jax.numpy.asarray, tree)
+    tree = jax.tree.map(jnp.asarray, tree)
     run = checkpoints.prepare(config)
     data.record(run, matching=making.matching_source(config))
     with checkpoints.manager(run) as manager:

@@ -12,6 +12,7 @@ from proxy.audio import efficientat
 from proxy.published.efficientat import variables as from_published
 from tests.published import efficientat_state
 from tests.shared import shared
+from tests.variables import draw
 
 FORMS = ("shift", "convolution")
 
@@ -31,7 +32,7 @@ def mn04():
 def random(name):
     """Random variables of a width, as NumPy arrays."""
     init = functools.partial(efficientat.init, width=efficientat.WIDTHS[name])
-    return jax.device_get(jax.jit(init)(jax.random.key(0)))
+    return draw(init)
 
 
 @functools.cache

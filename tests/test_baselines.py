@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from proxy import linear
+from tests.variables import normal
 
 
 def _data(count=500):
-    keys = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(keys[0], (count, 6)) + 1
-    weight = jax.random.normal(keys[1], (6, 3))
-    noise = 0.1 * jax.random.normal(keys[2], (count, 3))
+    x = normal(0, (count, 6)) + 1
+    weight = normal(1, (6, 3))
+    noise = 0.1 * normal(2, (count, 3))
     return x, x @ weight + 2 + noise
 
 

@@ -11,6 +11,7 @@ from launch.benchmark import loader as benchmark_loader
 from launch.benchmark import memory as benchmark_memory
 from launch.benchmark import render as benchmark_render
 from tests import commands, shared
+from tests.matching import RENDER
 
 
 def test_stages_run_in_processes_of_their_own(capsys, tmp_path):
@@ -67,9 +68,14 @@ def test_loader_beside_the_training_that_it_feeds(monkeypatch):
 
 def test_memory_of_commands_on_their_own(monkeypatch):
     whole = benchmark_memory.commands
-    monkeypatch.setattr(
-        benchmark_memory, "commands", lambda *a: itertools.islice(whole(*a), 3)
-    )
+
+    def three(*arguments):
+        for name, words in itertools.islice(whole(*arguments), 3):
+            sounds = RENDER.items() if name != "evaluate" else ()
+            short = [f"--config.render.{k}={v}" for k, v in sounds]
+            yield name, [*words, *short]
+
+    monkeypatch.setattr(benchmark_memory, "commands", three)
     rows = benchmark_memory.run(presets=(512, 1024))
     assert [row["command"] for row in rows] == [
         "precompute",

@@ -7,13 +7,13 @@ from matching import decode
 from proxy import space as spaces_of
 from proxy import spaces
 from tests.shared import shared
+from tests.variables import normal
 
 NAMES = ("dexed", "diva", "talnm")
 
 
 def logits_of(space, batch=16, seed=0, scale=2.0):
-    key = jax.random.key(seed)
-    return scale * jax.random.normal(key, (batch, space.width))
+    return scale * normal(seed, (batch, space.width))
 
 
 @pytest.mark.parametrize("name", ["dexed", "diva"])
@@ -71,7 +71,7 @@ def test_temperature_sharpens_choices_and_leaves_values():
 def test_straight_through_is_hard_forward_and_relaxed_backward(name):
     space = spaces.get(name)
     logits = logits_of(space)
-    weights = jax.random.normal(jax.random.key(1), (space.width,))
+    weights = normal(1, (space.width,))
 
     def total(decoded):
         return lambda logits: (decoded(logits, space) * weights).sum()

@@ -13,6 +13,7 @@ from proxy.encoders.norm import BatchNorm
 from proxy.published import encoders as published
 from tests.published import encoder_state
 from tests.shared import shared
+from tests.variables import draw
 
 SYNTHS = ("dexed", "diva", "talnm")
 GOLDEN = ("mlp_oh", "hn_oh", "hn_pt", "hn_ptgru", "tfm")
@@ -52,9 +53,12 @@ def close(ours, theirs, tolerance: float, what: str) -> None:
     )
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+# In half as many digits, one synthesizer says as much as three.
+@pytest.mark.parametrize(
+    "synth, dtype",
+    [*((synth, "float64") for synth in SYNTHS), ("talnm", "float32")],
+)
 @pytest.mark.parametrize("name", GOLDEN)
-@pytest.mark.parametrize("synth", SYNTHS)
 def test_golden_step(synth: str, name: str, dtype: str) -> None:
     tolerance = {"float64": 1e-6, "float32": 1e-4}[dtype]
     with jax.enable_x64(dtype == "float64"):
@@ -120,9 +124,7 @@ PAPER = tuple(n for n in encoders.names() if not n.startswith("modules"))
 def test_round_trip_of_published_names(name: str) -> None:
     space = spaces.get("talnm")
     encoder = build(name, space, 5, **small(name))
-    variables = jax.jit(encoder.init)(
-        jax.random.key(0), jnp.zeros((2, space.width))
-    )
+    variables = draw(encoder.init, jnp.zeros((2, space.width)))
     state = encoder_state(name, variables)
     sizes, back = published.from_published(
         name, space, state, **overrides(name)
@@ -155,7 +157,7 @@ def test_relaxed_presets_reach_every_value(name: str) -> None:
     key = jax.random.key(1)
     relaxed = space.to_relaxed(space.sample(key, (4,)))
     # As when training ended: statistics that differ from 0 and 1.
-    variables = jax.jit(encoder.init)(key, relaxed)
+    variables = draw(encoder.init, relaxed)
     # Initial tokens are so small that normalisation drowns them.
     if "tokens" in variables["params"]:
         tokens = jax.tree.map(lambda x: x * 50, variables["params"]["tokens"])
@@ -222,7 +224,7 @@ def test_bfloat16_compute(name: str) -> None:
     wide = build(name, space, 5, **small(name))
     narrow = build(name, space, 5, dtype=jnp.bfloat16, **small(name))
     relaxed = space.to_relaxed(space.sample(jax.random.key(0), (16,)))
-    variables = jax.jit(narrow.init)(jax.random.key(0), relaxed)
+    variables = draw(narrow.init, relaxed)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(variables))
     y = jax.jit(narrow.apply)(variables, relaxed)
     assert y.dtype == jnp.float32

@@ -9,6 +9,7 @@ import pytest
 
 from proxy import encoders, spaces, symmetries
 from proxy.encoders import modules
+from tests.variables import draw
 
 SIZES = {
     "modules": {"hidden": 16, "blocks": 1, "token": 8, "hops": 3},
@@ -56,9 +57,7 @@ def test_operators_that_exchange_places_are_one_preset(name: str) -> None:
     # What feeds back keeps its place only where it does something.
     loud = presets[:, space.index("feedback")] > 0
     assert (other != presets).any(1)[loud].sum() > 10
-    variables = jax.jit(encoder.init)(
-        jax.random.key(1), space.to_relaxed(presets)
-    )
+    variables = draw(encoder.init, space.to_relaxed(presets))
     apply = jax.jit(encoder.apply)
     here, there = (
         np.asarray(apply(variables, space.to_relaxed(x)))[loud]
@@ -77,7 +76,7 @@ def test_the_graph_matters(name: str) -> None:
     presets = np.repeat(preset, 32, axis=0)
     presets[:, space.index("algorithm")] = np.arange(32)
     relaxed = jnp.asarray(space.to_relaxed(presets))
-    variables = jax.jit(encoder.init)(jax.random.key(1), relaxed)
+    variables = draw(encoder.init, relaxed)
     apply = jax.jit(encoder.apply)
     # Without what tells the algorithms apart, only the graph does.
     layouts = [space.module_names[alike[0]] for alike in space.layouts]

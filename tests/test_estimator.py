@@ -12,6 +12,7 @@ from matching.convolution import strided_convolution
 from matching.published import from_published
 from proxy import spaces
 from tests.shared import shared
+from tests.variables import draw, normal
 
 
 def published(outputs):
@@ -82,9 +83,8 @@ SHAPES = [
 
 @pytest.mark.parametrize("shape, size, features", SHAPES)
 def test_strided_convolution_and_its_gradients(shape, size, features):
-    keys = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(keys[0], shape)
-    kernel = jax.random.normal(keys[1], (size, size, shape[-1], features))
+    x = normal(0, shape)
+    kernel = normal(1, (size, size, shape[-1], features))
 
     def plain(x, kernel):
         return jax.lax.conv_general_dilated(
@@ -95,9 +95,7 @@ def test_strided_convolution_and_its_gradients(shape, size, features):
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
 
-    cotangent = jax.random.normal(
-        keys[2], jax.eval_shape(plain, x, kernel).shape
-    )
+    cotangent = normal(2, jax.eval_shape(plain, x, kernel).shape)
 
     def run(convolution, *arrays):
         x, kernel, cotangent = arrays
@@ -141,11 +139,10 @@ class Reference(nn.Module):
 
 def test_training_mode_against_a_plain_network():
     network = estimator.Estimator(141, dropout=0.0)
-    key = jax.random.key(0)
-    sound = jax.random.uniform(key, (4, 128, 60), minval=-1.0)
-    variables = jax.jit(network.init)(key, sound)
+    sound = jnp.tanh(normal(0, (4, 128, 60)))
+    variables = draw(network.init, sound)
     # The mean square of a normalised output would not depend on anything.
-    weights = jax.random.normal(jax.random.key(1), (4, 141))
+    weights = normal(1, (4, 141))
 
     def loss(apply):
         def of(params):
@@ -184,8 +181,8 @@ def test_training_mode_against_a_plain_network():
 
 def test_dropout_takes_part_in_training_only():
     network = estimator.Estimator(7)
-    sound = jax.random.uniform(jax.random.key(0), (3, 128, 9), minval=-1.0)
-    variables = jax.jit(network.init)(jax.random.key(1), sound)
+    sound = jnp.tanh(normal(0, (3, 128, 9)))
+    variables = draw(network.init, sound)
 
     # Weights that were constants of the program would be folded into it.
     @jax.jit
@@ -209,8 +206,8 @@ def test_dropout_takes_part_in_training_only():
 
 def test_half_precision_keeps_float32_logits_and_parameters():
     network = estimator.Estimator(7, dtype=jnp.bfloat16)
-    sound = jax.random.uniform(jax.random.key(0), (3, 128, 9), minval=-1.0)
-    variables = jax.jit(network.init)(jax.random.key(1), sound)
+    sound = jnp.tanh(normal(0, (3, 128, 9)))
+    variables = draw(network.init, sound)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(variables))
     logits = jax.jit(network.apply)(variables, sound)
     exact = jax.jit(estimator.Estimator(7).apply)(variables, sound)
@@ -247,8 +244,8 @@ SMALL: dict[str, Any] = {"hidden": 32, "blocks": 1, "token": 16}
 def test_modules_give_every_logit_and_all_weights_learn(name):
     space = spaces.get(name)
     network = estimator.ModuleEstimator(space, **SMALL)
-    heard = jax.random.normal(jax.random.key(0), (16, 24))
-    variables = jax.jit(network.init)(jax.random.key(1), heard)
+    heard = normal(0, (16, 24))
+    variables = draw(network.init, heard)
 
     @jax.jit
     @jax.grad
@@ -267,8 +264,8 @@ def test_modules_give_every_logit_and_all_weights_learn(name):
 def test_exchanging_tokens_of_operators_exchanges_their_logits():
     space = spaces.get("dexed")
     network = estimator.ModuleEstimator(space, **SMALL)
-    heard = jax.random.normal(jax.random.key(0), (3, 24))
-    variables = jax.jit(network.init)(jax.random.key(1), heard)
+    heard = normal(0, (3, 24))
+    variables = draw(network.init, heard)
     one, other = (space.module_names.index(name) for name in ("op2", "op5"))
     order = np.arange(len(space.module_names))
     order[[one, other]] = other, one
@@ -292,11 +289,11 @@ def test_exchanging_tokens_of_operators_exchanges_their_logits():
 
 def test_noise_and_dropout_take_part_in_training_only():
     space = spaces.get("talnm")
-    heard = jax.random.normal(jax.random.key(0), (3, 24))
+    heard = normal(0, (3, 24))
     kinds: tuple[dict[str, Any], ...] = ({"noise": 0.5}, {"dropout": 0.5})
     for options in kinds:
         network = estimator.ModuleEstimator(space, **SMALL, **options)
-        variables = jax.jit(network.init)(jax.random.key(1), heard)
+        variables = draw(network.init, heard)
 
         @jax.jit
         def train(variables, key, network=network):

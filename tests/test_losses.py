@@ -8,8 +8,9 @@ import pytest
 
 from matching import decode, losses, schedules
 from matching.estimator import Estimator
-from proxy import encoders, optimizer, spaces
+from proxy import encoders, objective, optimizer, spaces
 from tests.shared import shared
+from tests.variables import draw, normal
 
 SIZES = {"hidden": 32, "blocks": 2}
 
@@ -17,8 +18,7 @@ SIZES = {"hidden": 32, "blocks": 2}
 def small_proxy(space, dtype=jnp.float32):
     """A randomly initialised proxy in evaluation mode, not quite linear."""
     encoder = encoders.build("hn_oh", space, 16, **SIZES)
-    init = jax.jit(encoder.init)
-    variables = init(jax.random.key(0), jnp.zeros((1, space.width)))
+    variables = draw(encoder.init, jnp.zeros((1, space.width)))
     return encoder, jax.tree.map(lambda x: x.astype(dtype), variables)
 
 
@@ -61,8 +61,8 @@ def reached(gradient, space):
 def test_perceptual_gradient_reaches_every_parameter(name, mode):
     space = spaces.get(name)
     proxy = losses.frozen(*small_proxy(space))
-    logits = jax.random.normal(jax.random.key(1), (4, space.width))
-    target = jax.random.normal(jax.random.key(2), (4, 16))
+    logits = normal(1, (4, space.width))
+    target = normal(2, (4, 16))
     options: dict[str, Any] = {}
     if mode == "gumbel":
         options = {"key": jax.random.key(3)}
@@ -92,11 +92,8 @@ def test_perceptual_gradient_matches_finite_differences(name):
     space = spaces.get(name)
     with jax.enable_x64(True):
         proxy = losses.frozen(*small_proxy(space, jnp.float64))
-        keys = jax.random.split(jax.random.key(0), 3)
-        start = decode.relaxed(
-            jax.random.normal(keys[0], (3, space.width)), space
-        )
-        target = jax.random.normal(keys[1], (3, 16))
+        start = decode.relaxed(normal(0, (3, space.width)), space)
+        target = normal(1, (3, 16))
 
         @jax.jit
         def loss(relaxed):
@@ -122,8 +119,8 @@ def test_perceptual_gradient_matches_finite_differences(name):
 def test_a_few_presets_at_a_time_give_the_same(batch):
     space = spaces.get("dexed")
     proxy = losses.frozen(*small_proxy(space))
-    logits = jax.random.normal(jax.random.key(1), (batch, space.width))
-    target = jax.random.normal(jax.random.key(2), (batch, 16))
+    logits = normal(1, (batch, space.width))
+    target = normal(2, (batch, 16))
 
     def run(at_once):
         return jax.jit(
@@ -148,7 +145,7 @@ def test_only_transformers_want_few_presets_at_once():
 def test_perceptual_loss_is_zero_at_the_target():
     space = spaces.get("dexed")
     proxy = losses.frozen(*small_proxy(space))
-    logits = jax.random.normal(jax.random.key(1), (2, space.width))
+    logits = normal(1, (2, space.width))
     embedding = proxy(space.to_relaxed(decode.hard(logits, space)))
     assert losses.perceptual_loss(logits, embedding, proxy, space, "hard") == 0
 
@@ -167,7 +164,7 @@ class Tiny(nn.Module):
 def batch_for(space, encoder, variables, size=16):
     preset = space.sample(jax.random.key(4), (size,))
     embedding = encoder.apply(variables, space.to_relaxed(preset))
-    sound = jax.random.normal(jax.random.key(5), (size, 4, 5))
+    sound = normal(5, (size, 4, 5))
     return {"preset": preset, "embedding": embedding, "heard": sound}
 
 
@@ -249,13 +246,17 @@ def test_the_parameter_step_needs_no_proxy():
     step = jax.jit(
         losses.train_step(estimator, space, adamw, schedules.get("ploss", 10))
     )
-    state = losses.init_state(
-        estimator, adamw, jax.random.key(0), shape=(128, 9)
+    sounds = jnp.tanh(normal(1, (8, 128, 9)))
+    variables = draw(estimator.init, sounds)
+    state = objective.TrainState(
+        jnp.zeros((), jnp.int32),
+        variables["params"],
+        variables["batch_stats"],
+        adamw.init(variables["params"]),
+        None,
     )
     batch = {
-        "heard": jax.random.uniform(
-            jax.random.key(1), (8, 128, 9), minval=-1.0
-        ),
+        "heard": sounds,
         "preset": space.sample(jax.random.key(2), (8,)),
     }
     before = state

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from proxy import encoders, objective, spaces, symmetries
+from tests.variables import normal
 
 SPACE = spaces.get("talnm")
 SIZES = {
@@ -20,11 +21,10 @@ def _encoder(name):
 
 
 def _batch(count=32, seed=0):
-    keys = jax.random.split(jax.random.key(seed))
     dtype = jnp.zeros(()).dtype
     return {
-        "preset": SPACE.sample(keys[0], (count,)).astype(dtype),
-        "embedding": jax.random.normal(keys[1], (count, 12), dtype),
+        "preset": SPACE.sample(jax.random.key(seed), (count,)).astype(dtype),
+        "embedding": normal(seed, (count, 12)).astype(dtype),
     }
 
 
@@ -119,9 +119,7 @@ def test_training_learns():
     )
     step = jax.jit(objective.train_step(encoder, SPACE, optimizer))
     batch = _batch(256)
-    target = SPACE.to_relaxed(batch["preset"]) @ jax.random.normal(
-        jax.random.key(9), (SPACE.width, 12)
-    )
+    target = SPACE.to_relaxed(batch["preset"]) @ normal(9, (SPACE.width, 12))
     batch["embedding"] = target
     losses = []
     for _ in range(200):
@@ -131,7 +129,7 @@ def test_training_learns():
 
 
 def test_contrast_of_constants_is_chance_and_of_the_truth_is_less():
-    target = jax.random.normal(jax.random.key(0), (16, 12))
+    target = normal(0, (16, 12))
     constant = jnp.broadcast_to(target.mean(0), target.shape)
     # Every preset as near to a sound as the others.
     back = objective.contrastive_loss(target, constant, 0.1)

@@ -19,6 +19,7 @@ from launch.train import proxy as train_proxy
 from proxy import encoders, objective, optimizer, population, spaces
 from tests import commands
 from tests.test_train import parameters
+from tests.variables import normal
 
 SPACE = spaces.get("talnm")
 RATES = [3e-3, 1e-3, 3e-4, 1e-4]
@@ -36,10 +37,9 @@ def _update(learning_rate):
 
 
 def _batch(seed):
-    keys = jax.random.split(jax.random.key(seed))
     return {
-        "preset": SPACE.sample(keys[0], (8,)).astype(float),
-        "embedding": jax.random.normal(keys[1], (8, 12), float),
+        "preset": SPACE.sample(jax.random.key(seed), (8,)).astype(float),
+        "embedding": normal(seed, (8, 12)).astype(float),
     }
 
 

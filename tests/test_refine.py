@@ -4,6 +4,7 @@ import numpy as np
 
 from matching import distances, refine
 from proxy import spaces
+from tests.variables import normal
 
 
 def test_nearest_entries_of_a_bank():
@@ -65,7 +66,7 @@ def test_levels_that_are_kept_are_not_moved():
 
 def bowl(count, seed, dimensions=6):
     """Points, and scores that fall towards a place among them."""
-    points = jax.random.normal(jax.random.key(seed), (count, dimensions))
+    points = normal(seed, (count, dimensions))
     return points, jnp.linalg.norm(points - 0.5, axis=1)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from proxy import retrieval
 from tests.shared import shared
+from tests.variables import normal
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_ties_share_their_mean_rank():
     # |2 - a| is 2, 1, 0, 1, 2: the outer and the inner pair tie.
     np.testing.assert_allclose(ranks.preset_to_audio, [4.5, 2.5, 1, 2.5, 4.5])
     np.testing.assert_allclose(ranks.audio_to_preset, [3] * 5)
-    sounds = jax.random.normal(jax.random.key(0), (40, 8))
+    sounds = normal(0, (40, 8))
     collapsed = jnp.broadcast_to(sounds[3], (40, 8))
     for metric in ("l1", "cosine"):
         ranks = retrieval.one_vs_all(collapsed, sounds, metric, block=16)
@@ -91,7 +92,7 @@ def test_ties_share_their_mean_rank():
 
 
 def test_perfect_and_top_k():
-    x = jax.random.normal(jax.random.key(0), (40, 8))
+    x = normal(0, (40, 8))
     ranks = retrieval.one_vs_all(x, x, block=16)
     np.testing.assert_array_equal(ranks.preset_to_audio, 1)
     np.testing.assert_array_equal(ranks.audio_to_preset, 1)
@@ -116,7 +117,7 @@ def test_memory_does_not_hold_all_distances():
 
 
 def test_separability():
-    a, b = jax.random.normal(jax.random.key(1), (2, 600, 6))
+    a, b = normal(1, (2, 600, 6))
     assert 0.4 < retrieval.separability(a, b) < 0.6
     assert retrieval.separability(a, b + 4.0) > 0.99
 

@@ -494,6 +494,20 @@ def test_interrupted_sounds_are_written_and_matched_again(
     result = json.loads((out / "a" / "result.json").read_text())
     assert not result["interrupted"]
 
+    # Before anything of a third is heard: the first two are summed up.
+    sounds = folder_of(tmp_path / "in", ("c", target))
+    (out / "summary.json").unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            searching,
+            "_stages",
+            lambda *_: (_ for _ in ()).throw(KeyboardInterrupt),
+        )
+        with pytest.raises(KeyboardInterrupt):
+            run_command(run, out, sounds)
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["sounds"] == 2
+
 
 @pytest.mark.usefixtures("opened")
 def test_notes_are_detected_and_clicks_have_a_result(run, tmp_path, capsys):

@@ -112,8 +112,15 @@ def main(words: list[str]) -> None:
         files.open_setup, run, _PLUGIN.value, _PRESETS.value
     )
     items = sounds.find(words)
-    matched = list(files.match(items, out, open_setup, options, asked))
+    matched, interrupted = [], False
+    try:
+        for result in files.match(items, out, open_setup, options, asked):
+            matched.append(result)
+    except KeyboardInterrupt:
+        interrupted = True
     results = [result for result in matched if result is not None]
+    if interrupted and not results:
+        raise KeyboardInterrupt
     if len(results) == 1:
         print(f"\n{output.candidates(results[0])}")
     summary = output.summarise(results)
@@ -121,7 +128,7 @@ def main(words: list[str]) -> None:
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     floor = noise.of_run(run)
     print(f"\n{output.summary_table(summary)}{floor}\nwrote {out}")
-    if results and results[-1]["interrupted"]:
+    if interrupted or (results and results[-1]["interrupted"]):
         raise KeyboardInterrupt
     if failed := len(matched) - len(results):
         raise ValueError(f"{failed} of the sounds could not be matched")

@@ -11,8 +11,7 @@ import numpy as np
 from configs import dexed
 from launch.runs import build, checkpoints, data, making, noise, opened
 from launch.train import estimator as train_estimator
-from proxy import objective
-from tests.variables import draw
+from tests.variables import draw, start
 
 RENDER = {"duration": 1.0, "hold": 0.5}
 
@@ -94,17 +93,9 @@ def _fresh(embeddings: bool):
         shape = (128,)
         scaling = {"mean": np.full(shape, -40), "spread": np.full(shape, 20)}
     variables = draw(opened.network(config).init, np.zeros((2, *shape)))
-    params = variables["params"]
     update = train_estimator.gradient_transformation(**config.optimizer)
-    state = objective.TrainState(
-        jnp.zeros((), jnp.int32),
-        params,
-        variables.get("batch_stats", {}),
-        update.init(params),
-        params if embeddings else None,
-    )
     return {
-        "state": state,
+        "state": start(variables, update, average=embeddings),
         **{k: np.asarray(v, np.float32) for k, v in scaling.items()},
     }
 

@@ -8,9 +8,9 @@ import pytest
 
 from matching import decode, losses, schedules
 from matching.estimator import Estimator
-from proxy import encoders, objective, optimizer, spaces
+from proxy import encoders, optimizer, spaces
 from tests.shared import shared
-from tests.variables import draw, normal
+from tests.variables import draw, normal, start
 
 SIZES = {"hidden": 32, "blocks": 2}
 
@@ -247,14 +247,7 @@ def test_the_parameter_step_needs_no_proxy():
         losses.train_step(estimator, space, adamw, schedules.get("ploss", 10))
     )
     sounds = jnp.tanh(normal(1, (8, 128, 9)))
-    variables = draw(estimator.init, sounds)
-    state = objective.TrainState(
-        jnp.zeros((), jnp.int32),
-        variables["params"],
-        variables["batch_stats"],
-        adamw.init(variables["params"]),
-        None,
-    )
+    state = start(draw(estimator.init, sounds), adamw)
     batch = {
         "heard": sounds,
         "preset": space.sample(jax.random.key(2), (8,)),

@@ -476,14 +476,13 @@ def test_a_folder_resumes_and_bad_files_do_not_end_it(
 def test_interrupted_sounds_are_written_and_matched_again(
     run, target, tmp_path, monkeypatch
 ):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
     sounds = folder_of(tmp_path / "in", ("a", target), ("b", target))
     out = tmp_path / "out"
     with monkeypatch.context() as patched:
-        patched.setattr(
-            searching,
-            "_evolve",
-            lambda *_: (_ for _ in ()).throw(KeyboardInterrupt),
-        )
+        patched.setattr(searching, "_evolve", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run_command(run, out, sounds)
     result = json.loads((out / "a" / "result.json").read_text())
@@ -498,11 +497,7 @@ def test_interrupted_sounds_are_written_and_matched_again(
     sounds = folder_of(tmp_path / "in", ("c", target))
     (out / "summary.json").unlink()
     with monkeypatch.context() as patched:
-        patched.setattr(
-            searching,
-            "_stages",
-            lambda *_: (_ for _ in ()).throw(KeyboardInterrupt),
-        )
+        patched.setattr(searching, "_stages", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run_command(run, out, sounds)
     summary = json.loads((out / "summary.json").read_text())

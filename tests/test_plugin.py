@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 from scipy.io import wavfile
 
-from configs import quickstart
 from datasets import drawing, engines, shards
 from datasets.engines.vst3 import engine as vst3
 from datasets.engines.vst3 import process
@@ -348,21 +347,13 @@ def test_from_a_sound_through_an_estimator(checkout, proxy_run, target):
     folder = proxy_run.parent
     run(
         "launch.train",
-        "--config=configs/dexed.py:match_embedding",
+        "--config=configs/dexed.py:match_small",
         "--config.schedule=ploss",
         *fixture_options(folder),
         f"--config.plugin={plugin()}",
         "--config.audio_model=mel128",
         f"--config.proxy={proxy_run}",
         f"--config.run={folder}/match",
-        "--config.source=synthetic",
-        "--config.prior.uniform=1",
-        "--config.prior.fitted=0",
-        "--config.prior.variations=0",
-        f"--config.shard_size={quickstart.get_config().shard_size}",
-        "--config.synthetic.num_train=384",
-        "--config.synthetic.validation=(1,64)",
-        "--config.synthetic.num_test=64",
         "--config.stand_in.train=16",
         "--config.stand_in.validation=4",
         "--config.stand_in.test=4",

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from proxy import objective
+
 
 def draw(init: Any, *inputs: Any, seed: int = 0) -> Any:
     """Variables as `init` would shape them.
@@ -29,6 +31,18 @@ def draw(init: Any, *inputs: Any, seed: int = 0) -> Any:
         return jnp.asarray(value, leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(fill, shapes)
+
+
+def start(variables: Any, update: Any, average: bool = False) -> Any:
+    """What training starts from, with these variables."""
+    params = variables["params"]
+    return objective.TrainState(
+        jnp.zeros((), jnp.int32),
+        params,
+        variables.get("batch_stats", {}),
+        update.init(params),
+        params if average else None,
+    )
 
 
 def normal(seed: int, shape: tuple[int, ...]) -> jax.Array:

@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import numpy as np
 import pytest
 
 from datasets.engines import dexed_batch
@@ -94,9 +95,14 @@ def test_memory_of_sizes_that_cannot_be():
         benchmark_memory.run(presets=(2048, 1024))
 
 
+def test_memory_of_a_command_is_not_what_its_parent_holds(tmp_path):
+    held = np.ones(10**8)
+    assert benchmark_memory.peak(["this"], tmp_path) < held.nbytes / 2
+
+
 def test_memory_of_a_command_that_fails(tmp_path):
     with pytest.raises(RuntimeError, match=r"launch\.evaluate.*ended with 1"):
-        benchmark_memory._peak(
+        benchmark_memory.peak(
             ["launch.evaluate", f"--run={tmp_path / 'none'}"], tmp_path
         )
 

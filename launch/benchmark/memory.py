@@ -14,31 +14,42 @@ import tqdm
 _RATE = 44_100
 
 
-def _peak(command: Sequence[str], folder: pathlib.Path) -> float:
+# Runs a command; prints the most memory that it held, and its exit code. A new
+# process is charged with what its parent holds at that moment: this one is
+# small, whoever measures.
+_MEASURE = """
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:], stdout=sys.stderr).returncode
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, code)
+"""
+
+
+def peak(command: Sequence[str], folder: pathlib.Path) -> float:
     """The most memory that a command holds at a time, in bytes.
+
+    Args:
+      command: a module of the project and its arguments.
+      folder: folder for temporary files.
 
     Raises:
       RuntimeError: when it fails; with the end of what it printed.
     """
-    with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=pathlib.Path(__file__).parents[2],
-            env={**os.environ, "TMPDIR": str(folder)},
+    python = sys.executable
+    process = subprocess.run(
+        [python, "-c", _MEASURE, python, "-m", *command],
+        capture_output=True,
+        cwd=pathlib.Path(__file__).parents[2],
+        env={**os.environ, "TMPDIR": str(folder)},
+        check=True,
+    )
+    most, code = map(int, process.stdout.split())
+    if code:
+        text = process.stderr.decode(errors="replace").strip()
+        raise RuntimeError(
+            f"{' '.join(command)}: ended with {code}: {text[-500:]}"
         )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            output.seek(0)
-            text = output.read().decode(errors="replace").strip()
-            raise RuntimeError(
-                f"{' '.join(command)}: ended with {process.returncode}: "
-                f"{text[-500:]}"
-            )
     # In kilobytes, on macOS in bytes.
-    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return most * (1 if sys.platform == "darwin" else 1024)
 
 
 def tone(path: pathlib.Path) -> None:
@@ -141,8 +152,8 @@ def run(
             bar = tqdm.tqdm(todo, desc=f"{size:,} presets", unit="command")
             for command, arguments in bar:
                 bar.set_postfix_str(command)
-                peak = _peak(arguments, folder)
-                peaks.setdefault(command, []).append(peak)
+                most = peak(arguments, folder)
+                peaks.setdefault(command, []).append(most)
     return [
         {
             "command": command,
